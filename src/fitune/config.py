@@ -1,0 +1,173 @@
+"""Settings: the one source of truth for the YAML files, the command line, the JSON schema and the docs.
+
+In: a YAML file of differences from the defaults, dotted command-line values, or keyword arguments.
+Out: one frozen `Settings` object, or one `SettingsError` that lists every fault.
+Knows nothing of torch, models or data: values that depend on them stay "auto" or null here, and the room
+that decides them prints what it chose and why.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """Which base model, and how it is loaded."""
+
+    name: str = "smollm2-135m-instruct"
+    """A built-in name, a hub id (`org/model`), a local folder, or a GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null takes its main branch."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the base weights and of the arithmetic; auto takes bf16 where the hardware multiplies it fast."""
+    quantization: Literal["none"] = "none"
+    """Store the base weights in fewer bits."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel; auto takes SDPA."""
+    chat_template: str = "auto"
+    """auto: the model's own template, or ChatML for a model that has none; chatml; or the path of a Jinja file."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Only for authors you trust."""
+
+
+class DataSettings(Section):
+    """Which rows to train on, and on which of their tokens."""
+
+    train: str = "demo:pig-latin"
+    """A file (.jsonl .json .csv .parquet .txt), `hub:NAME`, or the built-in demo task."""
+    test: str | None = None
+    """Rows held out for evaluation, likewise; null sets `test_share` of the training rows aside."""
+    test_share: Share = 0.05
+    """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+    form: Literal["auto", "messages", "conversations", "prompt_completion", "alpaca", "text"] = "auto"
+    """How a row is laid out; auto recognises it from the columns."""
+    columns: dict[str, str] = {}
+    """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
+    system: str | None = None
+    """System prompt for rows that bring none."""
+    loss_on: Literal["auto", "completion", "assistant", "last_assistant", "response_template", "all"] = "auto"
+    """Tokens that are trained. auto: the completion or every assistant turn (sft), all (lm)."""
+    response_template: str | None = None
+    """With `loss_on: response_template`: train what follows this text."""
+    max_length: PositiveInt | None = None
+    """Longest row in tokens; null allows the model's context length."""
+    too_long: Literal["error", "drop", "cut"] = "error"
+    """Rows over `max_length`: refuse to start, leave them out, or cut their end off."""
+
+
+class LoraSettings(Section):
+    """LoRA adapters, in the terms of the PEFT library (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    """Rank r of the update B·A."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Modules to adapt: `all-linear`, or name endings such as `[q_proj, v_proj]`."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases to train in full. Trained biases change the base model even with the adapter off."""
+    rslora: bool = False
+    """Scale by alpha / √rank instead (rank-stabilised, arXiv 2312.03732)."""
+    dora: bool = False
+    """Train magnitude and direction apart (DoRA, arXiv 2402.09353)."""
+    modules_to_save: list[str] = []
+    """Modules trained in full and saved with the adapter."""
+    train_norms: bool = False
+    """Train the layer norms in full and save them with the adapter."""
+    init: Literal["default", "gaussian", "pissa", "debug"] = "default"
+    """Initial A and B: default (Kaiming A, zero B), gaussian, PiSSA (arXiv 2404.02948), debug (not an identity)."""
+
+
+class TrainSettings(Section):
+    """How the weights are moved."""
+
+    tuning: Literal["lora", "full"] = "lora"
+    """Train adapters, or every weight."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps, whatever `epochs` says."""
+    batch_size: PositiveInt = 8
+    """Rows per optimizer step."""
+    micro_batch_size: PositiveInt | None = None
+    """Rows per forward pass, a divisor of `batch_size`; null takes the whole batch. The result is the same."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; null takes 2e-4 for LoRA and 2e-5 for full fine-tuning."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning rate over the run."""
+    warmup_share: Share = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient's norm; null does not."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
+    """Optimizer; the 8-bit ones keep their states in a quarter of the memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of initial weights, dropout and row order."""
+
+
+class EvalSettings(Section):
+    """What is measured on the held-out rows, and when."""
+
+    every_steps: PositiveInt | None = None
+    """Evaluate each so many steps; null at the end of each epoch."""
+    samples: Annotated[int, Field(ge=0)] = 20
+    """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
+    max_new_tokens: PositiveInt = 128
+    """Longest generated answer in tokens."""
+    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf"] = "loss"
+    """Metric that picks the best checkpoint and decides early stopping."""
+    patience: PositiveInt | None = None
+    """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
+
+
+class RunSettings(Section):
+    """Where the run lives, and what it leaves there."""
+
+    name: str | None = None
+    """Folder of the run below `folder`; null derives it from model, data and time."""
+    folder: str = "runs"
+    """Folder of all runs."""
+    checkpoint_steps: PositiveInt | None = None
+    """Save a checkpoint each so many steps; null with each evaluation."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept, the best one always among them."""
+    log_steps: PositiveInt = 1
+    """Write metrics each so many steps."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Trackers to report to, when installed."""
+
+
+class Settings(Section):
+    """A run. A YAML file holds the differences from these defaults."""
+
+    method: Literal["sft", "lm"] = "sft"
+    """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    eval: EvalSettings = EvalSettings()
+    run: RunSettings = RunSettings()
+    trainer: dict[str, Any] = {}
+    """Any other field of `transformers.TrainingArguments`, by its own name."""
