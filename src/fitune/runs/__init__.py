@@ -1,0 +1,5 @@
+"""Runs on disk: a folder that can be killed, resumed, listed and compared.
+
+In: plain values. Out: files below ``runs/NAME/``, and plain dicts read back from them.
+Knows nothing of models, tokenizers or trainers; torch is not imported here.
+"""

@@ -1,0 +1,69 @@
+"""Room on the disk: enough for every checkpoint of a run, known before its first step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fitune.errors import RunError
+
+GIB = 2**30
+# AdamW keeps two fp32 states a trained value; 8-bit ones a byte each and an fp32 scale a block of 256 (Dettmers et
+# al. 2021, arXiv 2110.02861). Adafactor keeps a row and a column a matrix, and for vectors 4 bytes a value: the bound.
+STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256, "adafactor": 4.0, "sgd": 0.0}
+# Files that do not grow with the model: trainer state, random states, logs, report.
+SLACK_BYTES = 16 * 2**20
+
+
+def bytes_needed(
+    trained_parameters: int, optimizer: str, keep_checkpoints: int, final_bytes: int, weight_bytes: float = 4.0
+) -> dict[str, int]:
+    """What a run will write.
+
+    Args:
+        trained_parameters: number of trained values.
+        optimizer: a name of ``train.optimizer``.
+        keep_checkpoints: checkpoints kept. Two more can exist for a moment: the best one beside the newest, and the
+            one being written before an older one is removed.
+        final_bytes: the adapter or model that the run ends with.
+        weight_bytes: bytes a trained value.
+
+    Returns:
+        Bytes by part: checkpoint (one), checkpoints (all of them at the worst moment), final, slack, total.
+    """
+    one = round(trained_parameters * (weight_bytes + STATE_BYTES[optimizer]))
+    checkpoints = one * (max(keep_checkpoints, 2) + 1)
+    parts = {"checkpoint": one, "checkpoints": checkpoints, "final": final_bytes, "slack": SLACK_BYTES}
+    return {**parts, "total": checkpoints + final_bytes + SLACK_BYTES}
+
+
+def check_space(folder: Path, needed: dict[str, int], held_bytes: int = 0) -> None:
+    """Refuse to start when the disk cannot hold the run.
+
+    Args:
+        folder: an existing folder on the disk in question.
+        needed: from `bytes_needed`.
+        held_bytes: what the run's checkpoints hold already (a resumed run).
+
+    Raises:
+        RunError: with the numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    wanted = max(needed["total"] - held_bytes, SLACK_BYTES)
+    if free < wanted:
+        raise RunError(
+            f"no space for the run: {folder} has {size(free)} free and {size(wanted)} are needed "
+            f"({size(needed['checkpoint'])} a checkpoint, {size(needed['checkpoints'])} for all, "
+            f"{size(needed['final'])} for the result); free some, lower run.keep_checkpoints or lora.rank, "
+            f"or set run.folder to another disk"
+        )
+
+
+def size(count: int) -> str:
+    """``1.5 GiB``, ``300 MiB``."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,190 @@
+"""What listens to the trainer: the metrics file, the progress on the screen, the best checkpoint, Ctrl-C.
+
+In: transformers' callback events, plain values. Out: rows of metrics.jsonl, lines on stderr, flags in `control`.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+from transformers import TrainerCallback
+
+from fitune.console import say, talk, warn
+
+WriteRow = Callable[[dict[str, Any]], None]
+
+
+class RunLog(TrainerCallback):
+    """Writes one row a logged step and one an evaluation; what spans several steps survives a resume.
+
+    A training row: step, kind "train", loss (mean over the steps since the row before), learning_rate, grad_norm,
+    epoch, tokens (real tokens so far, padding left out), tokens_per_second, seconds (in steps, so far), memory_bytes.
+    An evaluation row: step, kind "eval", loss and whatever else was measured.
+    """
+
+    def __init__(self, write: WriteRow, memory_bytes: Callable[[], int]):
+        self.write = write
+        self.memory_bytes = memory_bytes
+        self.trainer: Any = None
+        self.began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.carried.setdefault("log", {"losses": [], "tokens": 0, "seconds": 0.0, "new_tokens": 0, "new_s": 0.0})
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        spent = time.perf_counter() - self.began
+        log = self.trainer.carried["log"]
+        log["losses"].append(self.trainer.step_loss)
+        for total, part, value in (("tokens", "new_tokens", self.trainer.step_tokens), ("seconds", "new_s", spent)):
+            log[total] += value
+            log[part] += value
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs or "learning_rate" not in logs:
+            return
+        log = self.trainer.carried["log"]
+        grad_norm = logs.get("grad_norm")
+        self.write({
+            "step": state.global_step,
+            "kind": "train",
+            "loss": math.fsum(log["losses"]) / max(len(log["losses"]), 1),
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": grad_norm,
+            "epoch": state.epoch,
+            "tokens": log["tokens"],
+            "tokens_per_second": round(log["new_tokens"] / max(log["new_s"], 1e-9), 1),
+            "seconds": round(log["seconds"], 3),
+            "memory_bytes": self.memory_bytes(),
+        })
+        log.update(losses=[], new_tokens=0, new_s=0.0)
+        # fp16 meets infinite gradients in normal operation: its scaler skips those steps.
+        if grad_norm is not None and not math.isfinite(grad_norm) and not args.fp16:
+            self.trainer.halt(f"the gradient's norm is {grad_norm}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        self.write({"step": state.global_step, "kind": "eval", **values})
+
+
+class BestKept(TrainerCallback):
+    """Saves a checkpoint at each new best, and stops when there has been none for ``patience`` evaluations."""
+
+    def __init__(self, metric: str, higher_is_better: bool, patience: int | None):
+        self.metric = metric
+        self.higher_is_better = higher_is_better
+        self.patience = patience
+        self.trainer: Any = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> Any:
+        if not self.trainer.is_in_train:
+            return control
+        value, best = metrics[f"eval_{self.metric}"], state.best_metric
+        better = best is None or (value > best if self.higher_is_better else value < best)
+        waited = 0 if better else self.trainer.carried.get("evaluations_without_gain", 0) + 1
+        self.trainer.carried["evaluations_without_gain"] = waited
+        control.should_save = control.should_save or better
+        if self.patience is not None and waited >= self.patience:
+            say(f"stopping early at step {state.global_step}: {self.metric} has not improved on {best:.4g} "
+                f"for {waited} evaluations (eval.patience)")
+            control.should_training_stop = control.should_save = True
+            self.trainer.carried["stopped_early"] = True
+        return control
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C ends the run after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> StopOnInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._heard)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        warn("interrupted: finishing this step, then writing a checkpoint; Ctrl-C again stops at once")
+
+    def _stop(self, control: Any) -> Any:
+        if self.asked:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        return self._stop(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        return self._stop(control)
+
+
+class ProgressLine(TrainerCallback):
+    """A live bar on a terminal, elsewhere a line every ``quiet_seconds``: loss, tokens a second, time left."""
+
+    def __init__(self, quiet_seconds: float = 10.0):
+        self.quiet_seconds = quiet_seconds
+        self.trainer: Any = None
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.said = 0.0
+        self.recent: deque[tuple[float, int]] = deque(maxlen=20)
+        self.began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if talk().is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
+            self.bar = Progress(*columns, console=talk(), refresh_per_second=4)
+            self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, words="")
+            self.bar.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.recent.append((time.perf_counter() - self.began, self.trainer.step_tokens))
+        words = self.words(state.global_step, state.max_steps)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step, words=words)
+        elif time.monotonic() - self.said > self.quiet_seconds or state.global_step == state.max_steps:
+            self.said = time.monotonic()
+            say(words)
+
+    def words(self, step: int, steps: int) -> str:
+        """``step 40/411 · loss 1.234 · 812 tokens/s · 3:20 left``."""
+        seconds = sum(spent for spent, _ in self.recent)
+        speed = sum(tokens for _, tokens in self.recent) / max(seconds, 1e-9)
+        left = round((steps - step) * seconds / len(self.recent))
+        hours, minutes = left // 3600, left // 60 % 60
+        clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
+        return f"step {step}/{steps} · loss {self.trainer.step_loss:.4f} · {speed:,.0f} tokens/s · {clock} left"
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        found = " · ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
+        say(f"evaluation at step {state.global_step}: {found}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,250 @@
+"""`FituneTrainer`: transformers' Trainer with our loss, our row order, our evaluation and our checkpoints.
+
+In: a model ready to train, token rows, plain values. Out: steps, logged through callbacks, and whole checkpoints.
+Knows nothing of settings, templates or reports.
+
+What differs from transformers.Trainer:
+- the loss is per trained token of the whole optimizer step (loss.py), so accumulation changes nothing;
+- evaluation keeps no logits and weighs every token alike;
+- a checkpoint holds the trained parameters alone, and counts only once its completion mark is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from fitune.errors import RunError, TrainingHalted
+from fitune.runs import checkpoints
+from fitune.train.loss import count_trained, label_loss
+from fitune.train.order import ShuffledByEpoch
+
+TRAINED_FILE = "trained.safetensors"
+ROW_NUMBERS = "row_numbers"
+
+Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
+Examine = Callable[[Any, int], dict[str, float]]
+
+
+class RowDataset(Dataset):
+    """Token rows by index."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def with_row_numbers(collate: Collate) -> Collate:
+    """The batch that ``collate`` makes, with the rows' numbers beside it so that an error can name them."""
+
+    def collate_numbered(rows: Sequence[Any]) -> dict[str, Tensor]:
+        return {**collate(rows), ROW_NUMBERS: torch.tensor([row.row_number for row in rows])}
+
+    return collate_numbered
+
+
+class FituneTrainer(Trainer):
+    """Trainer over token rows.
+
+    Args:
+        model: the model with its trained parameters marked by ``requires_grad``.
+        args: from `fitune.train.arguments`.
+        train_rows, test_rows: `fitune.data` token rows.
+        collate: rows → input_ids BS, attention_mask BS, labels BS.
+        examine: called at each evaluation with the model and the step; returns more metrics (generation).
+        keep_checkpoints: whole checkpoints kept, the best one always among them.
+        callbacks: more callbacks of transformers.
+    """
+
+    # compute_loss divides by the trained tokens of the whole optimizer step itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        train_rows: Sequence[Any],
+        test_rows: Sequence[Any],
+        collate: Collate,
+        examine: Examine | None = None,
+        keep_checkpoints: int = 2,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        self.order = ShuffledByEpoch(len(train_rows), args.seed)
+        self.examine = examine
+        self.keep_checkpoints = keep_checkpoints
+        self.step_loss = 0.0
+        self.step_tokens = 0
+        self.last_row_numbers: list[int] = []
+        self.carried: dict[str, Any] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=with_row_numbers(collate),
+            train_dataset=RowDataset(train_rows),
+            eval_dataset=RowDataset(test_rows) if test_rows else None,
+            callbacks=[_EpochOrder(self), *(callbacks or [])],
+        )
+        self.model_accepts_loss_kwargs = True
+        for talkative in (PrinterCallback, ProgressCallback):
+            self.remove_callback(talkative)
+
+    # ---- rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledByEpoch:
+        return self.order
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of one optimizer step, and how many tokens they train, over all processes."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        trained = torch.tensor(sum(count_trained(batch["labels"]) for batch in batches), device=device)
+        if self.args.world_size > 1:
+            trained = self.accelerator.gather(trained.unsqueeze(0)).sum()
+        self.step_loss = 0.0
+        self.step_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        return batches, trained.clamp(min=1)
+
+    # ---- loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Summed cross entropy of the micro-batch over the trained tokens of the optimizer step."""
+        if return_outputs:
+            raise NotImplementedError("FituneTrainer.evaluate keeps no outputs; call the model for its logits")
+        batch = {name: value for name, value in inputs.items() if name != ROW_NUMBERS}
+        loss = label_loss(model, batch, num_items_in_batch)
+        # DDP averages gradients over processes; the divisor already counts the tokens of all of them.
+        return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; halts when the loss is not finite."""
+        self.last_row_numbers = inputs[ROW_NUMBERS].tolist()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            self.halt(f"the loss is {value}")
+        self.step_loss += value
+        return loss
+
+    def halt(self, what: str) -> None:
+        """Raise `TrainingHalted` with the place and what to try."""
+        dtype = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision, "fp32")
+        rate = self._get_learning_rate()
+        advice = [f"a lower train.learning_rate (it is {rate:g} at this step)"]
+        if dtype == "fp16":
+            advice.insert(0, "model.precision bf16 or fp32: fp16 overflows above 65,504")
+        if self.args.max_grad_norm == 0:
+            advice.append("train.max_grad_norm: 1.0 (gradients are not clipped now)")
+        advice.append("`fitune data show` on the rows named here")
+        last = checkpoints.newest_whole(Path(str(self.args.output_dir)))
+        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise TrainingHalted(
+            f"training halted at step {self.state.global_step + 1}: {what} (learning rate {rate:g}, {dtype}, "
+            f"rows {', '.join(map(str, self.last_row_numbers))}); {kept}. Try {'; '.join(advice)}."
+        )
+
+    # ---- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss per trained token over the whole set, and what ``examine`` adds; no logits are kept.
+
+        Random numbers are put back afterwards: evaluating more often does not change the training.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+            measured = {"loss": self._token_loss(eval_dataset)}
+            if self.examine is not None:
+                measured.update(self.examine(self.model, self.state.global_step))
+        self.model.train(was_training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _token_loss(self, eval_dataset: Any) -> float:
+        total, tokens = 0.0, 0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                inputs = {name: value for name, value in batch.items() if name != ROW_NUMBERS}
+                total += label_loss(self.model, inputs, 1).item()
+            tokens += count_trained(batch["labels"])
+        return total / max(tokens, 1)
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, mark it whole, then drop the ones over the limit."""
+        broken = [name for name, value in self.trained_parameters() if not torch.isfinite(value).all()]
+        if broken:
+            self.halt(f"{len(broken)} trained parameters are not finite, {broken[0]} first")
+        root = Path(str(self.args.output_dir))
+        folder = root / f"checkpoint-{self.state.global_step}"
+        try:
+            checkpoints.unmark(folder)
+            super()._save_checkpoint(model, trial)
+            checkpoints.write_carried(folder, self.carried)
+            checkpoints.mark_whole(folder)
+        except OSError as error:
+            raise RunError(f"cannot write the checkpoint {folder}: {error}; earlier checkpoints are untouched") from error
+        checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
+
+    def trained_parameters(self) -> list[tuple[str, Tensor]]:
+        """Name and value of each parameter that is trained."""
+        return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained parameters, exactly as they are; the run's last act writes the adapter or the model."""
+        folder = Path(str(output_dir or self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().contiguous() for name, value in self.trained_parameters()}, folder / TRAINED_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_trained(Path(resume_from_checkpoint))
+        self.carried = checkpoints.read_carried(Path(resume_from_checkpoint))
+
+    def load_trained(self, folder: Path) -> None:
+        """Put a checkpoint's parameters into the model.
+
+        Raises:
+            RunError: the checkpoint trains other parameters.
+        """
+        saved, here = load_file(folder / TRAINED_FILE), dict(self.trained_parameters())
+        wrong = sorted(saved.keys() ^ here.keys()) or [
+            name for name, value in here.items() if value.shape != saved[name].shape
+        ]
+        if wrong:
+            raise RunError(f"{folder} does not hold this model's trained parameters: {wrong[0]} differs")
+        with torch.no_grad():
+            for name, value in here.items():
+                value.copy_(saved[name])
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch begins, also when a resumed run begins in the middle."""
+
+    def __init__(self, trainer: FituneTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_an_epoch = -(-self.trainer.order.num_rows // rows_a_step)
+        self.trainer.order.set_epoch(state.global_step // steps_an_epoch)
