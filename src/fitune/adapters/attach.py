@@ -1,0 +1,130 @@
+"""LoRA on a base model, through PEFT: h = W·x + (alpha/r)·B·A·x (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fitune.errors import ModelError, did_you_mean
+
+# fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
+INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "debug": False}
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.0,
+    targets: Sequence[str] | str = "all-linear",
+    bias: str = "none",
+    rslora: bool = False,
+    dora: bool = False,
+    modules_to_save: Sequence[str] = (),
+    train_norms: bool = False,
+    init: str = "default",
+    new_token_ids: Sequence[int] = (),
+) -> LoraConfig:
+    """PEFT's own configuration for fitune's options.
+
+    Args:
+        new_token_ids: rows of the embeddings (and of an untied head) that are trained, and no other row of them.
+
+    Raises:
+        ModelError: a target or a module to save that the model does not have.
+    """
+    linear = linear_names(model)
+    if not isinstance(targets, str):
+        _check_names("lora.targets", targets, linear, "linear layers")
+    _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
+    saved = list(modules_to_save) + (norm_names(model) if train_norms else [])
+    return LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias=cast(Any, bias),
+        use_rslora=rslora,
+        use_dora=dora,
+        modules_to_save=saved or None,
+        init_lora_weights=INITS[init],
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        trainable_token_indices=_token_rows(model, new_token_ids) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """The base with one fresh adapter: frozen weights keep their type, everything trained is fp32.
+
+    With PiSSA the base is changed as well (it loses its principal part); `save_adapter` turns the result into a
+    plain LoRA over the untouched base, for which the initial A and B are kept here.
+    """
+    adapted = cast(PeftModel, get_peft_model(model, config))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if config.init_lora_weights == "pissa":
+        adapted.fitune_initial = {  # type: ignore[assignment]
+            name: parameter.detach().clone() for name, parameter in adapted.named_parameters() if ".lora_" in name
+        }
+    return adapted
+
+
+def trained_share(model: nn.Module) -> tuple[int, int]:
+    """(parameters that are trained, all parameters)."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained, sum(parameter.numel() for parameter in model.parameters())
+
+
+def linear_names(model: nn.Module) -> set[str]:
+    """Last names of the linear layers, the output head left out, as `all-linear` means them."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """Last names of the normalisation layers, found by class: torch's own, or a class named …Norm."""
+    norms = {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("Norm")
+    }
+    return sorted(norms)
+
+
+def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
+    """{embedding module: its trained rows}, the head too when it is not tied to the input embedding."""
+    if not ids:
+        return {}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return {name: list(ids) for name, module in model.named_modules() if any(module is layer for layer in layers)}
+
+
+def _check_names(setting: str, names: Sequence[str], known: set[str], what: str = "modules") -> None:
+    """Raises ModelError for a name that no module ends with."""
+    for name in names:
+        if name.split(".")[-1] not in known:
+            raise ModelError(
+                f'{setting} has "{name}", which this model does not have{did_you_mean(name, known)}; '
+                f"its {what} are: {', '.join(sorted(known))}"
+            )
+
+
+def cast_trained_to_fp32(model: nn.Module) -> None:
+    """fp32 masters for full fine-tuning: an update of 1e-5 of a weight is lost in bf16's 8 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()

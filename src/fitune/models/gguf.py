@@ -1,0 +1,42 @@
+"""GGUF files read through transformers, as dense models that can be trained and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from fitune.errors import ModelError
+
+MAGIC = b"GGUF"
+
+
+def check_gguf(path: Path) -> None:
+    """Raises ModelError when the file is not a whole GGUF file: its magic, header and tensor extents are read."""
+    from gguf import GGUFReader
+
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != MAGIC:
+        raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r} instead of {MAGIC!r}")
+    try:
+        reader = GGUFReader(path)
+        count = len(reader.tensors)
+    except Exception as error:  # the reader maps the file and fails in many ways when it is cut short
+        raise ModelError(f"{path} is damaged or cut short: {error}. Download it again") from error
+    if count == 0:
+        raise ModelError(f"{path} holds no tensors; download it again")
+
+
+def load_dense(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The file's model with every weight unpacked; a packed one can be neither trained nor saved."""
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+    )
+    return model
+
+
+def load_gguf_tokenizer(path: Path):
+    """The file's own tokenizer, with the chat template that it carries."""
+    return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)

@@ -1,0 +1,110 @@
+"""What machine this is, and which number type suits it.
+
+In: the device that the user asked for. Out: `Hardware` and `Precision`, each with the reason in words.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from fitune.errors import ModelError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device to train on. `memory_bytes` is all of its memory, `free_bytes` what was free when asked."""
+
+    device: str
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    cores: int
+    fast_bf16: bool
+    capability: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number type of the frozen weights and of the arithmetic, and why it was chosen."""
+
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The settings' word for it: fp32, bf16 or fp16."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+
+def detect(device: str = "auto") -> Hardware:
+    """The device to train on: what was asked for, or else a GPU if there is one.
+
+    Raises:
+        ModelError: the device asked for is not there.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    if device == "cuda" and not has_cuda:
+        raise ModelError("model.device is cuda and torch sees no CUDA GPU; use cpu or auto, or check the driver")
+    if device == "mps" and not has_mps:
+        raise ModelError("model.device is mps and torch sees no Apple GPU; use cpu or auto")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+        capability = (properties.major, properties.minor)
+        return Hardware("cuda", properties.name, total_bytes, free_bytes, cores, capability >= (8, 0), capability)
+    memory = psutil.virtual_memory()
+    if device == "mps":
+        return Hardware("mps", platform.processor() or "Apple GPU", memory.total, memory.available, cores, True)
+    return Hardware("cpu", _cpu_name(), memory.total, memory.available, cores, _cpu_has_bf16())
+
+
+def choose_precision(requested: str, hardware: Hardware) -> Precision:
+    """The type of the base weights: what was asked for, or bf16 where the hardware multiplies it fast.
+
+    Raises:
+        ModelError: fp16 on a CPU, which has no fast fp16 arithmetic and overflows above 65,504.
+    """
+    if requested == "fp16" and hardware.device == "cpu":
+        raise ModelError("model.precision is fp16 and the device is a CPU, which trains in fp32 or bf16; use auto")
+    if requested != "auto":
+        return Precision(DTYPES[requested], "asked for")
+    if hardware.fast_bf16:
+        return Precision(torch.bfloat16, f"{hardware.name} multiplies bf16 in hardware")
+    if hardware.device == "cuda":
+        return Precision(torch.float16, f"{hardware.name} (before Ampere) has fast fp16 and no fast bf16")
+    return Precision(torch.float32, f"{hardware.name} has no bf16 instructions")
+
+
+def _cpu_name() -> str:
+    """Model name from the kernel, where it tells; the machine type elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_has_bf16() -> bool:
+    """AVX512-BF16 or AMX-BF16, the two x86 extensions with bf16 products; Arm tells `bf16`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = set(cpuinfo.read_text().split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

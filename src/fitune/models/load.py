@@ -1,0 +1,139 @@
+"""Load a base model: weights in their type, tokenizer, template, and what had to be grown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from fitune.errors import ModelError
+from fitune.models.gguf import load_dense
+from fitune.models.hardware import Hardware, Precision
+from fitune.models.source import ModelSource
+from fitune.models.template import Template
+from fitune.models.tokenizer import stop_ids, unreachable
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base ready to be adapted or asked. `notes` are what the user should hear about it."""
+
+    model: PreTrainedModel
+    tokenizer: object
+    template: Template
+    source: ModelSource
+    precision: Precision
+    stop_ids: tuple[int, ...]
+    new_token_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def load_config(source: ModelSource, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration alone, without a weight.
+
+    Raises:
+        ModelError: unreachable, damaged, or not a causal language model.
+    """
+    options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    try:
+        config = AutoConfig.from_pretrained(source.path, **options)
+    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+        raise ModelError(unreachable(source, "configuration", error)) from error
+    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+        remote = getattr(config, "auto_map", {}) if trust_remote_code else {}
+        if "AutoModelForCausalLM" not in remote:
+            raise ModelError(f"{source.name} is a {config.model_type} model, not a causal language model")
+    return config
+
+
+def load_base(
+    source: ModelSource,
+    tokenizer,
+    template: Template,
+    hardware: Hardware,
+    precision: Precision,
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedBase:
+    """Load the weights and grow the embeddings for the template's new tokens.
+
+    Only safetensors (or GGUF) weights are read. `tokenizer` gains the template's tokens and the template itself,
+    so that whatever is saved from here chats exactly as it was trained.
+
+    Raises:
+        ModelError: weights missing, damaged, or pickled.
+    """
+    config = load_config(source, trust_remote_code)
+    try:
+        if source.gguf_file:
+            from pathlib import Path
+
+            model = load_dense(Path(source.path) / source.gguf_file, precision.dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                config=config,
+                revision=source.revision,
+                dtype=precision.dtype,
+                attn_implementation=attention_name(attention),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+        raise ModelError(unreachable(source, "weights", error)) from error
+    notes = [f"precision {precision.name}: {precision.reason}"]
+    if trust_remote_code:
+        notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
+    new_ids = add_template_tokens(model, tokenizer, template)
+    if template.origin == "chatml":
+        notes.append(f"no chat template in {source.name}: ChatML is used and saved with the result")
+    if new_ids:
+        notes.append(f"tokens {', '.join(template.added_tokens)} added; of the embeddings only their rows are trained")
+    tokenizer.chat_template = template.text
+    model.to(hardware.device)
+    model.config.use_cache = True
+    stops = stop_ids(tokenizer, model.generation_config, template)
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = list(stops)
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes))
+
+
+def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -> tuple[int, ...]:
+    """Add the template's missing special tokens; grow the embeddings when no spare row is there.
+
+    Many models keep more rows than tokens (Pythia: 50,304 rows, 50,254 tokens), and then nothing grows. A new row
+    starts at the mean of the others, with transformers' own initialisation of new rows for grown ones.
+    """
+    if not template.added_tokens:
+        return ()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
+    )
+    ids = tuple(tokenizer.convert_tokens_to_ids(list(template.added_tokens)))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=True)
+    else:
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None:
+                    mean = layer.weight[: min(ids)].float().mean(0)
+                    layer.weight[list(ids)] = mean.to(layer.weight.dtype)
+    return ids
+
+
+def build_on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str = "auto") -> PreTrainedModel:
+    """The same model class without memory, for the plan: every tensor is on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_name(attention))
+    model.config.use_cache = False
+    return model.train()
+
+
+def attention_name(attention: str) -> str | None:
+    """transformers' name of the attention kernel; auto leaves SDPA, its default where the model has it."""
+    return None if attention == "auto" else attention

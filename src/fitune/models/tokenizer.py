@@ -1,0 +1,60 @@
+"""A tokenizer made safe: what pads, what ends, what begins.
+
+Padding is never told apart by id (masks are by position), so a pad token equal to the end token cannot unteach
+stopping; the pad id set here only fills the rectangle.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer
+
+from fitune.errors import ModelError
+from fitune.models.source import ModelSource
+from fitune.models.template import Template
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False):
+    """The model's tokenizer, with some pad token.
+
+    Raises:
+        ModelError: no tokenizer, an unreachable hub, or a slow tokenizer that cannot tell character positions.
+    """
+    options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+        raise ModelError(unreachable(source, "tokenizer", error)) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer of {source.name} is a slow one, which cannot tell the characters of a token; "
+            "fitune needs a fast tokenizer (tokenizer.json) to place the loss mask"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def stop_ids(tokenizer, generation_config, template: Template | None) -> tuple[int, ...]:
+    """Ids that end an answer: the end token, the model's own list, and the template's end of turn."""
+    ids: list[int] = []
+    own = getattr(generation_config, "eos_token_id", None)
+    ids += own if isinstance(own, list) else [own] if own is not None else []
+    ids.append(tokenizer.eos_token_id)
+    if template and template.end_of_turn:
+        ids.append(tokenizer.convert_tokens_to_ids(template.end_of_turn))
+    return tuple(sorted({int(token) for token in ids if token is not None}))
+
+
+def unreachable(source: ModelSource, what: str, error: Exception) -> str:
+    """The message for a model or tokenizer that transformers could not load."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if source.kind != "hub":
+        return f"the {what} in {source.name} cannot be loaded: {first}"
+    at = f" at revision {source.revision}" if source.revision else ""
+    return (
+        f'the {what} of hub model "{source.name}"{at} cannot be loaded: {first}. '
+        "Check the name and the network (a gated model needs `hf auth login`), or download it "
+        "elsewhere and name the folder in model.name"
+    )
