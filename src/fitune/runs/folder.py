@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fitune.console import say
 from fitune.errors import RunError
 
@@ -50,22 +52,28 @@ class RunFolder:
         """A folder for a new run.
 
         Raises:
-            RunError: the folder holds a run, or anything else.
+            RunError: the folder holds a run, or anything else, or cannot be made.
         """
+        run = cls(path)
+        run.refuse_other()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {path}: {error}") from error
+        return run
+
+    def refuse_other(self) -> None:
+        """Raise `RunError` when the place of a new run is taken."""
+        path = self.path
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, not a folder; choose another run.name")
-        if (path / MANIFEST).exists():
+        if self.manifest.exists():
             raise RunError(
                 f"{path} holds another run; choose another run.name, or continue that run with "
                 f"`fitune train --resume {path}`"
             )
         if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
             raise RunError(f"{path} is not empty and holds no run; choose another run.name")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run folder {path}: {error}") from error
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -115,6 +123,10 @@ class RunFolder:
         if pid is not None:
             say(f"taking over {self.path} from process {pid}, which is gone")
         self._lock.unlink(missing_ok=True)
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Every setting of the run, defaults included."""
+        self.settings.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     # ---- logs
 

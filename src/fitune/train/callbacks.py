@@ -49,6 +49,7 @@ class RunLog(TrainerCallback):
         for total, part, value in (("tokens", "new_tokens", self.trainer.step_tokens), ("seconds", "new_s", spent)):
             log[total] += value
             log[part] += value
+        control.should_log = control.should_log or state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or "learning_rate" not in logs:

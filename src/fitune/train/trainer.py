@@ -19,7 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from fitune.errors import RunError, TrainingHalted
 from fitune.runs import checkpoints
@@ -220,6 +227,11 @@ class FituneTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
         self.carried = checkpoints.read_carried(Path(resume_from_checkpoint))
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Stand where a run stood that had finished its last step, without taking another."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
 
     def load_trained(self, folder: Path) -> None:
         """Put a checkpoint's parameters into the model.

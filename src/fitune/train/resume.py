@@ -1,0 +1,99 @@
+"""Continuing a run: is it still the same run, and from which checkpoint does it go on.
+
+In: the run folder, the settings asked for now. Out: the checkpoint, or a `RunError` that names what changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fitune.console import say, warn
+from fitune.errors import RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.checkpoints import drop_incomplete, newest_whole, read_carried, step_of
+from fitune.runs.compare import flat, read_settings
+from fitune.runs.folder import RunFolder
+
+# Changing these leaves the training what it was. A data file may move: its contents are compared by hash.
+FREE = (
+    "run.",
+    "model.device",
+    "data.train",
+    "data.test",
+    "train.micro_batch_size",
+    "train.gradient_checkpointing",
+    "eval.every_steps",
+    "eval.samples",
+    "eval.max_new_tokens",
+    "eval.patience",
+)
+
+
+def check_same_settings(run: RunFolder, asked: dict[str, Any]) -> None:
+    """Refuse to resume under settings that would make it another run.
+
+    Raises:
+        RunError: names every setting that differs, with both values.
+    """
+    before, now = flat(read_settings(run)), flat(asked)
+    changed = [
+        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if changed:
+        raise RunError(
+            f"{run.path} cannot be resumed with other settings: {'; '.join(changed)}. "
+            f"Put them back (`fitune train --resume {run.path}` takes those of the run), or start a new run"
+        )
+
+
+def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[str, Any]) -> None:
+    """Refuse to resume when data or base model have changed under the run; warn of other package versions.
+
+    Raises:
+        RunError: names what changed.
+    """
+    manifest = manifests.read(run.manifest)
+    hashes = manifest.get("data", {}).get("hashes", {})
+    changed = [f"the {name} data" for name in dict.fromkeys([*hashes, *data_hashes]) if hashes.get(name) != data_hashes.get(name)]
+    base = manifest.get("model", {})
+    changed += [
+        f"the base model's {name}"
+        for name in ("fingerprint", "template_hash", "precision")
+        if base.get(name) != model.get(name)
+    ]
+    if changed:
+        raise RunError(
+            f"{run.path} cannot be resumed: {' and '.join(changed)} changed since it began; "
+            "put back what it began with, or start a new run"
+        )
+    old, new = manifest.get("versions", {}), manifests.versions()
+    for package in ("torch", "transformers", "peft"):
+        if old.get(package) != new.get(package):
+            warn(f"{package} was {old.get(package)} when this run began and is {new.get(package)}: losses may differ")
+
+
+def checkpoint_to_resume(run: RunFolder) -> Path | None:
+    """The newest whole checkpoint, or None to begin anew; unfinished ones are removed and the logs cut back to it."""
+    for broken in drop_incomplete(run.checkpoints):
+        say(f"leaving out {broken.name}: it was not written to its end")
+    checkpoint = newest_whole(run.checkpoints)
+    step = step_of(checkpoint) if checkpoint else -1
+    run.forget_after(step)
+    say(f"resuming {run.path} from step {step}" if checkpoint else f"{run.path} has no checkpoint yet: beginning anew")
+    return checkpoint
+
+
+def is_over(checkpoint: Path, steps: int) -> bool:
+    """Whether training had ended when ``checkpoint`` was written, so that only the ending is left to do."""
+    return step_of(checkpoint) >= steps or bool(read_carried(checkpoint).get("stopped_early"))
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,98 @@
+"""What the tests of this room share: rows without a tokenizer, a tiny Llama with LoRA, a trainer over both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fitune.train.arguments import schedule_of, training_arguments
+from fitune.train.callbacks import BestKept, ProgressLine, RunLog
+from fitune.train.trainer import FituneTrainer
+
+
+@dataclass(frozen=True)
+class Row:
+    """Stands for a data room's token row."""
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    row_number: int
+
+
+def make_rows(count: int, seed: int = 0, longest: int = 12) -> list[Row]:
+    """Rows of different length; the first two tokens are the prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(count):
+        length = int(torch.randint(4, longest + 1, (1,), generator=generator))
+        ids = torch.randint(3, 60, (length,), generator=generator).tolist()
+        rows.append(Row(tuple(ids), (False, False, *[True] * (length - 2)), number))
+    return rows
+
+
+def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Right-padded with id 0."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids_BS = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask_BS, labels_BS = torch.zeros_like(ids_BS), torch.full_like(ids_BS, -100)
+    for index, row in enumerate(rows):
+        length, ids_S = len(row.input_ids), torch.tensor(row.input_ids)
+        ids_BS[index, :length], mask_BS[index, :length] = ids_S, 1
+        labels_BS[index, :length] = ids_S.masked_fill(~torch.tensor(row.trained), -100)
+    return {"input_ids": ids_BS, "attention_mask": mask_BS, "labels": labels_BS}
+
+
+def tiny_llama(dtype: torch.dtype = torch.float32, lora: bool = True, dropout: float = 0.0, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(dtype)
+    if not lora:
+        return model
+    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear"))
+
+
+def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] = (), **changed: Any) -> FituneTrainer:  # type: ignore[assignment]
+    """A trainer whose log rows are collected in ``trainer.logged``."""
+    batch, micro = changed.pop("batch_size", 4), changed.pop("micro_batch_size", None)
+    epochs, max_steps = changed.pop("epochs", 1.0), changed.pop("max_steps", None)
+    every, saves = changed.pop("every_steps", None), changed.pop("checkpoint_steps", None)
+    keep, patience = changed.pop("keep_checkpoints", 2), changed.pop("patience", None)
+    examine, best = changed.pop("examine", None), changed.get("best_metric", "loss")
+    values = {
+        "epochs": epochs, "max_steps": max_steps, "learning_rate": 1e-2, "schedule_name": "cosine",
+        "optimizer": "adamw", "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
+        "mixed_precision": "fp32", "device": "cpu", "evaluates": bool(test_rows), "best_metric": "loss",
+        "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
+    }  # fmt: skip
+    schedule = schedule_of(len(rows), batch, micro, epochs, max_steps, 0.1, every, saves)
+    logged: list[dict[str, Any]] = []
+    callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
+    if test_rows:
+        callbacks.append(BestKept(best, higher_is_better=best != "loss", patience=patience))
+    trainer = FituneTrainer(
+        model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(test_rows), collate, examine,
+        keep, callbacks,
+    )  # fmt: skip
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.logged = logged
+    return trainer
+
+
+def losses(trainer: FituneTrainer) -> list[float]:
+    return [row["loss"] for row in trainer.logged if row["kind"] == "train"]
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """The functions of this file, for tests that cannot import a neighbour."""
+    return SimpleNamespace(make_rows=make_rows, collate=collate, llama=tiny_llama, trainer=tiny_trainer, losses=losses)
