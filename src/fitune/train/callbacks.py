@@ -108,6 +108,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
+        self.trainer: Any = None
         self._before: Any = None
 
     def __enter__(self) -> StopOnInterrupt:

@@ -1,0 +1,143 @@
+"""What a run is made of: settings and prepared rows → schedule, arguments, model, trainer.
+
+The last place that sees a settings object; everything it calls takes plain values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from fitune.adapters.attach import attach, lora_config
+from fitune.config import Settings
+from fitune.console import say, warn
+from fitune.data.collate import pad_collate
+from fitune.models.load import LoadedBase, load_base
+from fitune.runs.folder import RunFolder
+from fitune.train.arguments import LEARNING_RATES, Schedule, schedule_of, training_arguments
+from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
+from fitune.train.examine import Examiner, questions_of
+from fitune.train.memory import peak_memory_bytes
+from fitune.train.ready import Ready
+from fitune.train.trainer import FituneTrainer
+
+
+def make_schedule(settings: Settings, num_rows: int) -> Schedule:
+    """Steps of the run."""
+    return schedule_of(
+        num_rows=num_rows,
+        batch_size=settings.train.batch_size,
+        micro_batch_size=settings.train.micro_batch_size,
+        epochs=settings.train.epochs,
+        max_steps=settings.train.max_steps,
+        warmup_share=settings.train.warmup_share,
+        every_steps=settings.eval.every_steps,
+        checkpoint_steps=settings.run.checkpoint_steps,
+    )
+
+
+def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: RunFolder) -> TrainingArguments:
+    """transformers' arguments of the run; faults of the ``trainer:`` section come out here, before a model is loaded."""
+    return training_arguments(
+        run.checkpoints,
+        schedule,
+        epochs=settings.train.epochs,
+        max_steps=settings.train.max_steps,
+        learning_rate=settings.train.learning_rate or LEARNING_RATES[settings.train.tuning],
+        schedule_name=settings.train.schedule,
+        optimizer=settings.train.optimizer,
+        weight_decay=settings.train.weight_decay,
+        max_grad_norm=settings.train.max_grad_norm,
+        gradient_checkpointing=settings.train.gradient_checkpointing,
+        seed=settings.train.seed,
+        mixed_precision=ready.precision.name,
+        device=ready.hardware.device,
+        evaluates=bool(ready.data.test),
+        best_metric=settings.eval.best_metric,
+        log_steps=settings.run.log_steps,
+        report_to=list(settings.run.report_to),
+        run_name=run.path.name,
+        overrides=settings.trainer,
+    )
+
+
+def tell_plan(settings: Settings, schedule: Schedule, num_rows: int) -> None:
+    """Say what was derived, and from what."""
+    asked = settings.train.learning_rate
+    rate = asked or LEARNING_RATES[settings.train.tuning]
+    say(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {settings.train.tuning}'}")
+    rows = f"{num_rows:,} rows, {settings.train.batch_size} a step, {settings.train.epochs:g} epochs"
+    say(
+        f"{schedule.steps:,} steps: {'train.max_steps' if settings.train.max_steps else rows}; "
+        f"warm-up {schedule.warmup_steps}, evaluation every {schedule.eval_steps}, "
+        f"checkpoint every {schedule.checkpoint_steps}"
+    )
+
+
+def load(settings: Settings, ready: Ready) -> LoadedBase:
+    """The base model, with what it has to say."""
+    precision = ready.precision
+    if settings.train.tuning == "full":
+        # An update of 1e-5 of a weight is lost in bf16's 8 bits: the masters stay fp32, autocast multiplies in bf16.
+        precision = replace(precision, dtype=torch.float32, reason="master weights of full fine-tuning")
+    base = load_base(
+        ready.source,
+        ready.tokenizer,
+        ready.template,
+        ready.hardware,
+        precision,
+        settings.model.attention,
+        settings.model.trust_remote_code,
+    )
+    for note in base.notes:
+        say(note)
+    return base
+
+
+def adapt(settings: Settings, base: LoadedBase) -> Any:
+    """The model with its trained parameters marked."""
+    if settings.train.tuning == "full":
+        base.model.requires_grad_(True)
+        return base.model
+    lora = settings.lora
+    if lora.bias != "none":
+        warn(f"lora.bias is {lora.bias}: trained biases change the base model even with the adapter off")
+    options = {**lora.model_dump(), "new_token_ids": base.new_token_ids}
+    return attach(base.model, lora_config(base.model, **options))
+
+
+def make_trainer(
+    settings: Settings,
+    run: RunFolder,
+    ready: Ready,
+    base: LoadedBase,
+    model: Any,
+    arguments: TrainingArguments,
+    interrupt: StopOnInterrupt,
+) -> FituneTrainer:
+    """The trainer with everything that listens to it."""
+    questions = questions_of(ready.data.test_examples, settings.eval.samples)
+    rows_at_once = settings.train.batch_size
+    examiner = Examiner(ready.renderer, questions, settings.eval.max_new_tokens, rows_at_once, run.log_samples)
+    log = RunLog(run.log_metrics, partial(peak_memory_bytes, ready.hardware.device))
+    callbacks: list[Any] = [log, ProgressLine(), interrupt]
+    if ready.data.test:
+        metric = settings.eval.best_metric
+        callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=settings.eval.patience))
+    trainer = FituneTrainer(
+        model,
+        arguments,
+        train_rows=ready.data.train,
+        test_rows=ready.data.test,
+        collate=partial(pad_collate, pad_id=base.tokenizer.pad_token_id),
+        examine=examiner if questions else None,
+        keep_checkpoints=settings.run.keep_checkpoints,
+        callbacks=callbacks,
+    )
+    for callback in callbacks:
+        callback.trainer = trainer
+    return trainer

@@ -1,0 +1,74 @@
+"""The end of a run: the best weights back in place, the adapter or the model saved, results, card and report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fitune.adapters.folder import base_facts, save_adapter
+from fitune.console import say
+from fitune.models.load import LoadedBase
+from fitune.runs.checkpoints import is_whole, step_of
+from fitune.runs.folder import RunFolder, read_rows
+from fitune.train.trainer import FituneTrainer
+
+
+def finish(run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str) -> tuple[Path, dict[str, Any]]:
+    """Save what the run is for.
+
+    Returns:
+        The saved folder, and the results for the manifest: steps, best_step, after, final_loss.
+    """
+    kept_step = put_best_back(run, trainer)
+    after = metrics_after(run, trainer, kept_step) if trainer.eval_dataset is not None else None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
+    model.config.use_cache = True
+    if tuning == "full":
+        saved = save_whole_model(model, base, run.model)
+    else:
+        save_adapter(model, base.tokenizer, base.template, run.adapter, base_facts(base))
+        saved = run.adapter
+    say(f"saved to {saved}")
+    losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
+    results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
+    return saved, results if after is None else {**results, "after": after}
+
+
+def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:
+    """Load the best checkpoint's weights unless they are in place; the step they come from."""
+    last, best = trainer.state.global_step, trainer.state.best_global_step
+    folder = run.checkpoints / f"checkpoint-{best}"
+    if not best or best == last or not is_whole(folder):
+        return last
+    trainer.load_trained(folder)
+    value = trainer.state.best_metric
+    say(f"best at step {best} of {last} ({trainer.args.metric_for_best_model} {value:.4g}): these weights are saved")
+    return step_of(folder)
+
+
+def metrics_after(run: RunFolder, trainer: FituneTrainer, step: int) -> dict[str, float]:
+    """What was measured at ``step``, measured now if it was not; the answers of then are kept as those of the end."""
+    rows = [row for row in read_rows(run.metrics) if row.get("kind") == "eval" and row["step"] == step]
+    if not rows:
+        trainer.state.global_step, last = step, trainer.state.global_step
+        trainer.evaluate()
+        trainer.state.global_step = last
+        rows = [row for row in read_rows(run.metrics) if row.get("kind") == "eval" and row["step"] == step]
+    samples = [row for row in read_rows(run.samples) if row["step"] == step and row["moment"] == "during"]
+    run.log_samples([{**row, "moment": "after"} for row in samples])
+    return {name: value for name, value in rows[-1].items() if name not in ("step", "kind")}
+
+
+def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
+    """A full fine-tune: weights in fp32 as they were trained, tokenizer, template; whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / "model"
+        base.tokenizer.chat_template = base.template.text
+        model.save_pretrained(whole)
+        base.tokenizer.save_pretrained(whole)
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+    return folder
