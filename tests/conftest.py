@@ -1,0 +1,178 @@
+"""What every room's tests share: tiny models with random weights and real tokenizers, written to temporary folders.
+
+`tiny_llama` and `tiny_gpt_neox` are folders made once a session: never write into them. `tiny_model` makes any family.
+Tests are offline and have a cache of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before torch and the hub client are imported: both read these once.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SENTENCES = (
+    "The birch canoe slid on the smooth planks.",
+    "Glue the sheet to the dark blue background.",
+    "It's easy to tell the depth of a well.",
+    "Translate to Pig Latin: the pig eats a banana on a string.",
+    "ethay igpay eatsway away ananabay onway away ingstray.",
+    "user assistant system You are a helpful assistant.",
+)
+
+# In the manner of SmolLM2: a default system prompt, and every turn ended by <|im_end|>.
+CHATML_WITH_SYSTEM = (
+    "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# In the manner of Gemma: the template itself writes BOS, and the tokenizer would add another.
+GEMMA_LIKE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{'<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n'"
+    " + message['content'] | trim + '<end_of_turn>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+
+# As SmolLM2 has them: padding is the end token itself.
+SMOLLM2_SPECIALS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
+# What each family needs beside SMALL, under its own names.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": GROUPED,
+    "phi3": GROUPED,
+    "olmo2": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma": {**GROUPED, "head_dim": 8},
+    "gemma2": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "gpt_neox": {**SMALL, "rotary_pct": 0.25},
+    "gpt2": {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "opt": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "falcon": {**SMALL, "new_decoder_architecture": False, "multi_query": True},
+}
+
+
+def make_tokenizer(specials: dict[str, str], template: str | None, adds_bos: bool, extra: tuple[str, ...] = ()) -> Any:
+    """A byte-level BPE trained on SENTENCES: 256 bytes, some 100 merges, and the special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    names = [*dict.fromkeys([*specials.values(), *extra])]
+    trainer = trainers.BpeTrainer(
+        vocab_size=380, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator(SENTENCES, trainer)
+    if adds_bos:
+        bos = specials["bos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, inner.token_to_id(bos))]
+        )
+    more = {"additional_special_tokens": list(extra)} if extra else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=256, **specials, **more)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model_folder(
+    folder: Path,
+    model_type: str,
+    *,
+    specials: dict[str, str] | None = None,
+    template: str | None = CHATML_WITH_SYSTEM,
+    adds_bos: bool = False,
+    spare_rows: int = 0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **changed: Any,
+) -> Path:
+    """Write config, safetensors and tokenizer of a random model; `changed` goes into its config."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    specials = specials or dict(SMOLLM2_SPECIALS)
+    extra = ("<start_of_turn>", "<end_of_turn>") if template == GEMMA_LIKE else ()
+    tokenizer = make_tokenizer(specials, template, adds_bos, extra)
+    ids = {
+        f"{kind}_token_id": tokenizer.convert_tokens_to_ids(specials.get(f"{kind}_token")) for kind in ("bos", "eos")
+    }
+    ids["pad_token_id"] = tokenizer.pad_token_id
+    values = {**FAMILIES[model_type], "vocab_size": len(tokenizer) + spare_rows, **ids, **changed}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).to(dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache folder of the tests' own. Gives the user's, for slow tests that need the built-in model."""
+    before = os.environ.get("FITUNE_CACHE")
+    os.environ["FITUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield before
+    if before is None:
+        del os.environ["FITUNE_CACHE"]
+    else:
+        os.environ["FITUNE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model(model_type, **options)` → folder of a random model; options are those of `make_model_folder`.
+
+    `template` also takes "chatml", "gemma" or None. The same request gives the same folder: never write into it.
+    """
+    made: dict[str, Path] = {}
+    templates = {"chatml": CHATML_WITH_SYSTEM, "gemma": GEMMA_LIKE}
+
+    def make(model_type: str = "llama", **options: Any) -> Path:
+        key = f"{model_type} {sorted(options.items(), key=lambda item: item[0])}"
+        if key not in made:
+            if options.get("template") in templates:
+                options["template"] = templates[options["template"]]
+            made[key] = make_model_folder(tmp_path_factory.mktemp(f"tiny-{model_type}"), model_type, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[..., Path]) -> Path:
+    """Folder: Llama, ChatML with a default system prompt, pad token == end token, tied embeddings (as SmolLM2)."""
+    return tiny_model("llama", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_neox(tiny_model: Callable[..., Path]) -> Path:
+    """Folder: GPT-NeoX as Pythia is: no template, one special token, no pad token, untied head, spare rows."""
+    end = "<|endoftext|>"
+    specials = {"bos_token": end, "eos_token": end, "unk_token": end}
+    return tiny_model("gpt_neox", specials=specials, template=None, spare_rows=20, tie_word_embeddings=False)
