@@ -1,0 +1,201 @@
+"""What a data set would teach, counted before anything is trained: errors stop, warnings are shown.
+
+In: rendered rows and their tokens. Out: `CheckReport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+from statistics import median
+from typing import Any
+
+from fitune.data.render import Renderer
+from fitune.data.rows import Example, Rendered, TokenRow
+
+KNOWN_ROLES = {"system", "user", "assistant", "tool"}
+SHOWN = 5  # row numbers named in a message; the rest is counted
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Counts of one data set, and what is wrong with it."""
+
+    name: str
+    form: str
+    loss_on: str
+    rows: int
+    tokens: int
+    trained_tokens: int
+    shortest: int
+    median: int
+    longest: int
+    max_length: int | None
+    rows_over_limit: int
+    answer_tokens_lost: int
+    rows_without_target: int
+    rows_with_trained_end: int
+    rows_with_double_bos: int
+    duplicate_rows: int
+    rows_also_in_test: int
+    rows_whose_prompt_differs_in_chat: int
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `--json` and the manifest."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report in words, a fact a line."""
+        share = self.trained_tokens / self.tokens if self.tokens else 0
+        end_share = self.rows_with_trained_end / self.rows if self.rows else 0
+        limit = f", limit {self.max_length:,}" if self.max_length else ""
+        return [
+            f"rows                  {self.rows:,} ({self.form})",
+            f"tokens                {self.tokens:,}; a row has {self.shortest:,} to {self.longest:,}, "
+            f"median {self.median:,}{limit}",
+            f"trained tokens        {self.trained_tokens:,} ({share:.0%}), loss on {self.loss_on}",
+            f"end token trained     in {end_share:.0%} of the rows",
+            f"over the limit        {self.rows_over_limit:,} rows, {self.answer_tokens_lost:,} answer tokens in them",
+            f"nothing to train on   {self.rows_without_target:,} rows",
+            f"doubled BOS           {self.rows_with_double_bos:,} rows",
+            f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the test rows",
+        ]
+
+
+def check_rows(
+    name: str,
+    form: str,
+    loss_on: str,
+    examples: Sequence[Example],
+    rendered: Sequence[Rendered],
+    rows: Sequence[TokenRow],
+    renderer: Renderer,
+    *,
+    max_length: int | None,
+    too_long: str,
+    response_template: str | None = None,
+    test_texts: frozenset[str] = frozenset(),
+) -> CheckReport:
+    """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
+    lengths = [len(row.input_ids) for row in rows]
+    over = [row for row in rows if max_length and len(row.input_ids) > max_length]
+    lost = sum(sum(row.trained[max_length:]) for row in over) if max_length else 0
+    empty = [row for row in rows if row.num_trained == 0]
+    ended = [row for row in rows if _end_is_trained(row, renderer.end_ids)]
+    bos = renderer.tokenizer.bos_token_id
+    double = [row for row in rows if bos is not None and row.input_ids[:2] == (bos, bos)]
+    texts = [row.text for row in rendered]
+    differing = _prompts_that_differ(examples, rows, renderer, loss_on)
+    duplicates = len(texts) - len(set(texts))
+    leaked = [row.row_number for row in rendered if row.text in test_texts]
+    errors, warnings = [], _odd_roles(examples)
+    if over and too_long == "error":
+        errors.append(
+            f"{_rows(over)} longer than {max_length:,} tokens (the longest has {max(lengths):,}), {lost:,} answer tokens "
+            "beyond the limit; raise data.max_length, or choose data.too_long: drop or cut"
+        )
+    elif over and len(over) == len(rows):
+        errors.append(f"every row is longer than {max_length:,} tokens; raise data.max_length")
+    elif over:
+        done = "left out" if too_long == "drop" else f"cut, {lost:,} answer tokens lost"
+        warnings.append(f"{_rows(over)} longer than {max_length:,} tokens: {done} (data.too_long: {too_long})")
+    if empty and len(empty) == len(rows):
+        errors.append(nothing_to_train(rendered[0], response_template))
+    elif empty:
+        warnings.append(f"{_rows(empty)} with nothing to train on; left out")
+    if rows and len(ended) < len(rows) - len(empty):
+        missing = [row for row in rows if row.num_trained and not _end_is_trained(row, renderer.end_ids)]
+        warnings.append(
+            f"{_rows(missing)} whose end token is not trained: the model would not learn to stop there; "
+            "the template writes no end token behind the answer, or the response ends without one"
+        )
+    if double:
+        warnings.append(f"{_rows(double)} that begin with two BOS tokens; take the BOS text out of the data")
+    if duplicates:
+        warnings.append(f"{duplicates:,} rows are there more than once")
+    if leaked:
+        warnings.append(f"{len(leaked):,} rows are in the test rows too, for example row {leaked[0]}")
+    if differing:
+        warnings.append(
+            f"{_numbers(differing)} where the prompt has other tokens in chat than in training: "
+            "its last characters merge with the answer's first"
+        )
+    return CheckReport(
+        name, form, loss_on, len(rows), sum(lengths), sum(row.num_trained for row in rows),
+        min(lengths, default=0), int(median(lengths)) if lengths else 0, max(lengths, default=0), max_length,
+        len(over), lost, len(empty), len(ended), len(double), duplicates, len(leaked), len(differing),
+        tuple(errors), tuple(warnings),
+    )  # fmt: skip
+
+
+def nothing_to_train(row: Rendered, response_template: str | None) -> str:
+    """The message for a data set whose every label is masked: the row as rendered, and the nearest marker in it."""
+    shown = row.text if len(row.text) <= 400 else row.text[:400] + " …"
+    message = f"no row has a token to train on. Row {row.row_number} as rendered:\n{shown}"
+    if response_template:
+        near = _nearest(row.text, response_template)
+        message += f"\ndata.response_template is {response_template!r}, which is not in it; nearest is {near!r}"
+    return message
+
+
+def _nearest(text: str, marker: str) -> str:
+    """The piece of `text` of the marker's length that is most like it."""
+    size = len(marker)
+    pieces = {text[at : at + size] for at in range(max(1, min(len(text), 4000) - size + 1))}
+    return max(pieces, key=lambda piece: SequenceMatcher(None, piece, marker).ratio())
+
+
+def _end_is_trained(row: TokenRow, end_ids: Sequence[int]) -> bool:
+    """Whether some end token is a target, by its position and not by its id alone."""
+    return any(trained and token in end_ids for token, trained in zip(row.input_ids, row.trained, strict=True))
+
+
+def _prompts_that_differ(
+    examples: Sequence[Example], rows: Sequence[TokenRow], renderer: Renderer, loss_on: str, sample: int = 200
+) -> list[int]:
+    """Rows whose prompt, tokenized alone as chat does, is not how the training row begins (the first `sample` rows)."""
+    found = []
+    if loss_on == "all":
+        return found
+    for example, row in list(zip(examples, rows, strict=True))[:sample]:
+        messages = example.messages or ()
+        if messages and messages[-1]["role"] == "assistant":
+            prompt = tuple(renderer.prompt_ids(messages[:-1]))
+            if row.input_ids[: len(prompt)] != prompt:
+                found.append(row.row_number)
+    return found
+
+
+def _odd_roles(examples: Sequence[Example]) -> list[str]:
+    """Warnings for unknown roles, empty messages, and answers that nobody asked for."""
+    unknown: dict[str, int] = {}
+    blank, unasked = [], []
+    for example in examples:
+        messages = example.messages or ()
+        for message in messages:
+            if message["role"] not in KNOWN_ROLES:
+                unknown.setdefault(message["role"], example.row_number)
+            if not message["content"].strip():
+                blank.append(example.row_number)
+        roles = [message["role"] for message in messages if message["role"] != "system"]
+        if roles and roles[0] == "assistant":
+            unasked.append(example.row_number)
+    warnings = [f'role "{role}" is unusual, first in row {number}' for role, number in unknown.items()]
+    if blank:
+        warnings.append(f"{_numbers(blank)} with a blank message")
+    if unasked:
+        warnings.append(f"{_numbers(unasked)} that begin with an answer")
+    return warnings
+
+
+def _rows(rows: Sequence[TokenRow]) -> str:
+    return _numbers([row.row_number for row in rows])
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """`3 rows (2, 5, 9)`, at most SHOWN numbers."""
+    shown = ", ".join(str(number) for number in numbers[:SHOWN]) + (", …" if len(numbers) > SHOWN else "")
+    return f"{len(numbers):,} row{'s' if len(numbers) != 1 else ''} ({shown})"

@@ -1,0 +1,80 @@
+"""Sentences for the demo: grammar-like word strings over a vocabulary too wide to learn by heart.
+
+The words are the whole-word tokens of the model's own vocabulary, so no word list is shipped. With a narrow
+vocabulary (20 subjects × 20 verbs × 20 objects) a model learns the words and not the rule.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+from typing import Any
+
+WHOLE_WORD = re.compile(r"[Ġ▁][a-z]{2,}")
+FUNCTION_WORDS = (
+    "the a an of to and in on at for with from by was is are were be been has had have not but or as it he she they "
+    "we you his her their its our your this that these those all some no will would can could should may must do "
+    "does did if when then than so up down out over under off into through after before there here where who which "
+    "what how why very too more most each both few many much other same such only just also now never always"
+).split()
+CONTRACTIONS = "don't it's can't won't isn't didn't we're they've man's boy's girl's dog's".split()
+# Continuations that leave the word a word; a token that grows mostly by others is a piece (" th", " resc").
+ENDINGS = set("s es ed d ing er ers ly y al ness ment ful less ion able n r en est ist ists or ive ity ous ic".split())
+
+
+def whole_words(tokenizer: Any) -> list[str]:
+    """Lowercase words that are one token with a leading blank, commonest first (ids follow frequency in BPE)."""
+    vocabulary = tokenizer.get_vocab()
+    words = [
+        token[1:] for token, _ in sorted(vocabulary.items(), key=lambda item: item[1]) if WHOLE_WORD.fullmatch(token)
+    ]
+    pieces = _continuations(words)
+    known = set(FUNCTION_WORDS)
+    return [word for word in words if word in known or pieces[word] <= (3 if len(word) > 4 else 1)]
+
+
+def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
+    """`count` different sentences of 5 to 10 words, none of them in `exclude`.
+
+    A third of the words are function words. The others are drawn with weight 1/(rank + 300): common ones come
+    several times in a few thousand sentences, and nearly every word of the list comes at all.
+    """
+    generator = random.Random(seed)
+    weights = list(accumulate(1 / (rank + 300) for rank in range(len(words))))
+    seen, sentences = set(exclude), []
+    while len(sentences) < count:
+        sentence = _sentence(generator, words, weights)
+        if sentence not in seen:
+            seen.add(sentence)
+            sentences.append(sentence)
+    return sentences
+
+
+def _sentence(generator: random.Random, words: Sequence[str], weights: Sequence[float]) -> str:
+    """One sentence: capital first letter, now and then a comma or a contraction, a stop at the end."""
+    length = generator.randint(5, 10)
+    chosen = [
+        generator.choice(FUNCTION_WORDS)
+        if generator.random() < 1 / 3
+        else generator.choices(words, cum_weights=weights)[0]
+        for _ in range(length)
+    ]
+    if generator.random() < 0.06:
+        chosen[generator.randrange(length)] = generator.choice(CONTRACTIONS)
+    if generator.random() < 0.08:
+        chosen[generator.randrange(1, length - 1)] += ","
+    text = " ".join(chosen)
+    return text[0].upper() + text[1:] + ("?" if generator.random() < 0.05 else ".")
+
+
+def _continuations(words: Sequence[str]) -> Counter[str]:
+    """For each word, how many other words begin with it and go on by something that is no ending."""
+    known, counts = set(words), Counter()
+    for word in words:
+        for cut in range(2, len(word)):
+            if word[:cut] in known and word[cut:] not in ENDINGS:
+                counts[word[:cut]] += 1
+    return counts
