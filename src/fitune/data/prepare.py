@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fitune.data.check import CheckReport, check_rows
 from fitune.data.files import Rows, read_rows
@@ -29,6 +30,11 @@ class PreparedData:
     train_report: CheckReport
     test_report: CheckReport | None
     hashes: dict[str, str]
+
+    @property
+    def report(self) -> CheckReport:
+        """The report of the training rows."""
+        return self.train_report
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -56,20 +62,29 @@ class DataOptions:
 def prepare(
     train: str,
     test: str | None,
+    *,
     renderer: Renderer,
-    options: DataOptions,
     test_share: float = 0.0,
     exclude: Sequence[str] = (),
+    **options: Any,
 ) -> PreparedData:
     """Read, recognise, render, tokenize and check.
 
     Args:
         test_share: share of the training rows set aside when `test` is None; rows that are equal stay together.
         exclude: sentences that the demo task must not make.
+        options: fields of `DataOptions`.
 
     Raises:
         DataError: with every fault found, before a model is loaded.
     """
+    return _prepare(train, test, renderer, DataOptions(**options), test_share, exclude)
+
+
+def _prepare(
+    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+) -> PreparedData:
+    """`prepare` with its options in one object."""
     rows, form, examples = load_examples(train, renderer, options, exclude)
     if test is not None:
         test_rows, _, test_examples = load_examples(test, renderer, options)
