@@ -1,0 +1,87 @@
+"""Measure a model on a data file: loss on the trained tokens, answers by generation, a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fitune.data.collate import pad_collate
+from fitune.data.prepare import DataOptions, load_examples, loss_target
+from fitune.data.rows import Example, TokenRow
+from fitune.errors import DataError
+from fitune.evaluate.generate import _asking, answer
+from fitune.evaluate.metrics import exact_match, score, word_accuracy
+from fitune.evaluate.target import Target
+from fitune.train.loss import label_loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a data set, and each row: asked, answer, wanted, word_accuracy, exact_match."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {"metrics": self.metrics, "rows": self.rows}
+
+
+def evaluate(
+    target: Target,
+    data: str,
+    options: DataOptions,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch: int = 16,
+) -> Evaluation:
+    """Loss per trained token and, for rows that end with an answer, generated answers against it.
+
+    Raises:
+        DataError: as `prepare`; or no row has a token to measure.
+    """
+    _, form, examples = load_examples(data, target.renderer, options)
+    examples = examples[:limit]
+    loss_on = loss_target(options, form)
+    rendered = [target.renderer.render(example, loss_on, options.response_template) for example in examples]
+    rows = [row for row in target.renderer.tokenize(rendered) if row.num_trained]
+    if not rows:
+        raise DataError(f"{data}: no row has a token to measure; data.loss_on is {loss_on}")
+    metrics = {"loss": loss_of(target.model, rows, target.renderer.tokenizer.pad_token_id, batch)}
+    asking = [example for example in examples if example.messages and example.messages[-1]["role"] == "assistant"]
+    answered = answer_rows(target, asking, max_new_tokens, batch)
+    if answered:
+        metrics |= score([row["answer"] for row in answered], [row["wanted"] for row in answered])
+    return Evaluation({**metrics, "rows": len(examples)}, answered)
+
+
+def answer_rows(target: Target, examples: Sequence[Example], max_new_tokens: int, batch: int) -> list[dict[str, Any]]:
+    """Each example's last answer generated anew and set beside the wanted one."""
+    asked = [list((example.messages or ())[:-1]) for example in examples]
+    wanted = [(example.messages or ())[-1]["content"].strip() for example in examples]
+    answers = answer(target.model, target.renderer, asked, max_new_tokens, batch)
+    return [
+        {
+            "row": example.row_number,
+            "asked": question[-1]["content"] if question else "",
+            "answer": said,
+            "wanted": right,
+            "exact_match": exact_match([said], [right]),
+            "word_accuracy": word_accuracy([said], [right]),
+        }
+        for example, question, said, right in zip(examples, asked, answers, wanted, strict=True)
+    ]
+
+
+def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int) -> float:
+    """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
+    total, count = 0.0, 0
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    with _asking(model):
+        for first in range(0, len(ordered), batch):
+            chosen = ordered[first : first + batch]
+            inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}
+            total += label_loss(model, inputs, 1).item()
+            count += sum(row.num_trained for row in chosen)
+    return total / count

@@ -1,0 +1,152 @@
+"""Answers: many at once for evaluation, piece by piece for chat. B rows, S tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from fitune.data.render import Renderer
+from fitune.errors import ModelError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 takes the likeliest."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+def answer(
+    model: Any,
+    renderer: Renderer,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int = 128,
+    batch: int = 16,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """The model's answer to each conversation, greedy unless `sampling` says otherwise.
+
+    Conversations of like length share a batch, padded on the left under a mask.
+    """
+    prompts = [renderer.prompt_ids(list(messages)) for messages in conversations]
+    return complete(model, renderer, prompts, sampling or Sampling(max_new_tokens), batch)
+
+
+def complete(
+    model: Any, renderer: Renderer, prompts: Sequence[list[int]], sampling: Sampling, batch: int = 16
+) -> list[str]:
+    """What follows each prompt (token ids), decoded without special tokens."""
+    settings = generation_settings(renderer, sampling)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    with _asking(model):
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
+            input_ids, mask = _left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
+            output = model.generate(
+                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            )
+            for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                answers[index] = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return answers
+
+
+def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Iterator[str]:
+    """The answer to one prompt in pieces, as they come. Closing the iterator ends the generation."""
+    streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ended, failures = Event(), []
+
+    def run() -> None:
+        try:
+            with _asking(model):
+                ids = torch.tensor([prompt], device=model.device)
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=generation_settings(renderer, sampling),
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([_When(ended)]),
+                )
+        except BaseException as error:  # handed to the reader of the stream, which would wait for ever
+            failures.append(error)
+            streamer.end()
+
+    worker = Thread(target=run, daemon=True)
+    worker.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        ended.set()
+        worker.join()
+    if failures:
+        raise failures[0]
+
+
+def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationConfig:
+    """transformers' settings: nothing of the model's own sampling habits, so that greedy is greedy."""
+    samples = sampling.temperature > 0
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=samples,
+        temperature=sampling.temperature if samples else None,
+        top_p=sampling.top_p if samples else None,
+        eos_token_id=list(renderer.end_ids) or None,
+        pad_token_id=renderer.tokenizer.pad_token_id,
+    )
+
+
+def check_fits(model: Any, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Raises ModelError when prompt and answer do not fit the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context and len(prompt) + max_new_tokens > context:
+        raise ModelError(
+            f"the prompt has {len(prompt):,} tokens and the answer may have {max_new_tokens:,}; the model's context "
+            f"ends at {context:,}. Shorten the conversation (/clear in chat) or lower --max-new-tokens"
+        )
+
+
+class _When(StoppingCriteria):
+    """Stops when the event is set."""
+
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+@contextmanager
+def _asking(model: Any) -> Iterator[None]:
+    """No dropout, no gradients, the cache on; fp32 adapters on a 16-bit base multiply in the base's type."""
+    was_training, used_cache = model.training, model.config.use_cache
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    low = next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in dtypes), None)
+    model.eval()
+    model.config.use_cache = True
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, dtype=low, enabled=low is not None and len(dtypes) > 1):
+            yield
+    finally:
+        model.train(was_training)
+        model.config.use_cache = used_cache
+
+
+def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and mask, each (B, S), the prompts at the right edge."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask

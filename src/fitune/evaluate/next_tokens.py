@@ -1,0 +1,44 @@
+"""The next-token view: at each step the likeliest tokens with their probabilities. V tokens in the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fitune.data.render import Renderer
+from fitune.evaluate.generate import _asking
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the candidates from the likeliest down, and the token that was taken."""
+
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The likeliest token, which the next step follows."""
+        return self.tokens[0]
+
+
+def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int = 5, steps: int = 8) -> Iterator[Step]:
+    """Follow the likeliest token for `steps` steps, or to the end token; yields the `top` candidates of each."""
+    ids = torch.tensor([list(prompt)], device=model.device)
+    cache = None
+    with _asking(model):
+        for _ in range(steps):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            probabilities = output.logits[0, -1].float().softmax(-1)
+            best = probabilities.topk(top)
+            chosen = best.indices.tolist()
+            texts = tuple(renderer.tokenizer.decode([token]) for token in chosen)
+            yield Step(texts, tuple(chosen), tuple(best.values.tolist()))
+            if chosen[0] in renderer.end_ids:
+                return
+            ids = best.indices[:1].unsqueeze(0)
