@@ -1,0 +1,123 @@
+"""`fitune chat`: talk to a run or a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+HELP = """/base        answer with the base model alone     /adapter     answer with the adapter on
+/system TEXT set the system prompt (empty: none)  /clear       forget the conversation
+/retry       answer the last message again        /quit        leave (Ctrl-D too)"""
+
+
+@click.command()
+@click.argument("target")
+@click.option("--system", default=None, help="System prompt.")
+@click.option("--max-new-tokens", default=512, show_default=True, help="Longest answer in tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token at each step.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest tokens of this share.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+def chat(target: str, system: str | None, max_new_tokens: int, temperature: float, top_p: float, device: str) -> None:
+    """Talk to TARGET: a run's name or folder, an adapter folder, or a model.
+
+    \b
+    fitune chat demo
+    fitune chat runs/demo --system "Translate to Pig Latin."
+
+    The template is the one of the training. Answers come as they are made; Ctrl-C ends one. Messages can be piped
+    in, a line each. Commands inside: /base /adapter /system /clear /retry /help /quit
+    """
+    from fitune.console import say
+    from fitune.evaluate.generate import Sampling
+    from fitune.evaluate.target import open_target
+
+    opened = open_target(target, device=device)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        say(f"{opened.base_name}{' with ' + str(opened.adapter) if opened.adapter else ''}; /help lists the commands")
+    talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p))
+    while True:
+        try:
+            line = input("you: ") if interactive else next(iter(sys.stdin.readline, ""))
+        except (EOFError, StopIteration):
+            return
+        except KeyboardInterrupt:
+            say("\n/quit or Ctrl-D leaves")
+            continue
+        if not (line := line.strip()):
+            continue
+        if line.startswith("/"):
+            if not talk.command(line):
+                return
+        else:
+            talk.ask(line)
+
+
+class Conversation:
+    """History, the side that answers, and the commands."""
+
+    def __init__(self, target, system: str | None, sampling):
+        self.target, self.system, self.sampling = target, system, sampling
+        self.messages: list[dict[str, str]] = []
+        self.base_alone = False
+
+    def command(self, line: str) -> bool:
+        """Carry out a /command; False leaves the chat."""
+        from fitune.console import say
+        from fitune.errors import did_you_mean
+
+        name, _, rest = line.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        if name == "/help":
+            say(HELP)
+        elif name == "/clear":
+            self.messages = []
+            say("conversation forgotten")
+        elif name == "/system":
+            self.system = rest.strip() or None
+            say(f"system prompt: {self.system or 'none'}")
+        elif name in ("/base", "/adapter"):
+            if self.target.adapter is None:
+                say("this is a bare model: it has no adapter")
+            else:
+                self.base_alone = name == "/base"
+                say("the base answers alone" if self.base_alone else "the adapter is on")
+        elif name == "/retry":
+            if self.messages:
+                asked = self.messages.pop(-2)["content"] if len(self.messages) > 1 else self.messages[-1]["content"]
+                self.messages = self.messages[:-1]
+                self.ask(asked)
+        else:
+            known = ["/base", "/adapter", "/system", "/clear", "/retry", "/help", "/quit"]
+            say(f"there is no command {name}{did_you_mean(name, known)}; /help lists them")
+        return True
+
+    def ask(self, text: str) -> None:
+        """Stream the answer to `text`; it joins the history even when it was cut short."""
+        from contextlib import nullcontext
+
+        from fitune.console import say
+        from fitune.errors import FituneError
+        from fitune.evaluate.generate import check_fits, stream
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        pieces: list[str] = []
+        try:
+            prompt = self.target.renderer.prompt_ids(system + asked)
+            check_fits(self.target.model, prompt, self.sampling.max_new_tokens)
+            with self.target.without_adapter() if self.base_alone else nullcontext():
+                answers = stream(self.target.model, self.target.renderer, prompt, self.sampling)
+                try:
+                    for piece in answers:
+                        pieces.append(piece)
+                        click.echo(piece, nl=False)
+                except KeyboardInterrupt:
+                    answers.close()
+            click.echo()
+        except FituneError as error:
+            say(f"error: {error}")
+            return
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
