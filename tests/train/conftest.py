@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fitune.config import Settings
 from fitune.train.arguments import schedule_of, training_arguments
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog
 from fitune.train.trainer import FituneTrainer
@@ -90,6 +94,42 @@ def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] 
 
 def losses(trainer: FituneTrainer) -> list[float]:
     return [row["loss"] for row in trainer.logged if row["kind"] == "train"]
+
+
+@pytest.fixture(scope="session")
+def neox_folder(tiny_gpt_neox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny GPT-NeoX that this room may write into."""
+    return Path(shutil.copytree(tiny_gpt_neox, tmp_path_factory.mktemp("models") / "tiny-neox"))
+
+
+@pytest.fixture(scope="session")
+def backwards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten rows that ask for a word backwards."""
+    path = tmp_path_factory.mktemp("data") / "backwards.jsonl"
+    words = ["cat", "barn", "mat", "piglet", "sun", "hen", "foxes", "cow", "ant", "bee"]
+    rows = [{"prompt": f"say {word}", "completion": word[::-1]} for word in words]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
+    """Settings of a short run: dotted names set what differs, ``train__epochs=3``."""
+
+    def make(**changed: Any) -> Settings:
+        values: dict[str, dict[str, Any]] = {
+            "model": {"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
+            "data": {"train": str(backwards), "test_share": 0.2},
+            "train": {"batch_size": 2, "learning_rate": 1e-2},
+            "eval": {"samples": 2, "max_new_tokens": 8},
+            "run": {"folder": str(tmp_path / "runs"), "name": "one"},
+        }
+        for key, value in changed.items():
+            section, _, name = key.partition("__")
+            values.setdefault(section, {})[name] = value
+        return Settings(**values)
+
+    return make
 
 
 @pytest.fixture

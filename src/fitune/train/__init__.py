@@ -12,6 +12,7 @@ of the two is imported first, both work.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 class _Room(ModuleType):
     """This package's type: a module that can be called."""
 
-    def __call__(self, settings: Settings | None = None, resume: bool | str | Path = False) -> RunResult:
+    def __call__(
+        self, settings: Settings | None = None, resume: bool | str | Path = False, exclude: Sequence[str] = ()
+    ) -> RunResult:
         """`fitune.train.run.train`, imported at the first call."""
         from fitune.train.run import train
 
-        return train(settings, resume)
+        return train(settings, resume, exclude)
 
 
 sys.modules[__name__].__class__ = _Room

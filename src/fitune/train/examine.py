@@ -1,22 +1,26 @@
 """Questions of the held-out rows, answered by generation at each evaluation, scored and kept.
 
-In: conversations that end with the wanted answer. Out: metrics, and rows of samples.jsonl:
-step, moment (before, during, after), row (number in its file), asked (messages), wanted, answer.
+In: conversations that end with the wanted answer. Out: metrics, and rows of samples.jsonl: step, moment (before,
+during, after), row (number in its file), asked, answer, wanted, exact_match, word_accuracy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
-from fitune.evaluate.generate import answer
+from fitune.data.render import Renderer
+from fitune.data.rows import Example
+from fitune.evaluate.evaluate import answer_rows
 from fitune.evaluate.metrics import score
+from fitune.evaluate.target import Target
 
 
-def questions_of(examples: Sequence[Any], limit: int) -> list[Any]:
+def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
     """The first ``limit`` examples that end with an assistant's answer; plain text asks nothing."""
     asking = (example for example in examples if example.messages and example.messages[-1]["role"] == "assistant")
-    return [example for example, _ in zip(asking, range(limit), strict=False)]
+    return list(islice(asking, limit))
 
 
 class Examiner:
@@ -24,8 +28,8 @@ class Examiner:
 
     def __init__(
         self,
-        renderer: Any,
-        examples: Sequence[Any],
+        renderer: Renderer,
+        examples: Sequence[Example],
         max_new_tokens: int,
         batch_rows: int,
         keep: Callable[[list[dict[str, Any]]], None],
@@ -37,12 +41,8 @@ class Examiner:
         self.keep = keep
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
-        asked = [list(example.messages[:-1]) for example in self.examples]
-        wanted = [example.messages[-1]["content"] for example in self.examples]
-        answers = answer(model, self.renderer, asked, max_new_tokens=self.max_new_tokens, batch=self.batch_rows)
+        target = Target(model, self.renderer, "", None)
+        rows = answer_rows(target, self.examples, self.max_new_tokens, self.batch_rows)
         moment = "before" if step == 0 else "during"
-        self.keep([
-            {"step": step, "moment": moment, "row": example.row_number, "asked": question, "wanted": right, "answer": said}
-            for example, question, right, said in zip(self.examples, asked, wanted, answers, strict=True)
-        ])
-        return score(answers, wanted)
+        self.keep([{"step": step, "moment": moment, **row} for row in rows])
+        return score([row["answer"] for row in rows], [row["wanted"] for row in rows])

@@ -72,3 +72,7 @@ def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
     return folder
+
+
+def write_pages(run: RunFolder) -> None:
+    """The model card and the report; a fault in a page never costs the run."""

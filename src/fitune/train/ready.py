@@ -6,12 +6,13 @@ Every fault of the data is found here, in seconds, not after minutes of loading.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fitune.config import Settings
-from fitune.console import say
+from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
 from fitune.data.render import Renderer
 from fitune.errors import SettingsError
@@ -21,6 +22,7 @@ from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
+from fitune.train.examine import questions_of
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,21 @@ class Ready:
     data: PreparedData
     base_facts: dict[str, Any]
 
-    def data_facts(self, train: str, test: str | None) -> dict[str, Any]:
+    def data_facts(self, train: str, test: str | None, exclude: Sequence[str]) -> dict[str, Any]:
         """For the manifest."""
         return {
             "train": train,
             "test": test,
+            "exclude": list(exclude),
             "train_rows": len(self.data.train),
             "test_rows": len(self.data.test),
             "hashes": dict(self.data.hashes),
-            "report": self.data.report.to_dict(),
+            "report": self.data.train_report.to_dict(),
+            "test_report": self.data.test_report.to_dict() if self.data.test_report else None,
         }
 
 
-def make_ready(settings: Settings) -> Ready:
+def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     """Find the model, read and check the data.
 
     Raises:
@@ -62,10 +66,75 @@ def make_ready(settings: Settings) -> Ready:
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
     renderer = make_renderer(tokenizer, template)
-    data = read_data(settings, config, renderer)
-    if not data.test and settings.eval.best_metric != "loss":
-        raise SettingsError([
-            f"eval.best_metric is {settings.eval.best_metric} and there are no held-out rows; "
-            "set data.test or data.test_share, or leave it at loss"
-        ])
+    data = read_data(settings, config, renderer, exclude)
+    check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
     return Ready(hardware, precision, source, tokenizer, template, renderer, data, facts(source, template, precision))
+
+
+def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:
+    """Rows read, rendered, masked and checked; what is worth knowing about them is said."""
+    asked, data = settings.data.max_length, settings.data
+    max_length = asked or getattr(config, "max_position_embeddings", None)
+    prepared = prepare(
+        data.train,
+        data.test,
+        renderer=renderer,
+        test_share=data.test_share,
+        exclude=exclude,
+        method=settings.method,
+        form=data.form,
+        columns=data.columns,
+        system=data.system,
+        loss_on=data.loss_on,
+        response_template=data.response_template,
+        max_length=max_length,
+        too_long=data.too_long,
+        hub_split=data.hub_split,
+        seed=settings.train.seed,
+    )
+    for warning in prepared.warnings:
+        warn(warning)
+    trained = sum(row.num_trained for row in prepared.train)
+    tokens = sum(len(row.input_ids) for row in prepared.train)
+    limit = "no limit" if max_length is None else f"{max_length:,} tokens"
+    limit_from = "data.max_length" if asked else "the model's context length"
+    say(
+        f"{len(prepared.train):,} training rows and {len(prepared.test):,} held out; {trained:,} of {tokens:,} tokens "
+        f"are trained; the longest row may have {limit}, from {limit_from}"
+    )
+    return prepared
+
+
+def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
+    """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
+    if metric == "loss":
+        return
+    if not data.test:
+        raise SettingsError([f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"])
+    if not questions_of(data.test_examples, samples):
+        raise SettingsError([
+            f"eval.best_metric is {metric}, which needs answers; set eval.samples to 1 or more "
+            "and hold out rows that end with an answer, or leave it at loss"
+        ])
+
+
+def make_renderer(tokenizer: Any, template: Template) -> Renderer:
+    """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
+    if template.added_tokens:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
+        )
+    return Renderer(tokenizer, template.text, stop_ids(tokenizer, None, template))
+
+
+def facts(source: ModelSource, template: Template, precision: Precision) -> dict[str, Any]:
+    """What must be the same when the run is resumed."""
+    path = Path(source.path) / source.gguf_file if source.gguf_file else Path(source.path)
+    return {
+        **source.to_dict(),
+        "precision": precision.name,
+        "template_origin": template.origin,
+        "template_hash": hashlib.sha256(template.text.encode()).hexdigest(),
+        # A hub model's files lie in the hub's own cache, and its revision names them.
+        "fingerprint": folder_fingerprint(path) if path.exists() else None,
+    }

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,12 +50,15 @@ class RunResult:
         return 130 if self.status == "interrupted" else 0
 
 
-def train(settings: Settings | None = None, resume: bool | str | Path = False) -> RunResult:
+def train(
+    settings: Settings | None = None, resume: bool | str | Path = False, exclude: Sequence[str] = ()
+) -> RunResult:
     """Train, from settings to a saved adapter or model.
 
     Args:
         settings: the run. Only a resumed run may leave it out: then the run's own settings hold.
         resume: a run's folder or name to go on with; True for the run that ``settings.run.name`` names.
+        exclude: sentences that the demo task must not make; a resumed run knows its own.
 
     Returns:
         What the run left. After Ctrl-C its status is "interrupted" and a checkpoint is there.
@@ -65,12 +69,14 @@ def train(settings: Settings | None = None, resume: bool | str | Path = False) -
     """
     settings, run = _open(settings, resume)
     check_trackers(list(settings.run.report_to))
-    ready = make_ready(settings)
     resumed = run.manifest.exists()
+    if resumed:
+        exclude = manifests.read(run.manifest)["data"]["exclude"]
+    ready = make_ready(settings, exclude)
     if not resumed:
         run = RunFolder.create(run.path)
     with run.locked():
-        checkpoint = _go_on(run, ready) if resumed else _begin(run, settings, ready)
+        checkpoint = _go_on(run, ready) if resumed else _begin(run, settings, ready, exclude)
         try:
             return _train(settings, run, ready, checkpoint)
         except KeyboardInterrupt:
@@ -118,7 +124,7 @@ def _new_name(settings: Settings) -> str:
     return "-".join([*filter(None, words), datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def _begin(run: RunFolder, settings: Settings, ready: Ready) -> None:
+def _begin(run: RunFolder, settings: Settings, ready: Ready, exclude: Sequence[str]) -> None:
     """Write down what this run is."""
     run.write_settings(settings.model_dump(mode="json"))
     manifests.write(run.manifest, {
@@ -131,7 +137,7 @@ def _begin(run: RunFolder, settings: Settings, ready: Ready) -> None:
         "versions": manifests.versions(),
         "hardware": ready.hardware.to_dict(),
         "model": ready.base_facts,
-        "data": ready.data_facts(settings.data.train, settings.data.test),
+        "data": ready.data_facts(settings.data.train, settings.data.test, exclude),
         "seeds": {"seed": settings.train.seed},
         "resumed": [],
     })
@@ -154,6 +160,7 @@ def _train(settings: Settings, run: RunFolder, ready: Ready, checkpoint: Path | 
     arguments = make_arguments(settings, ready, schedule, run)
     tell_plan(settings, schedule, len(ready.data.train))
 
+    set_seed(settings.train.seed)  # grown embedding rows start at random
     base = load(settings, ready)
     set_seed(settings.train.seed)
     model = adapt(settings, base)

@@ -1,0 +1,177 @@
+"""Head and cross entropy in chunks: logits of a few hundred positions at a time, never all of them.
+
+In: hidden states where there is something to predict, the head, the entries to predict. Out: one scalar.
+Knows nothing of rows, packs or trainers.
+
+With a frozen head the gradient of the hidden states is made in the forward pass, chunk by chunk, so the backward pass
+needs no logits either (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Cross-Entropy, arXiv 2411.09009). With a
+head that is trained, each chunk is computed again in the backward pass.
+
+M positions, E entries (a position before a branching predicts several tokens), H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+# Logits of a chunk: on a CPU 32 MiB in fp32, on a GPU 256 MiB.
+CPU_CHUNK_LOGITS = 2**23
+GPU_CHUNK_LOGITS = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """What is to be predicted, sorted by position."""
+
+    rows: Tensor
+    """E places in the M hidden states, ascending; each of 0 … M − 1 at least once."""
+    targets: Tensor
+    """E token ids; no (row, target) pair twice."""
+    weights: Tensor
+    """E weights in fp32."""
+    row_weights: Tensor
+    """M sums of the weights of a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The way from hidden states to logits: a module, then a factor, then soft-capping."""
+
+    module: Any
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def frozen_linear(self) -> bool:
+        """Whether this is a plain linear layer, nothing of which is trained."""
+        plain = type(self.module) is torch.nn.Linear
+        return plain and not any(value.requires_grad for value in self.module.parameters())
+
+
+def chunked_cross_entropy(hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0) -> Tensor:
+    """Weighted sum of the entries' cross entropies, in fp32.
+
+    Args:
+        label_smoothing: ε of Szegedy et al. 2016 (arXiv 1512.00567, section 7), as in torch's cross_entropy.
+    """
+    if len(entries.rows) == 0:
+        return hidden_MH.float().sum() * 0.0
+    if not head.frozen_linear:
+        return _recomputed(hidden_MH, head, entries, label_smoothing)
+    weight, bias = head.module.weight, head.module.bias
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(hidden_MH.device.type):
+        dtype = torch.get_autocast_dtype(hidden_MH.device.type)
+    bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(hidden_MH.device.type, enabled=False):
+        return _FrozenHead.apply(hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing)
+
+
+def entry_losses(hidden_MH: Tensor, head: Head, entries: Entries) -> Tensor:
+    """E cross entropies without their weights and without gradients, for comparisons."""
+    losses = []
+    with torch.no_grad():
+        for rows, here in _chunks(hidden_MH, head, entries):
+            logprobs = torch.log_softmax(_transformed(head.module(hidden_MH[rows]), head), -1)
+            losses.append(-logprobs[entries.rows[here] - rows.start, entries.targets[here]])
+    return torch.cat(losses)
+
+
+class _FrozenHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, entries: Entries, smoothing: float
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        needs_grad = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if needs_grad else None
+        vocabulary = len(weight)
+        for rows, here in _chunks(hidden, head, entries):
+            at = (entries.rows[here] - rows.start, entries.targets[here])
+            weights, row_weights = entries.weights[here], entries.row_weights[rows]
+            logits = torch.nn.functional.linear(hidden[rows], weight, bias)
+            logprobs, slope = _logprobs(logits, head)
+            del logits
+            total -= (weights * logprobs[at]).sum() * (1 - smoothing)
+            if smoothing:
+                total -= (row_weights * logprobs.sum(-1)).sum() * (smoothing / vocabulary)
+            if grad is None:
+                continue
+            # d loss / d logit = Σ weights · softmax − the smoothed targets, times the slope of what follows the head.
+            delta = logprobs.exp_().mul_(row_weights[:, None])
+            if smoothing:
+                delta -= (row_weights * (smoothing / vocabulary))[:, None]
+            delta[at] -= weights * (1 - smoothing)
+            if slope is not None:
+                delta *= slope
+            torch.mm(delta.to(weight.dtype), weight, out=grad[rows])
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[None] * 5
+
+
+def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None]:
+    """Log-probabilities in fp32 and the slope of the factor and the soft-capping (None when there are neither)."""
+    if head.softcap is None and head.scale == 1.0:
+        return torch.log_softmax(logits, -1, dtype=torch.float32), None
+    scaled = logits.float().mul_(head.scale)
+    if head.softcap is None:
+        return torch.log_softmax(scaled, -1), head.scale
+    capped = scaled.div_(head.softcap).tanh_()
+    return torch.log_softmax(capped * head.softcap, -1), capped.square_().neg_().add_(1).mul_(head.scale)
+
+
+def _transformed(logits: Tensor, head: Head) -> Tensor:
+    logits = logits.float()
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
+
+
+def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) -> Tensor:
+    """Any head, trained or not: the chunk's logits are made again in the backward pass."""
+
+    def chunk_loss(part: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, row_weights: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(_transformed(head.module(part), head), -1)
+        loss = -(weights * logprobs[rows, targets]).sum()
+        if not smoothing:
+            return loss
+        spread = -(row_weights * logprobs.mean(-1)).sum()
+        return (1 - smoothing) * loss + smoothing * spread
+
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for rows, here in _chunks(hidden, head, entries):
+        arguments = (
+            hidden[rows],
+            entries.rows[here] - rows.start,
+            entries.targets[here],
+            entries.weights[here],
+            entries.row_weights[rows],
+        )
+        total = total + checkpoint(chunk_loss, *arguments, use_reentrant=False)
+    return total
+
+
+def _chunks(hidden: Tensor, head: Head, entries: Entries) -> Iterator[tuple[slice, slice]]:
+    """Runs of rows, each with the entries that belong to it."""
+    vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
+    limit = GPU_CHUNK_LOGITS if hidden.device.type == "cuda" else CPU_CHUNK_LOGITS
+    count = len(hidden)
+    chunks = max(1, -(-count * vocabulary // limit))
+    size = -(-count // chunks)
+    starts = list(range(0, count, size))
+    bounds = torch.searchsorted(entries.rows, torch.tensor([*starts, count], device=entries.rows.device)).tolist()
+    for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True):
+        yield slice(start, min(start + size, count)), slice(first, last)

@@ -1,0 +1,94 @@
+"""The loss of a pack: one forward pass through the model's body, then the head where there is something to predict.
+
+In: a model whose attention takes tree packs (models/tree_attention.py) and a `Tree`. Out: one scalar, equal to the
+loss of the tree's rows computed one by one.
+Knows nothing of trainers or settings.
+
+N nodes, M of them with something to predict, E entries, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitune.data.tree import Tree
+from fitune.models.tree_attention import no_mask
+from fitune.models.tree_layout import TreeLayout, make_layout
+from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy, entry_losses
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """A tree as tensors on the model's device."""
+
+    input_ids: Tensor
+    """1×N token ids."""
+    position_ids: Tensor
+    """1×N depths."""
+    layout: TreeLayout
+    predicting: Tensor
+    """M nodes that predict something, ascending."""
+    entries: Entries
+
+
+def to_pack(tree: Tree, device: torch.device | str) -> Pack:
+    """The tensors of ``tree``."""
+    nodes = torch.from_numpy(tree.target_nodes).to(device)
+    predicting, rows = torch.unique_consecutive(nodes, return_inverse=True)
+    weights = torch.from_numpy(tree.target_weights).to(device, torch.float32)
+    row_weights = torch.zeros(len(predicting), device=device).index_add_(0, rows, weights)
+    layout = make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device)
+    return Pack(
+        input_ids=torch.from_numpy(tree.input_ids).to(device)[None],
+        position_ids=layout.positions[None],
+        layout=layout,
+        predicting=predicting,
+        entries=Entries(rows, torch.from_numpy(tree.target_ids).to(device), weights, row_weights),
+    )
+
+
+def pack_loss(model: Any, pack: Pack, num_items: Tensor | int, label_smoothing: float = 0.0) -> Tensor:
+    """Summed cross entropy of the pack's trained tokens, each row's counted, divided by ``num_items``; fp32.
+
+    Args:
+        model: a causal LM of transformers after `use_tree_attention`, or a PEFT model around one.
+        num_items: trained tokens of the whole optimizer step.
+    """
+    body, head = split_model(model)
+    return chunked_cross_entropy(predicting_states(body, pack), head, pack.entries, label_smoothing) / num_items
+
+
+def pack_losses(model: Any, pack: Pack) -> Tensor:
+    """E cross entropies of the pack's entries, without gradients."""
+    body, head = split_model(model)
+    with torch.no_grad():
+        return entry_losses(predicting_states(body, pack), head, pack.entries)
+
+
+def predicting_states(body: Any, pack: Pack) -> Tensor:
+    """M×H hidden states that something is predicted from."""
+    output = body(
+        input_ids=pack.input_ids,
+        position_ids=pack.position_ids,
+        attention_mask=no_mask(pack.input_ids.device),
+        use_cache=False,
+        tree_layout=pack.layout,
+    )
+    return output.last_hidden_state[0].index_select(0, pack.predicting)
+
+
+def split_model(model: Any) -> tuple[Any, Head]:
+    """Body and head of a causal LM, with what its config says of the logits.
+
+    Models that do something else between body and logits are found out by `self_check`, not here.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = inner.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    head = Head(inner.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+    return getattr(inner, inner.base_model_prefix), head

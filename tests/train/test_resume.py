@@ -1,0 +1,217 @@
+"""A run that was killed, interrupted or left half-written goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import fitune
+from fitune.errors import RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.checkpoints import is_whole, step_of, whole_checkpoints
+from fitune.runs.folder import RunFolder, read_rows
+
+LONG = {"train__epochs": 6, "eval__every_steps": 8, "run__checkpoint_steps": 3, "lora__dropout": 0.1}  # 24 steps
+
+# The child trains; `{before}` may change the code that it runs. Threads as in the parent: sums depend on them.
+CHILD = """
+import os, signal, sys, time
+import torch
+torch.set_num_threads({threads})
+import fitune
+from fitune.runs import checkpoints
+from fitune.train import trainer as rooms
+{before}
+if __name__ == "__main__":
+    sys.exit(fitune.train(fitune.Settings.model_validate_json(sys.argv[1])).exit_code)
+"""
+
+SLOW_STEPS = """
+step = rooms.FituneTrainer.training_step
+rooms.FituneTrainer.training_step = lambda *args, **kwargs: (time.sleep(0.1), step(*args, **kwargs))[1]
+"""
+
+DIE_WHILE_SAVING = """
+mark = checkpoints.mark_whole
+checkpoints.mark_whole = lambda folder: os.kill(os.getpid(), signal.SIGKILL) if folder.name == "checkpoint-9" else mark(folder)
+"""
+
+
+def start(settings, tmp_path, before):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.format(threads=torch.get_num_threads(), before=before))
+    return subprocess.Popen(
+        [sys.executable, str(script), settings.model_dump_json()], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def wait_for_step(child, run, step):
+    """Until the child has logged ``step``; it must still be at work then."""
+    patience = time.monotonic() + 120
+    while max([row["step"] for row in read_rows(run.metrics)], default=0) < step:
+        assert child.poll() is None, f"the child ended early: {child.stderr.read()}"
+        assert time.monotonic() < patience, "the child logs nothing"
+        time.sleep(0.02)
+
+
+def numbers(run):
+    """What must be equal to the last bit: everything logged but times and memory."""
+    exact = ("step", "kind", "loss", "learning_rate", "grad_norm", "epoch", "tokens", "exact_match", "chrf")
+    return [{name: row[name] for name in exact if name in row} for row in read_rows(run.metrics)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Numbers of the whole run, made once."""
+    return {}
+
+
+def expected(uninterrupted, settings_of, tmp_path):
+    if "numbers" not in uninterrupted:
+        result = fitune.train(settings_of(run__name="whole", **LONG))
+        run = RunFolder.open(result.folder)
+        uninterrupted.update(numbers=numbers(run), samples=read_rows(run.samples))
+    return uninterrupted
+
+
+def check_equal(result, uninterrupted):
+    run = RunFolder.open(result.folder)
+    assert numbers(run) == uninterrupted["numbers"]
+    assert read_rows(run.samples) == uninterrupted["samples"]
+    assert result.status == "finished" and (run.adapter / "adapter_model.safetensors").is_file()
+    assert manifests.read(run.manifest)["status"] == "finished"
+
+
+def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, uninterrupted):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    settings = settings_of(**LONG)
+    run = RunFolder(tmp_path / "runs" / "one")
+    child = start(settings, tmp_path, SLOW_STEPS)
+    wait_for_step(child, run, 11)
+    child.kill()
+    child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert manifests.read(run.manifest)["status"] == "running"
+    assert read_rows(run.metrics)[-1]["step"] > step_of(whole_checkpoints(run.checkpoints)[-1])  # steps to take again
+    check_equal(fitune.train(resume=run.path), wanted)
+    assert manifests.read(run.manifest)["resumed"][0]["from_step"] == 9
+
+
+def test_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(tmp_path, settings_of, uninterrupted, capfd):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    settings = settings_of(**LONG)
+    run = RunFolder(tmp_path / "runs" / "one")
+    child = start(settings, tmp_path, DIE_WHILE_SAVING)
+    child.communicate(timeout=180)
+    assert child.returncode == -signal.SIGKILL
+    assert (run.checkpoints / "checkpoint-9").is_dir() and not is_whole(run.checkpoints / "checkpoint-9")
+    check_equal(fitune.train(resume=run.path), wanted)
+    said = capfd.readouterr().err
+    assert "leaving out checkpoint-9" in said and "from step 8" in said  # 8: the best so far, saved as it was measured
+
+
+def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, settings_of, uninterrupted):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    settings = settings_of(**LONG)
+    run = RunFolder(tmp_path / "runs" / "one")
+    child = start(settings, tmp_path, SLOW_STEPS)
+    wait_for_step(child, run, 4)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 130, said
+    stopped = read_rows(run.metrics)[-1]["step"]
+    assert f"continue with: fitune train --resume {run.path}" in said
+    assert step_of(whole_checkpoints(run.checkpoints)[-1]) == stopped < 24
+    assert manifests.read(run.manifest)["status"] == "interrupted"
+    assert not (run.path / "run.lock").exists()
+    check_equal(fitune.train(settings, resume=True), wanted)
+
+
+def test_killed_between_the_last_step_and_the_end_only_the_ending_is_left(tmp_path, settings_of, monkeypatch):
+    from fitune.train import run as story
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(story, "finish", die)
+    with pytest.raises(KeyboardInterrupt):
+        fitune.train(settings_of())
+    monkeypatch.undo()
+    run = RunFolder(tmp_path / "runs" / "one")
+    before = numbers(run)
+    result = fitune.train(resume=run.path)
+    assert result.status == "finished" and result.steps == 4 and numbers(run) == before
+    assert result.before is not None and result.after is not None
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path, settings_of, capfd):
+    fitune.train(settings_of())
+    run = RunFolder(tmp_path / "runs" / "one")
+    wanted, samples = numbers(run), read_rows(run.samples)
+    manifests.update(run.manifest, status="running")
+    shutil.rmtree(run.checkpoints)
+    fitune.train(resume=run.path)
+    assert "no checkpoint yet" in capfd.readouterr().err
+    assert numbers(run) == wanted and read_rows(run.samples) == samples
+
+
+@pytest.fixture
+def stopped(tmp_path, settings_of):
+    """A finished run, made to look stopped."""
+    fitune.train(settings_of(eval__samples=0))
+    run = RunFolder(tmp_path / "runs" / "one")
+    manifests.update(run.manifest, status="interrupted")
+    return run
+
+
+def test_other_settings_are_refused_and_every_difference_named(settings_of, stopped):
+    changed = settings_of(eval__samples=0, lora__rank=8, train__learning_rate=5e-3, run__log_steps=2)
+    with pytest.raises(RunError) as caught:
+        fitune.train(changed, resume=True)
+    words = str(caught.value)
+    assert "lora.rank was 16 and is 8" in words and "train.learning_rate was 0.01 and is 0.005" in words
+    assert "run.log_steps" not in words  # does not matter
+
+
+def test_other_data_are_refused_even_under_the_same_name(settings_of, stopped, backwards):
+    held = backwards.read_text()
+    try:
+        backwards.write_text(held.replace("tac", "tax"))
+        with pytest.raises(RunError, match="the data changed since it began"):
+            fitune.train(resume=stopped.path)
+    finally:
+        backwards.write_text(held)
+
+
+def test_another_base_model_under_the_same_name_is_refused(settings_of, stopped, neox_folder):
+    config = neox_folder / "config.json"
+    held = config.read_text()
+    try:
+        config.write_text(json.dumps({**json.loads(held), "rotary_pct": 0.5}))
+        with pytest.raises(RunError, match="base model's fingerprint changed"):
+            fitune.train(resume=stopped.path)
+    finally:
+        config.write_text(held)
+
+
+def test_a_finished_run_and_a_missing_one_cannot_be_resumed(tmp_path, settings_of, stopped):
+    manifests.update(stopped.manifest, status="finished")
+    with pytest.raises(RunError, match="is finished"):
+        fitune.train(resume=stopped.path)
+    with pytest.raises(RunError, match="holds no run"):
+        fitune.train(resume=tmp_path / "runs" / "two")
+    with pytest.raises(RunError, match="which run"):
+        fitune.train(settings_of(run__name=None), resume=True)
+
+
+def test_a_new_run_does_not_write_over_another(settings_of, stopped):
+    with pytest.raises(RunError, match="holds another run"):
+        fitune.train(settings_of())
