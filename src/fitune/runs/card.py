@@ -1,0 +1,77 @@
+"""README.md of a run's adapter or model: the model card, with the metadata that the hub reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fitune.runs import manifest as manifests
+from fitune.runs.folder import RunFolder
+from fitune.runs.report import changed_settings
+
+
+def write_card(run: RunFolder, saved: Path | None = None) -> Path:
+    """Write the model card into the run's folder and beside the weights; returns the run's."""
+    manifest = manifests.read(run.manifest)
+    text = card_text(run, manifest)
+    run.card.write_text(text, encoding="utf-8")
+    for folder in (run.adapter, run.model):
+        if folder.is_dir():
+            (folder / "README.md").write_text(text, encoding="utf-8")
+    return run.card
+
+
+def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
+    """The card: what it is, what it was trained on, what was measured, how to use it."""
+    model, data = manifest.get("model", {}), manifest.get("data", {})
+    lora = manifest.get("tuning") == "lora"
+    head: dict[str, Any] = {
+        "library_name": "peft" if lora else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["fitune", str(manifest.get("method")), *(["lora"] if lora else [])],
+    }
+    if model.get("kind") == "hub":
+        head["base_model"] = model["name"]
+    results = manifest.get("results", {})
+    before, after = results.get("before") or {}, results.get("after") or {}
+    numbers = [name for name, value in after.items() if isinstance(value, float) and name in before]
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {run.path.name}",
+        "",
+        f"{model.get('name')} fine-tuned with fitune ({manifest.get('method')}, {manifest.get('tuning')}).",
+        "",
+        "## Trained on",
+        "",
+        f"{data.get('train')}: {data.get('train_rows'):,} rows; {data.get('test_rows'):,} held out.",
+        *(f"- `{name}` SHA-256 `{digest}`" for name, digest in data.get("hashes", {}).items()),
+        "",
+        "## Measured on the held-out rows",
+        "",
+    ]
+    if numbers:
+        lines += ["| metric | before | after |", "|---|---|---|"]
+        lines += [f"| {name.replace('_', ' ')} | {before[name]:.4f} | {after[name]:.4f} |" for name in numbers]
+    else:
+        lines += ["No rows were held out."]
+    lines += ["", "## Settings that differ from the defaults", ""]
+    lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run)]
+    lines += ["", "## Use", "", "```sh", f"fitune chat {run.path}", "```", ""]
+    if lora:
+        lines += [
+            "It is a plain PEFT adapter; without fitune:",
+            "",
+            "```python",
+            "from peft import AutoPeftModelForCausalLM",
+            'model = AutoPeftModelForCausalLM.from_pretrained("adapter")',
+            "```",
+            "",
+        ]
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+    lines += ["## Versions", "", versions, ""]
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""report.html: one file with the curves, the before/after table, the settings that differ and the facts of a run.
+
+In: a run folder. Out: HTML that loads nothing from anywhere, for light and dark screens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fitune.config import Settings
+from fitune.runs import manifest as manifests
+from fitune.runs.folder import RunFolder, read_rows
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
+STYLE = """
+:root { color-scheme: light dark; --line: #2563eb; --soft: #8884; --good: #15803d; --text: CanvasText; }
+@media (prefers-color-scheme: dark) { :root { --line: #7aa2ff; --good: #4ade80; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0;
+  border-bottom: 1px solid var(--soft); overflow-wrap: anywhere; } td.number { font-variant-numeric: tabular-nums; }
+mark { background: none; color: var(--good); } figure { display: inline-block; margin: 0 1rem 1rem 0; }
+figcaption { font-weight: 600; } svg text { font: 11px system-ui, sans-serif; fill: var(--text); }
+svg path { fill: none; stroke: var(--line); stroke-width: 1.6; } svg line { stroke: var(--soft); }
+""".strip()
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write report.html of a run, finished or not; returns its path."""
+    manifest = manifests.read(run.manifest)
+    metrics, samples = read_rows(run.metrics), read_rows(run.samples)
+    body = [
+        f"<h1>{escape(run.path.name)}</h1>",
+        f"<p>{escape(_story(manifest))}</p>",
+        *_scores(manifest.get("results", {})),
+        *_curves(metrics),
+        *_samples(samples),
+        "<h2>Settings that differ from the defaults</h2>",
+        _table(("setting", "value"), [(name, json.dumps(value)) for name, value in changed_settings(run)]),
+        "<h2>Facts</h2>",
+        _table(("fact", "value"), list(_flat(manifest))),
+    ]
+    title = escape(run.path.name)
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+    run.report.write_text(page, encoding="utf-8")
+    return run.report
+
+
+def changed_settings(run: RunFolder) -> list[tuple[str, Any]]:
+    """(dotted name, value) of each setting that is not at its default."""
+    given = yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
+    default = dict(_flat(Settings().model_dump(mode="json")))
+    return [(name, value) for name, value in _flat(given) if default.get(name) != value]
+
+
+def curve(points: Sequence[tuple[float, float]], label: str) -> str:
+    """A line chart as inline SVG; points are (step, value)."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    low_x, high_x, low_y, high_y = min(xs), max(xs), min(ys), max(ys)
+    span_x, span_y = (high_x - low_x) or 1, (high_y - low_y) or 1
+
+    def at(x: float, y: float) -> str:
+        across = LEFT + (x - low_x) / span_x * (WIDTH - LEFT - 10)
+        return f"{across:.1f},{10 + (high_y - y) / span_y * (HEIGHT - BOTTOM - 10):.1f}"
+
+    path = "M" + " L".join(at(x, y) for x, y in points)
+    base = HEIGHT - BOTTOM
+    return (
+        f"<figure><figcaption>{escape(label)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{escape(label)}: from '
+        f'{ys[0]:.4g} at step {xs[0]:g} to {ys[-1]:.4g} at step {xs[-1]:g}">'
+        f'<line x1="{LEFT}" y1="{base}" x2="{WIDTH - 10}" y2="{base}"/>'
+        f'<line x1="{LEFT}" y1="10" x2="{LEFT}" y2="{base}"/><path d="{path}"/>'
+        f'<text x="{LEFT - 6}" y="16" text-anchor="end">{high_y:.4g}</text>'
+        f'<text x="{LEFT - 6}" y="{base}" text-anchor="end">{low_y:.4g}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{low_x:g}</text>'
+        f'<text x="{WIDTH - 10}" y="{HEIGHT - 6}" text-anchor="end">step {high_x:g}</text></svg></figure>'
+    )
+
+
+def _story(manifest: dict[str, Any]) -> str:
+    """One sentence: what was done to what, with how many parameters, and how it ended."""
+    share = manifest.get("parameters", {}).get("share")
+    trained = f", {share:.2%} of its parameters trained" if share else ""
+    return (
+        f"{manifest.get('model', {}).get('name')} fine-tuned ({manifest.get('method')}, {manifest.get('tuning')}) on "
+        f"{manifest.get('data', {}).get('train')}{trained}; {manifest.get('status')}, "
+        f"{manifest.get('started')} to {manifest.get('ended') or 'now'}."
+    )
+
+
+def _scores(results: dict[str, Any]) -> list[str]:
+    """Metrics before and after, side by side."""
+    before, after = results.get("before") or {}, results.get("after") or {}
+    names = [name for name in after if isinstance(after[name], float) and name in before]
+    if not names:
+        return []
+    rows = [(name.replace("_", " "), f"{before[name]:.4f}", f"{after[name]:.4f}") for name in names]
+    return ["<h2>Before and after</h2>", _table(("metric", "before", "after"), rows)]
+
+
+def _curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """A chart for each number that was logged at two steps or more."""
+    charts = []
+    for kind, names in (("train", ("loss", "learning_rate", "grad_norm", "tokens_per_second")), ("eval", None)):
+        rows = [row for row in metrics if row.get("kind") == kind]
+        for name in names or sorted({key for row in rows for key in row} - {"step", "kind"}):
+            points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            if len(points) > 1:
+                charts.append(curve(points, f"{kind} {name}".replace("_", " ")))
+    return ["<h2>Curves</h2>", *charts] if charts else []
+
+
+def _samples(samples: Sequence[dict[str, Any]]) -> list[str]:
+    """asked, before, after, wanted; words at their right place stand out."""
+    before = {row["row"]: row["answer"] for row in samples if row["moment"] == "before"}
+    after = [row for row in samples if row["moment"] == "after"]
+    if not after:
+        return []
+    lines = []
+    for row in after:
+        asked = "\n".join(message["content"] for message in row["asked"] if message["role"] != "system")
+        cells = (escape(asked), escape(before.get(row["row"], "")), _marked(row["answer"], row["wanted"]))
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, escape(row["wanted"]))) + "</tr>")
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("asked", "before", "after", "wanted"))
+    return ["<h2>Held-out rows</h2>", f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"]
+
+
+def _marked(answer: str, wanted: str) -> str:
+    """The answer with the words that are right marked."""
+    right = wanted.split()
+    words = []
+    for place, word in enumerate(answer.split()):
+        good = place < len(right) and right[place] == word
+        words.append(f"<mark>{escape(word)}</mark>" if good else escape(word))
+    return " ".join(words)
+
+
+def _table(head: Sequence[str], rows: Sequence[tuple[str, Any]] | Sequence[tuple[str, str, str]]) -> str:
+    """A plain table, everything escaped."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested dicts as dotted names."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        flat += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
+    return flat
