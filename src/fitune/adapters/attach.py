@@ -40,11 +40,12 @@ def lora_config(
     Raises:
         ModelError: a target or a module to save that the model does not have.
     """
-    linear = linear_names(model)
+    if dora and init == "pissa":
+        raise ModelError("lora.init pissa with lora.dora cannot be saved as an adapter over the base; choose one")
     if not isinstance(targets, str):
-        _check_names("lora.targets", targets, linear, "linear layers")
+        _check_names("lora.targets", targets, linear_names(model), "linear layers")
     _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
-    saved = list(modules_to_save) + (norm_names(model) if train_norms else [])
+    ends = {name.split(".")[-1] for name in modules_to_save}
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
@@ -53,10 +54,11 @@ def lora_config(
         bias=cast(Any, bias),
         use_rslora=rslora,
         use_dora=dora,
-        modules_to_save=saved or None,
+        modules_to_save=[*modules_to_save, *(norm_names(model) if train_norms else [])] or None,
         init_lora_weights=INITS[init],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        trainable_token_indices=_token_rows(model, new_token_ids) or None,
+        trainable_token_indices=_token_rows(model, new_token_ids, ends) or None,
+        ensure_weight_tying=_ties(model, ends),
         task_type="CAUSAL_LM",
     )
 
@@ -67,15 +69,51 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     With PiSSA the base is changed as well (it loses its principal part); `save_adapter` turns the result into a
     plain LoRA over the untouched base, for which the initial A and B are kept here.
     """
+    dtype = model.get_input_embeddings().weight.dtype
     adapted = cast(PeftModel, get_peft_model(model, config))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    cast_trained_to_fp32(adapted)
+    compute_in(adapted, dtype)
     if config.init_lora_weights == "pissa":
         adapted.fitune_initial = {  # type: ignore[assignment]
             name: parameter.detach().clone() for name, parameter in adapted.named_parameters() if ".lora_" in name
         }
     return adapted
+
+
+def cast_trained_to_fp32(model: nn.Module) -> None:
+    """fp32 masters of whatever is trained: an update of 1e-5 of a weight is lost in bf16's 8 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
+    """Run every forward of the base under autocast when it holds fp32 norms, biases or modules among 16-bit weights.
+
+    A LoRA layer casts its own input, these do not: without autocast, generation (which nobody wraps) would multiply
+    fp32 by bf16 and fail. In training the Trainer's own autocast lies around it and nothing changes.
+    """
+    mixed = any(
+        parameter.dtype == torch.float32 and ".lora_" not in name and "trainable_tokens" not in name
+        for name, parameter in model.named_parameters()
+    )
+    if dtype == torch.float32 or not mixed:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):  # on a CPU it takes no 16-bit weight with an fp32 bias or input
+            module.float()
+    device, entered = next(model.parameters()).device.type, []
+
+    def enter(*_: Any) -> None:
+        entered.append(torch.autocast(device, dtype=dtype))
+        entered[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    base = model.get_base_model()
+    base.register_forward_pre_hook(enter)
+    base.register_forward_hook(leave, always_call=True)
 
 
 def trained_share(model: nn.Module) -> tuple[int, int]:
@@ -104,13 +142,43 @@ def norm_names(model: nn.Module) -> list[str]:
     return sorted(norms)
 
 
-def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
-    """{embedding module: its trained rows}, the head too when it is not tied to the input embedding."""
-    if not ids:
-        return {}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
-    return {name: list(ids) for name, module in model.named_modules() if any(module is layer for layer in layers)}
+def embedding_names(model: PreTrainedModel) -> list[str]:
+    """Names of the input embedding and of the output head."""
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head shares the input embedding's weight."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _ties(model: PreTrainedModel, in_full: set[str]) -> bool:
+    """Whether a module trained in full shares its weight with another, which must then go on sharing it.
+
+    Raises:
+        ModelError: PEFT cannot keep the two tied, since it knows such an embedding by the name embed_tokens alone.
+    """
+    names = [name.split(".")[-1] for name in embedding_names(model)]
+    shared = _is_tied(model) and sorted(in_full & set(names))
+    if shared and "embed_tokens" not in names:
+        raise ModelError(
+            f"lora.modules_to_save has {', '.join(shared)}, and in this model {' and '.join(names)} are one weight, "
+            "which PEFT cannot train in full and keep shared; leave it out"
+        )
+    return bool(shared)
+
+
+def _token_rows(model: PreTrainedModel, ids: Sequence[int], in_full: set[str]) -> dict[str, list[int]]:
+    """{embedding module: its trained rows}, the head too when it is not tied; less the modules trained `in_full`."""
+    names = [name for name in embedding_names(model) if ids]
+    if _is_tied(model):
+        if in_full & {name.split(".")[-1] for name in names}:
+            return {}
+        embedding = model.get_input_embeddings()
+        names = [name for name in names if model.get_submodule(name) is embedding]
+    return {name: list(ids) for name in names if name.split(".")[-1] not in in_full}
 
 
 def _check_names(setting: str, names: Sequence[str], known: set[str], what: str = "modules") -> None:
@@ -121,10 +189,3 @@ def _check_names(setting: str, names: Sequence[str], known: set[str], what: str 
                 f'{setting} has "{name}", which this model does not have{did_you_mean(name, known)}; '
                 f"its {what} are: {', '.join(sorted(known))}"
             )
-
-
-def cast_trained_to_fp32(model: nn.Module) -> None:
-    """fp32 masters for full fine-tuning: an update of 1e-5 of a weight is lost in bf16's 8 bits."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()

@@ -12,10 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
+from fitune.adapters.attach import compute_in
 from fitune.errors import ModelError
 from fitune.models.load import LoadedBase, add_template_tokens
 from fitune.models.template import Template
@@ -51,7 +53,7 @@ def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "adapter"
-        _save_peft(model, whole, Path(scratch) / "initial")
+        _save_peft(model, whole)
         _name_base(whole, str(facts["base"]["name"]), facts["base"]["revision"])
         tokenizer.chat_template = template.text
         tokenizer.save_pretrained(whole)
@@ -108,10 +110,27 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     if not weights.exists():
         raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters are not loaded")
     try:
-        load_file(weights)
+        tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
-    return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    dtype = base.get_input_embeddings().weight.dtype
+    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    _restore_fp32(model, tensors)
+    compute_in(model, dtype)
+    return model
+
+
+def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back in fp32 what was trained in full: PEFT has rounded it to the base's type on loading."""
+    saved = {name.split(".", 2)[2] for name in tensors if ".lora_" not in name}
+    plain = {name: name.split(".", 2)[2] for name, _ in model.named_parameters()}
+    whole = {name for name, inner in plain.items() if inner.replace(".modules_to_save.default", "") in saved}
+    whole |= {name for name, inner in plain.items() if inner.replace(".base_layer.", ".") in saved}
+    for name, parameter in model.named_parameters():
+        if name in whole and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    if whole:
+        set_peft_model_state_dict(model, tensors)
 
 
 def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: Template) -> None:
@@ -124,26 +143,29 @@ def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: 
         add_template_tokens(base, tokenizer, template)
 
 
-def _save_peft(model: PeftModel, folder: Path, initial: Path) -> None:
-    """PEFT's save; a PiSSA adapter is turned into a LoRA over the untouched base on the way."""
+def _save_peft(model: PeftModel, folder: Path) -> None:
+    """PEFT's save; a PiSSA adapter is turned into a LoRA over the untouched base on the way.
+
+    PiSSA (arXiv 2404.02948, appendix C) trains W_res + s·B·A with W_res = W − s·B0·A0, so over W the same function is
+    W + s·[B, −B0]·[A; A0]: a LoRA of twice the rank.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     first = getattr(model, "fitune_initial", None)
     if first is None:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
         return
-    # PEFT reads the initial adapter from a folder: save the present one, then put the initial values in its place.
-    model.save_pretrained(str(initial), save_embedding_layers=False)
-    path = initial / "adapter_model.safetensors"
+    path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     for name, value in first.items():
-        tensors[name.replace(".default", "")] = value.contiguous()
+        saved = name.replace(".default.", ".")
+        is_a = ".lora_A." in name
+        both = (tensors[saved], (value if is_a else -value).to(tensors[saved]))
+        tensors[saved] = torch.cat(both, dim=0 if is_a else 1).contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
-    config = model.peft_config["default"]
-    before = (config.r, config.lora_alpha, config.init_lora_weights)
-    model.save_pretrained(
-        str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial)
-    )
-    # PEFT doubles the live configuration's rank while it writes; the live model keeps its own.
-    config.r, config.lora_alpha, config.init_lora_weights = before
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    # The scale s stays: alpha / r, or alpha / sqrt(r) when rank-stabilised.
+    config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2
+    config["r"], config["init_lora_weights"] = 2 * config["r"], True
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _name_base(folder: Path, name: str, revision: str | None) -> None:
