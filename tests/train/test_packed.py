@@ -110,8 +110,10 @@ def assert_same(models, rows, packs):
         return
     wanted, got = gradients(plain, expected), gradients(packed, ours)
     assert wanted.keys() == got.keys()
+    # Some gradients are zero in theory (a key's bias shifts all scores alike), and only rounding in both.
+    rounding = 3e-7 * float(torch.stack([gradient.norm() for gradient in wanted.values()]).norm())
     for name, gradient in wanted.items():
-        assert (got[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
+        assert (got[name] - gradient).norm() <= 1e-5 * gradient.norm() + rounding, name
 
 
 def shared_rows():

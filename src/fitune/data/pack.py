@@ -1,0 +1,70 @@
+"""The rows of one optimizer step → packs: trees of a bounded size, no padding.
+
+In: the rows that the sampler drew for a step, in any order. Out: a few `Tree`s that hold each of them once.
+Knows nothing of models. Which rows meet in a step is the sampler's random choice alone, the same with and without
+packing, so losses per step equal those of the padded path and no row is favoured; packing only decides which rows of
+the step share a forward pass, and that changes nothing but speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fitune.data.tree import Row, Tree, build_tree, common_prefix
+
+
+def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[Tree]:
+    """Packs of at most ``max_tokens`` computed tokens, as few and as even as greedy filling makes them.
+
+    Rows are laid in the order of their token ids, where neighbours share the longest prefixes, and cut into packs when
+    the next row's new tokens no longer fit an even share. Without sharing they are laid longest first.
+
+    Args:
+        rows: rows of one optimizer step.
+        max_tokens: limit of a pack in computed tokens; a single longer row gets a pack of its own.
+        share: compute shared prefixes once.
+    """
+    if not rows:
+        return []
+    if not share:
+        return [build_tree(pack, share=False) for pack in _fill_even(rows, max_tokens)]
+    ordered = sorted(rows, key=lambda row: tuple(row.input_ids))
+    total = sum(_fresh_tokens(ordered))
+    fewest = -(-total // max_tokens)
+    even = min(max_tokens, -(-total // fewest) + max(map(len, (row.input_ids for row in ordered))) // 2)
+    packs: list[list[Row]] = [[]]
+    filled = 0
+    for row, fresh in zip(ordered, _fresh_tokens(ordered), strict=True):
+        if packs[-1] and filled + fresh > even:
+            packs.append([])
+            filled = 0
+        # The first row of a pack pays its whole length: what it shares with the pack before is computed again.
+        filled += fresh if packs[-1] else len(row.input_ids)
+        packs[-1].append(row)
+    return [build_tree(pack) for pack in packs]
+
+
+def _fresh_tokens(ordered: Sequence[Row]) -> list[int]:
+    """New tokens that each row of a sorted list brings after its neighbour."""
+    fresh, previous = [], ()
+    for row in ordered:
+        fresh.append(len(row.input_ids) - common_prefix(previous, row.input_ids))
+        previous = row.input_ids
+    return fresh
+
+
+def _fill_even(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    """Longest row first into the emptiest pack that still has room; a new pack where none has."""
+    packs: list[list[Row]] = []
+    filled: list[int] = []
+    fewest = -(-sum(len(row.input_ids) for row in rows) // max_tokens)
+    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
+        length = len(row.input_ids)
+        emptiest = min(range(len(packs)), key=filled.__getitem__, default=None)
+        if len(packs) < fewest or emptiest is None or filled[emptiest] + length > max_tokens:
+            packs.append([row])
+            filled.append(length)
+        else:
+            packs[emptiest].append(row)
+            filled[emptiest] += length
+    return packs

@@ -1,0 +1,134 @@
+"""Rows → one tree: tokens that several rows share as a prefix are kept once.
+
+In: token rows (input_ids, trained, row_number). Out: a frozen `Tree` of numpy arrays.
+Knows nothing of torch, models or attention kernels.
+
+The rows are sorted by their token ids, so each row shares its longest prefix with its neighbour and the nodes come out
+in preorder: a node's number is its entry time, `ends` its exit time, and node q sees node k exactly if
+``k <= q < ends[k]`` (the preorder test of ancestry; Tarjan 1972, and trl #7328 for attention).
+
+A node's depth is the position that its token has in its own rows. Whether a token is trained does not hinder sharing:
+each row that trains it adds 1 to the weight of the loss entry (node before it, token).
+
+N nodes, E loss entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Row(Protocol):
+    """What a row must offer: `fitune.data.render.TokenRow`, or anything like it."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+    @property
+    def trained(self) -> Sequence[bool]: ...
+    @property
+    def row_number(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Rows merged by their shared prefixes, in preorder."""
+
+    input_ids: np.ndarray
+    """N token ids."""
+    positions: np.ndarray
+    """N positions: the depth of each node, 0 at a root."""
+    ends: np.ndarray
+    """N exit times: the nodes below node k, itself included, are k … ends[k] − 1."""
+    paths: tuple[np.ndarray, ...]
+    """For each row that brought new nodes, in preorder: all its nodes from root to end."""
+    owned: tuple[int, ...]
+    """How many nodes at the end of each path were new with it. They are consecutive numbers; all of them sum to N."""
+    target_nodes: np.ndarray
+    """E nodes whose hidden state predicts a trained token, ascending; a node before a branching appears several times."""
+    target_ids: np.ndarray
+    """E token ids to predict."""
+    target_weights: np.ndarray
+    """E counts of rows that train this prediction."""
+    row_numbers: tuple[int, ...]
+    """Numbers of the rows, in the order given."""
+    row_tokens: int
+    """Tokens of the rows when counted one by one."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Tokens that are computed."""
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Trained tokens of the rows when counted one by one."""
+        return int(self.target_weights.sum())
+
+    def visible(self) -> np.ndarray:
+        """The dense mask N×N (query, key), for models and tests that need one."""
+        nodes = np.arange(self.num_nodes)
+        return (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] < self.ends[None, :])
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows share at their start."""
+    shortest = min(len(first), len(second))
+    differ = np.nonzero(np.asarray(first[:shortest]) != np.asarray(second[:shortest]))[0]
+    return int(differ[0]) if len(differ) else shortest
+
+
+def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
+    """The tree of ``rows``.
+
+    Args:
+        rows: at least one row, none of them empty.
+        share: False keeps the rows side by side without merging anything.
+
+    Raises:
+        ValueError: no rows, or an empty one.
+    """
+    if not rows or any(len(row.input_ids) == 0 for row in rows):
+        raise ValueError(f"build_tree got {len(rows)} rows, one of them empty or none at all; leave such rows out")
+    ordered = sorted(rows, key=lambda row: tuple(row.input_ids)) if share else list(rows)
+    paths, owned, ids, positions = [], [], [], []
+    weights: dict[tuple[int, int], int] = {}
+    path, previous = np.empty(0, dtype=np.int64), ()
+    for row in ordered:
+        shared = common_prefix(previous, row.input_ids) if share else 0
+        fresh = len(row.input_ids) - shared
+        path = np.concatenate([path[:shared], np.arange(len(ids), len(ids) + fresh)])
+        if fresh:
+            ids.extend(row.input_ids[shared:])
+            positions.extend(range(shared, len(row.input_ids)))
+            paths.append(path)
+            owned.append(fresh)
+        for index in range(1, len(row.input_ids)):
+            if row.trained[index]:
+                entry = (int(path[index - 1]), int(row.input_ids[index]))
+                weights[entry] = weights.get(entry, 0) + 1
+        previous = row.input_ids
+    entries = sorted(weights)
+    return Tree(
+        input_ids=np.asarray(ids, dtype=np.int64),
+        positions=np.asarray(positions, dtype=np.int64),
+        ends=_exit_times(len(ids), paths),
+        paths=tuple(paths),
+        owned=tuple(owned),
+        target_nodes=np.asarray([node for node, _ in entries], dtype=np.int64),
+        target_ids=np.asarray([token for _, token in entries], dtype=np.int64),
+        target_weights=np.asarray([weights[entry] for entry in entries], dtype=np.int64),
+        row_numbers=tuple(row.row_number for row in rows),
+        row_tokens=sum(len(row.input_ids) for row in rows),
+    )
+
+
+def _exit_times(num_nodes: int, paths: Sequence[np.ndarray]) -> np.ndarray:
+    """Exit time of each node: one past the last node of the last path through it."""
+    ends = np.zeros(num_nodes, dtype=np.int64)
+    for path in paths:
+        ends[path] = path[-1] + 1
+    return ends
