@@ -5,6 +5,10 @@ Colours are off when the stream is not a terminal or NO_COLOR is set (rich decid
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
 from functools import cache
 
 from rich.console import Console
@@ -30,3 +34,18 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """One line about something that may be wrong, and what to do."""
     talk().print(f"warning: {text}", style="yellow", markup=False)
+
+
+def hush_libraries() -> None:
+    """Quieten what libraries say for themselves: fitune says what matters, and a pipe is no place for their bars.
+
+    Called by the command line before a command imports them; a program that uses fitune decides for itself.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses an optional CPU kernel at every import
+    # transformers deprecates a property that PEFT 0.21 still reads; gone when PEFT reads the new one.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")

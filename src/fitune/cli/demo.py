@@ -99,7 +99,7 @@ def _held_out(folder: Path) -> list[dict[str, str]]:
     before = {row["row"]: row for row in samples if row["moment"] == "before"}
     return [
         {
-            "asked": row["asked"][-1]["content"],
+            "asked": row["asked"],
             "before": before[row["row"]]["answer"] if row["row"] in before else "",
             "after": row["answer"],
             "wanted": row["wanted"],

@@ -129,8 +129,7 @@ def _samples(samples: Sequence[dict[str, Any]]) -> list[str]:
         return []
     lines = []
     for row in after:
-        asked = "\n".join(message["content"] for message in row["asked"] if message["role"] != "system")
-        cells = (escape(asked), escape(before.get(row["row"], "")), _marked(row["answer"], row["wanted"]))
+        cells = (escape(row["asked"]), escape(before.get(row["row"], "")), _marked(row["answer"], row["wanted"]))
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, escape(row["wanted"]))) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in ("asked", "before", "after", "wanted"))
     return ["<h2>Held-out rows</h2>", f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"]
