@@ -1,0 +1,148 @@
+"""What decides the memory of a training step, as plain values: the question that the plan answers.
+
+Imports nothing but the standard library: the tracer reads it in other environments too, and a cached answer is
+found without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "fp4"]
+Optimizer = Literal[
+    "adamw", "adamw_foreach", "adamw_loop", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"
+]
+
+QUANTIZED = ("int8", "nf4", "fp4")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "weights": ("fp32", "bf16", "fp16", *QUANTIZED),
+    "compute": ("fp32", "bf16", "fp16"),
+    "tuning": ("lora", "full"),
+    "bias": ("none", "all", "lora_only"),
+    "trained_dtype": ("fp32", "same"),
+    "autocast": ("none", "bf16", "fp16"),
+    "optimizer": (
+        "adamw", "adamw_foreach", "adamw_loop", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"
+    ),
+    "attention": ("eager", "sdpa", "flash_attention_2"),
+    "rows": ("full", "padded", "packed"),
+    "loss": ("labels", "logits"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One training step, its evaluation and its checkpoint. The defaults are fitune's own LoRA run on a GPU.
+
+    Raises:
+        ValueError: a value outside its choices, a size below 1, or a combination that cannot be trained.
+    """
+
+    # ---- the base
+    weights: Weights = "bf16"
+    """How the base weights are stored. int8: LLM.int8 (arXiv 2208.07339); nf4, fp4: QLoRA (arXiv 2305.14314)."""
+    double_quant: bool = True
+    """nf4, fp4: quantize the scales as well."""
+    compute: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type in which 4-bit weights are multiplied, and of what stays unquantized in a quantized model."""
+    kbit_preparation: bool = False
+    """PEFT's prepare_model_for_kbit_training: everything left in 16 bits is lifted to fp32."""
+
+    # ---- what is trained
+    tuning: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    lora_dropout: float = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    train_norms: bool = False
+    dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    new_tokens: int = 0
+    """Embedding rows trained beside the adapter (a chat template's new tokens)."""
+    frozen_layers: int = 0
+    """full: the embeddings and the first so many layers are not trained."""
+    trained_dtype: Literal["fp32", "same"] = "fp32"
+    """Type of what is trained: fp32 masters, or the type that the base is stored in."""
+
+    # ---- the step
+    optimizer: Optimizer = "adamw"
+    """adamw is torch's fused one, Trainer's default on CUDA."""
+    optimizer_step: bool = True
+    """False: a run that ends before its first optimizer step (accumulation longer than the run)."""
+    max_grad_norm: float | None = 1.0
+    gradient_checkpointing: bool = False
+    reentrant: bool = False
+    """The older kind of checkpointing, default before transformers 5."""
+    accumulation: int = 1
+    autocast: Literal["none", "bf16", "fp16"] = "bf16"
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    loss: Literal["labels", "logits"] = "labels"
+    """labels: logits only where there is a label (fitune). logits: all of them, by the model's own loss (others)."""
+
+    # ---- the rows
+    batch: int = 1
+    seq_len: int = 1024
+    """Length of the longest row; a packed row's whole length."""
+    rows: Literal["full", "padded", "packed"] = "full"
+    """full: all of one length, no mask. padded: shorter rows beside the longest. packed: many rows in one."""
+    label_share: float = 1.0
+    """Share of the positions that have a label."""
+
+    # ---- beside the step; 0 leaves a phase out
+    eval_batch: int = 0
+    generate_batch: int = 0
+    prompt_tokens: int = 0
+    new_answer_tokens: int = 0
+    save: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+        for name in ("batch", "seq_len", "rank", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        for name in ("frozen_layers", "eval_batch", "generate_batch", "prompt_tokens", "new_answer_tokens", "new_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 0 or more")
+        if not 0 < self.label_share <= 1:
+            raise ValueError(f"label_share is {self.label_share}; use a share above 0 and up to 1")
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))
+        if self.quantized and self.tuning == "full":
+            raise ValueError(
+                f"weights are {self.weights} and tuning is full: quantized weights cannot be trained; "
+                "use tuning lora, or weights bf16"
+            )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is stored in int8 or 4 bits."""
+        return self.weights in QUANTIZED
+
+    def but(self, **changes: Any) -> Scenario:
+        """The same question with some values changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = asdict(self)
+        for name in ("targets", "modules_to_save"):
+            if not isinstance(values[name], str):
+                values[name] = list(values[name])
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scenario:
+        """The scenario that `to_dict` wrote; unknown names are an error."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"{unknown[0]} is no part of a scenario; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def key(self) -> str:
+        """One line that is equal for equal questions."""
+        return json.dumps(self.to_dict(), sort_keys=True)
