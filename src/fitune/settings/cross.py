@@ -1,0 +1,99 @@
+"""Faults that two settings make together.
+
+In: a whole `Settings`. Out: for each fault the settings that take part and the sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fitune.config import Settings
+from fitune.settings.fields import all_fields
+
+Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown
+
+
+def cross_faults(settings: Settings) -> Iterator[Fault]:
+    """Each fault as (keys, what comes after the first key's place)."""
+    yield from _batch(settings)
+    yield from _loss_on(settings)
+    yield from _evaluation(settings)
+    yield from _ignored(settings)
+    if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
+        yield ("model.attention", "model.device"), "is flash_attention_2, which needs a GPU; use sdpa on the CPU"
+    if settings.run.name is not None and (set(settings.run.name) & set("/\\") or settings.run.name in (".", "..")):
+        yield ("run.name",), f'is "{settings.run.name}"; use one folder name without slashes, and set run.folder'
+    if settings.lora.targets == []:
+        yield ("lora.targets",), "is an empty list; use all-linear, or name modules such as [q_proj, v_proj]"
+
+
+def _batch(settings: Settings) -> Iterator[Fault]:
+    whole, micro = settings.train.batch_size, settings.train.micro_batch_size
+    if micro is not None and whole % micro:
+        divisors = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
+        yield (
+            ("train.micro_batch_size", "train.batch_size"),
+            f"is {micro}, which does not divide train.batch_size {whole}; use one of {divisors}",
+        )
+
+
+def _loss_on(settings: Settings) -> Iterator[Fault]:
+    loss_on, template = settings.data.loss_on, settings.data.response_template
+    if loss_on == "response_template" and template is None:
+        yield (
+            ("data.loss_on", "data.response_template"),
+            'is response_template, and data.response_template is null; set it, for example "### Response:"',
+        )
+    if template is not None and loss_on != "response_template":
+        yield (
+            ("data.response_template", "data.loss_on"),
+            f"is set, and data.loss_on is {loss_on}; set data.loss_on to response_template, or remove this",
+        )
+    if settings.method == "lm" and loss_on not in ("auto", "all"):
+        yield (
+            ("data.loss_on", "method"),
+            f"is {loss_on}, and method lm trains on all tokens; use all, or method sft",
+        )
+
+
+def _evaluation(settings: Settings) -> Iterator[Fault]:
+    metric, held_out = settings.eval.best_metric, settings.data.test is not None or settings.data.test_share > 0
+    if metric != "loss" and settings.eval.samples == 0:
+        yield (
+            ("eval.best_metric", "eval.samples"),
+            f"is {metric}, which needs generated answers, and eval.samples is 0; use samples of 1 or more, or loss",
+        )
+    if not held_out:
+        for key, name in (("eval.patience", "patience"), ("eval.every_steps", "every_steps")):
+            if getattr(settings.eval, name) is not None:
+                yield (
+                    (key, "data.test_share", "data.test"),
+                    "is set, and there are no held-out rows (data.test is null, data.test_share 0); hold some out",
+                )
+        if metric != "loss":
+            yield (
+                ("eval.best_metric", "data.test_share", "data.test"),
+                f"is {metric}, and there are no held-out rows (data.test is null, data.test_share 0); hold some out",
+            )
+
+
+def _ignored(settings: Settings) -> Iterator[Fault]:
+    """Settings that would be ignored: set to something else than their default where nothing reads them."""
+    if settings.train.tuning == "full":
+        for key, field in all_fields().items():
+            if field.section == "lora" and _value(settings, key) != field.default:
+                yield (key, "train.tuning"), "is set, and train.tuning is full, which has no adapters; remove it"
+    if settings.data.test is not None and settings.data.test_share != all_fields()["data.test_share"].default:
+        yield (
+            ("data.test_share", "data.test"),
+            "is set, and data.test names the held-out rows; remove one of the two",
+        )
+    sources = settings.data.train, settings.data.test or ""
+    if settings.data.hub_split != "train" and not any(source.startswith("hub:") for source in sources):
+        yield ("data.hub_split", "data.train", "data.test"), "is set, and no data comes from the hub; remove it"
+
+
+def _value(settings: Settings, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(settings, section), name)

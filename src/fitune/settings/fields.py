@@ -1,0 +1,147 @@
+"""The settings one by one, as the YAML file, the flags, the faults and the documents need them.
+
+In: the pydantic model of fitune.config. Out: `all_fields()`, dotted key → `Field`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fitune.config import Settings
+
+FREE = "trainer"  # the one section whose keys are not ours
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting. ``kinds`` holds its types without Literal and null, ``choices`` the words it may be."""
+
+    key: str
+    default: Any
+    doc: str
+    kinds: tuple[type, ...]
+    choices: tuple[str, ...]
+    item_choices: tuple[str, ...]
+    nullable: bool
+    lower: float | None
+    lower_open: bool
+    upper: float | None
+    upper_open: bool
+
+    @property
+    def section(self) -> str:
+        """The part before the dot; empty for a setting at the top."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """The part after the dot."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def range(self) -> str:
+        """``above 0``, ``0 to 1``, ``1 or more``, or empty."""
+        if self.lower is None:
+            return ""
+        whole = int in self.kinds
+        if self.upper is not None:
+            below = " (1 itself not)" if self.upper_open else ""
+            return f"{self.lower:g} to {self.upper:g}{below}"
+        if self.lower_open:
+            return f"{self.lower + 1:g} or more" if whole else f"above {self.lower:g}"
+        return f"{self.lower:g} or more"
+
+    @property
+    def kind(self) -> str:
+        """What may be written, in words: ``a whole number, 1 or more, or null``."""
+        words = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        names = {
+            bool: "true or false", int: "a whole number", float: "a number", str: "text",
+            list: "a list", dict: "a mapping",
+        }  # fmt: skip
+        words += [names[kind] for kind in self.kinds]
+        if self.item_choices:
+            words[-1] = f"a list out of {', '.join(self.item_choices)}"
+        if self.range:
+            words[-1] += f", {self.range}"
+        if self.nullable:
+            words.append("null")
+        return ", or ".join(words)
+
+
+@cache
+def all_fields() -> dict[str, Field]:
+    """Every setting by its dotted key, in the order of the sections; ``trainer`` is not among them."""
+    top = [field for field in _walk(Settings, "") if "." not in field.key]
+    return {field.key: field for field in [*top, *(field for field in _walk(Settings, "") if "." in field.key)]}
+
+
+@cache
+def sections() -> dict[str, str]:
+    """Section → what it is about."""
+    found = {}
+    for name, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found[name] = (info.annotation.__doc__ or "").strip()
+    found[FREE] = Settings.model_fields[FREE].description or ""
+    return found
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[Field]:
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _walk(kind, f"{prefix}{name}.")
+        elif prefix or name != FREE:
+            yield _field(f"{prefix}{name}", info)
+
+
+def _field(key: str, info: FieldInfo) -> Field:
+    kinds: list[type] = []
+    choices: list[str] = []
+    items: list[str] = []
+    bounds: dict[str, float] = {}
+    nullable = False
+    pending = [(info.annotation, tuple(info.metadata))]
+    while pending:
+        annotation, metadata = pending.pop(0)
+        for part in metadata:
+            for inner in getattr(part, "metadata", [part]):
+                bounds |= {name: getattr(inner, name) for name in ("gt", "ge", "lt", "le") if hasattr(inner, name)}
+        origin, inside = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            pending.insert(0, (inside[0], inside[1:]))
+        elif origin in (Union, types.UnionType):
+            pending[:0] = [(part, ()) for part in inside]
+        elif origin is Literal:
+            choices += inside
+        elif annotation is type(None):
+            nullable = True
+        elif origin in (list, dict):
+            kinds.append(origin)
+            if get_origin(inside[0]) is Literal:
+                items += get_args(inside[0])
+        elif isinstance(annotation, type):
+            kinds.append(annotation)
+        else:
+            raise TypeError(f"{key}: no rule for the annotation {annotation!r}")
+    return Field(
+        key=key,
+        default=info.get_default(call_default_factory=True),
+        doc=" ".join((info.description or "").split()),
+        kinds=tuple(kinds),
+        choices=tuple(choices),
+        item_choices=tuple(items),
+        nullable=nullable,
+        lower=bounds.get("gt", bounds.get("ge")),
+        lower_open="gt" in bounds,
+        upper=bounds.get("lt", bounds.get("le")),
+        upper_open="lt" in bounds,
+    )

@@ -1,0 +1,113 @@
+"""A key that is no setting → the nearest thing that is one.
+
+In: an unknown dotted key. Out: the remedy, as the end of a fault: misspelt, in another section, or another tool's name.
+"""
+
+from __future__ import annotations
+
+from fitune.errors import did_you_mean
+from fitune.settings.fields import all_fields, sections
+
+# Names that people bring from transformers, peft, trl, axolotl, unsloth, llama-factory → ours.
+ELSEWHERE = {
+    "lr": "train.learning_rate",
+    "base_model": "model.name",
+    "model": "model.name",
+    "model_id": "model.name",
+    "model_name": "model.name",
+    "model_name_or_path": "model.name",
+    "tokenizer": "model.name",
+    "torch_dtype": "model.precision",
+    "dtype": "model.precision",
+    "bf16": "model.precision",
+    "fp16": "model.precision",
+    "load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+    "attn_implementation": "model.attention",
+    "flash_attention": "model.attention",
+    "use_cpu": "model.device",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_name": "data.train",
+    "train_file": "data.train",
+    "eval_dataset": "data.test",
+    "validation_file": "data.test",
+    "val_set_size": "data.test_share",
+    "test_size": "data.test_share",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "block_size": "data.max_length",
+    "completion_only_loss": "data.loss_on",
+    "assistant_only_loss": "data.loss_on",
+    "train_on_inputs": "data.loss_on",
+    "system_prompt": "data.system",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "target_modules": "lora.targets",
+    "lora_target": "lora.targets",
+    "lora_target_modules": "lora.targets",
+    "use_rslora": "lora.rslora",
+    "use_dora": "lora.dora",
+    "init_lora_weights": "lora.init",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "iters": "train.max_steps",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "per_device_eval_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "effective_batch_size": "train.batch_size",
+    "lr_scheduler_type": "train.schedule",
+    "lr_scheduler": "train.schedule",
+    "warmup_ratio": "train.warmup_share",
+    "warmup_steps": "train.warmup_share",
+    "optim": "train.optimizer",
+    "wd": "train.weight_decay",
+    "grad_clip": "train.max_grad_norm",
+    "activation_checkpointing": "train.gradient_checkpointing",
+    "use_gradient_checkpointing": "train.gradient_checkpointing",
+    "random_state": "train.seed",
+    "eval_steps": "eval.every_steps",
+    "eval_strategy": "eval.every_steps",
+    "metric_for_best_model": "eval.best_metric",
+    "early_stopping_patience": "eval.patience",
+    "max_tokens": "eval.max_new_tokens",
+    "output_dir": "run.folder",
+    "run_name": "run.name",
+    "save_steps": "run.checkpoint_steps",
+    "save_total_limit": "run.keep_checkpoints",
+    "logging_steps": "run.log_steps",
+}
+
+
+def remedy(key: str) -> str:
+    """What to write instead of an unknown key."""
+    section, _, name = key.rpartition(".")
+    name = name.replace("-", "_")
+    same_name = [field.key for field in all_fields().values() if field.name == name and field.key != key]
+    if name in ELSEWHERE and ELSEWHERE[name] != key:
+        return f"is not a setting; fitune calls it {ELSEWHERE[name]}"
+    if same_name:
+        return f"is not a setting; write {' or '.join(same_name)}"
+    near_section = did_you_mean(section, sections()) if section else ""
+    if section and section not in sections():
+        return f"is not a setting: there is no section {section}{near_section or _known_sections()}"
+    inside = [field.name for field in all_fields().values() if field.section == section]
+    if not section:
+        inside += list(sections())
+    near = did_you_mean(name, inside)
+    if not near:
+        whole = {field.name: field.key for field in all_fields().values()}
+        far = did_you_mean(name, whole)
+        near = f' (did you mean "{whole[far.split(chr(34))[1]]}"?)' if far else ""
+    if near:
+        return f"is not a setting{near}"
+    return f"is not a setting; {section or 'the top of a file'} knows {', '.join(inside)}"
+
+
+def _known_sections() -> str:
+    return f"; sections: {', '.join(sections())}"
