@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fitune.errors import ModelError, did_you_mean
+from fitune.models.load import input_weight
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
 INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "debug": False}
@@ -69,7 +70,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     With PiSSA the base is changed as well (it loses its principal part); `save_adapter` turns the result into a
     plain LoRA over the untouched base, for which the initial A and B are kept here.
     """
-    dtype = model.get_input_embeddings().weight.dtype
+    dtype = input_weight(model).dtype
     adapted = cast(PeftModel, get_peft_model(model, config))
     cast_trained_to_fp32(adapted)
     compute_in(adapted, dtype)
@@ -151,7 +152,7 @@ def embedding_names(model: PreTrainedModel) -> list[str]:
 def _is_tied(model: PreTrainedModel) -> bool:
     """Whether the head shares the input embedding's weight."""
     head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
+    return head is not None and head.weight is input_weight(model)
 
 
 def _ties(model: PreTrainedModel, in_full: set[str]) -> bool:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from fitune.adapters.attach import compute_in
 from fitune.errors import ModelError
-from fitune.models.load import LoadedBase, add_template_tokens
+from fitune.models.load import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template
 
 FACTS = "fitune.json"
@@ -33,7 +33,7 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         "model_type": config.model_type,
         "hidden_size": getattr(config, "hidden_size", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
-        "embedding_rows": base.model.get_input_embeddings().weight.shape[0],
+        "embedding_rows": input_weight(base.model).shape[0],
         "template": {
             "origin": base.template.origin,
             "end_of_turn": base.template.end_of_turn,
@@ -98,7 +98,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
         "model_type": config.model_type,
         "hidden_size": getattr(config, "hidden_size", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
-        "embedding_rows": base.get_input_embeddings().weight.shape[0],
+        "embedding_rows": input_weight(base).shape[0],
     }
     for key, value in found.items():
         if facts.get(key) not in (None, value):
@@ -113,7 +113,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
         tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
-    dtype = base.get_input_embeddings().weight.dtype
+    dtype = input_weight(base).dtype
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
     _restore_fp32(model, tensors)
     compute_in(model, dtype)
@@ -137,7 +137,7 @@ def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: 
     """Give a fresh base the embedding rows that the adapter's template tokens had in training."""
     if facts.get("template", {}).get("added_tokens"):
         rows = facts["embedding_rows"]
-        if base.get_input_embeddings().weight.shape[0] < rows:
+        if input_weight(base).shape[0] < rows:
             base.resize_token_embeddings(rows, mean_resizing=False)
     else:
         add_template_tokens(base, tokenizer, template)

@@ -29,12 +29,15 @@ def check_gguf(path: Path) -> None:
         raise ModelError(f"{path} holds no tensors; download it again")
 
 
-def load_dense(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_dense(path: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The file's model with every weight unpacked; a packed one can be neither trained nor saved."""
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        str(path.parent),
+        gguf_file=path.name,
+        dtype=dtype,
+        attn_implementation=attention,
+        quantization_config=GgufConfig(dequantize=True),
     )
-    return model
 
 
 def load_gguf_tokenizer(path: Path):

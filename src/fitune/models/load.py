@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -69,9 +71,8 @@ def load_base(
     config = load_config(source, trust_remote_code)
     try:
         if source.gguf_file:
-            from pathlib import Path
-
-            model = load_dense(Path(source.path) / source.gguf_file, precision.dtype)
+            path = Path(source.path) / source.gguf_file
+            model = load_dense(path, precision.dtype, attention_name(attention))
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 source.path,
@@ -93,7 +94,7 @@ def load_base(
     if new_ids:
         notes.append(f"tokens {', '.join(template.added_tokens)} added; of the embeddings only their rows are trained")
     tokenizer.chat_template = template.text
-    model.to(hardware.device)
+    cast(Any, model).to(hardware.device)
     model.config.use_cache = True
     stops = stop_ids(tokenizer, model.generation_config, template)
     if model.generation_config is not None:
@@ -105,8 +106,8 @@ def load_base(
 def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -> tuple[int, ...]:
     """Add the template's missing special tokens; grow the embeddings when no spare row is there.
 
-    Many models keep more rows than tokens (Pythia: 50,304 rows, 50,254 tokens), and then nothing grows. A new row
-    starts at the mean of the others, with transformers' own initialisation of new rows for grown ones.
+    Many models keep more rows than tokens (Pythia: 50,304 rows, 50,277 tokens), and then nothing grows. A new row
+    starts at the mean of the old ones, which needs no random numbers: a resumed run begins with the same rows.
     """
     if not template.added_tokens:
         return ()
@@ -114,16 +115,19 @@ def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -
         {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
     )
     ids = tuple(tokenizer.convert_tokens_to_ids(list(template.added_tokens)))
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = input_weight(model).shape[0]
     if max(ids) >= rows:
-        model.resize_token_embeddings(max(ids) + 1, mean_resizing=True)
-    else:
-        with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                if layer is not None:
-                    mean = layer.weight[: min(ids)].float().mean(0)
-                    layer.weight[list(ids)] = mean.to(layer.weight.dtype)
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for parameter in layer.parameters() if layer is not None else ():
+                parameter[list(ids)] = parameter[: min(ids)].float().mean(0).to(parameter.dtype)
     return ids
+
+
+def input_weight(model: PreTrainedModel) -> torch.Tensor:
+    """The input embedding's weight, (rows, hidden size)."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight)
 
 
 def build_on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str = "auto") -> PreTrainedModel:

@@ -6,9 +6,12 @@ stopping; the pad id set here only fills the rectangle.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoTokenizer
 
-from fitune.errors import ModelError
+from fitune.errors import ModelError, did_you_mean
+from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
 
@@ -52,9 +55,11 @@ def unreachable(source: ModelSource, what: str, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if source.kind != "hub":
         return f"the {what} in {source.name} cannot be loaded: {first}"
+    folders = [entry.name for entry in Path.cwd().iterdir() if (entry / "config.json").exists()]
+    hint = did_you_mean(source.name, [*BUILTIN, *folders])
     at = f" at revision {source.revision}" if source.revision else ""
     return (
-        f'the {what} of hub model "{source.name}"{at} cannot be loaded: {first}. '
+        f'the {what} of hub model "{source.name}"{at} cannot be loaded{hint}: {first}. '
         "Check the name and the network (a gated model needs `hf auth login`), or download it "
         "elsewhere and name the folder in model.name"
     )
