@@ -49,7 +49,7 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
         "## Trained on",
         "",
         f"{data.get('train')}: {data.get('train_rows'):,} rows; {data.get('test_rows'):,} held out.",
-        *(f"- `{name}` SHA-256 `{digest}`" for name, digest in data.get("hashes", {}).items()),
+        *(f"- `{name}` SHA-256 or origin: `{digest}`" for name, digest in data.get("hashes", {}).items()),
         "",
         "## Measured on the held-out rows",
         "",

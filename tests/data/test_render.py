@@ -1,0 +1,146 @@
+"""The mask is the answer and its end token, whatever the template; references are the answers themselves."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from fitune.data.render import Renderer
+from fitune.data.rows import Example
+from fitune.data.show import show_row, trained_text
+from fitune.errors import DataError
+
+# Short templates in the manner of the families named, each with its own trap.
+TEMPLATES = {
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "strips": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "default system": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    # Llama 2: the blank before the answer is not part of the generation prompt, and merges with the first word.
+    "inst": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} <|im_end|>{% endif %}{% endfor %}",
+    "strict roles": "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    # Qwen 3 drops the reasoning of all but the last answer.
+    "rewrites": "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama):
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def renderer_of(tokenizer, name: str) -> Renderer:
+    return Renderer(tokenizer, TEMPLATES[name], (tokenizer.eos_token_id,))
+
+
+def talk(*contents: str) -> Example:
+    roles = ("user", "assistant")
+    turns = tuple({"role": roles[index % 2], "content": text} for index, text in enumerate(contents))
+    return Example(turns, None, 1)
+
+
+def trained(renderer: Renderer, example: Example, loss_on: str, marker: str | None = None) -> str:
+    (row,) = renderer.tokenize([renderer.render(example, loss_on, marker)])
+    return trained_text(row, renderer.tokenizer)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_answer_and_its_end_token_are_trained_and_nothing_else(tokenizer, name: str):
+    renderer = renderer_of(tokenizer, name)
+    assert trained(renderer, talk("pig", "igpay"), "completion").replace(" ", "") == "igpay<|im_end|>"
+    both = trained(renderer, talk("pig", "igpay", "eat", "eatway"), "assistant").replace(" ", "")
+    assert both == "igpay<|im_end|>eatway<|im_end|>"
+    last = trained(renderer, talk("pig", "igpay", "eat", "eatway"), "last_assistant").replace(" ", "")
+    assert last == "eatway<|im_end|>"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=st.text(max_size=30), answer=st.text(max_size=30))
+def test_any_text_is_trained_whole(tokenizer, prompt: str, answer: str):
+    renderer = renderer_of(tokenizer, "chatml")
+    specials = ("<|im_start|>", "<|im_end|>")
+    # Without the special tokens the answer must come back to the letter: bytes are never lost at a boundary.
+    got = trained(renderer, talk(prompt, answer), "completion")
+    assert got == answer + specials[1]
+
+
+def test_an_answer_that_repeats_the_prompt_is_found_at_its_own_place(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    example = talk("igpay", "igpay", "igpay", "igpay")
+    spans = renderer.render(example, "assistant").spans
+    assert [renderer.render(example, "assistant").text[a:b] for a, b in spans] == ["igpay<|im_end|>"] * 2
+    assert spans[0] != spans[1]
+
+
+def test_pad_equal_to_end_does_not_unteach_stopping(tokenizer):
+    from fitune.data.collate import pad_collate
+
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    renderer = renderer_of(tokenizer, "chatml")
+    rows = list(renderer.tokenize([renderer.render(talk("a", text), "completion") for text in ("b", "b " * 20)]))
+    labels = pad_collate(rows, tokenizer.pad_token_id)["labels"]
+    assert (labels == tokenizer.eos_token_id).sum(1).tolist() == [1, 1]
+
+
+def test_training_tokens_begin_with_the_tokens_of_chat(tokenizer):
+    renderer = renderer_of(tokenizer, "default system")
+    example = talk("pig", "igpay")
+    (row,) = renderer.tokenize([renderer.render(example, "completion")])
+    prompt = renderer.prompt_ids(list(example.messages or ())[:1])
+    assert list(row.input_ids[: len(prompt)]) == prompt
+    assert not any(row.trained[: len(prompt)]) and row.trained[len(prompt)]
+
+
+def test_response_template_trains_what_follows_each_marker(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    marker = "<|im_start|>assistant\n"
+    got = trained(renderer, talk("pig", "igpay", "eat", "eatway"), "response_template", marker)
+    assert got == "igpay<|im_end|>eatway<|im_end|>"
+    assert trained(renderer, talk("pig", "igpay"), "response_template", "### Response:") == ""
+
+
+def test_all_trains_every_token_and_plain_text_ends_with_the_end_token(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    assert trained(renderer, talk("pig", "igpay"), "all") == renderer.text_of(talk("pig", "igpay").messages or ())
+    assert trained(renderer, Example(None, "the pig", 1), "all") == "the pig" + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("template", ["gemma"])
+def test_bos_stands_exactly_once_in_chat_and_in_plain_text(tiny_model, template: str):
+    specials = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    folder = tiny_model("gemma", template=template, specials=specials, adds_bos=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    renderer = Renderer(tokenizer, tokenizer.chat_template, tuple(tokenizer.convert_tokens_to_ids(["<end_of_turn>"])))
+    for example in (talk("pig", "igpay"), Example(None, "the pig", 1)):
+        (row,) = renderer.tokenize([renderer.render(example, "completion")])
+        assert row.input_ids.count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
+    assert renderer.prompt_ids([{"role": "user", "content": "x"}]).count(tokenizer.bos_token_id) == 1
+    assert trained(renderer, talk("pig", " igpay "), "completion") == "igpay<end_of_turn>"
+
+
+def test_what_the_template_refuses_or_hides_is_an_error_that_says_so(tokenizer):
+    with pytest.raises(DataError, match=r"refuses a conversation of user, user, assistant: roles must alternate"):
+        turns = ({"role": "user", "content": "a"},) * 2 + ({"role": "assistant", "content": "b"},)
+        renderer_of(tokenizer, "strict roles").render(Example(turns, None, 1), "assistant")
+    hides = talk("pig", "<think>x</think>igpay", "eat", "eatway")
+    with pytest.raises(DataError, match="row 1: the chat template does not show answer 2 as it is"):
+        renderer_of(tokenizer, "rewrites").render(hides, "assistant")
+    assert trained(renderer_of(tokenizer, "rewrites"), hides, "last_assistant") == "eatway<|im_end|>"
+
+
+def test_show_makes_every_trained_token_visible(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    (row,) = renderer.tokenize([renderer.render(talk("pig", "ig pay"), "completion")])
+    plain = show_row(row, tokenizer, colour=False).plain
+    assert "[<|im_end|>]" in plain and "·" in plain and "↵" in plain
+    coloured = show_row(row, tokenizer, colour=True)
+    assert any(str(span.style) == "green" for span in coloured.spans)
