@@ -131,5 +131,3 @@ def _shown(node: yaml.Node) -> str:
 def _neighbours(path: Path) -> str:
     near = sorted(entry.name for entry in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     return f"; YAML files in {path.parent}: {', '.join(near[:8])}" if near else "; check the path"
-
-

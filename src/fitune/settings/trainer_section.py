@@ -5,6 +5,7 @@ In: name → value. Out: name → value in the field's type, or faults. Imports 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -140,10 +141,8 @@ def _fit(kind: Any, value: Any, is_text: bool) -> Any:
         if "," in value:
             tries.append([part.strip() for part in value.split(",")])
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             tries.insert(0, float(value))
-        except ValueError:
-            pass
         if is_text and value.lstrip("-").isdigit():
             tries.insert(0, int(value))
     for candidate in tries:

@@ -133,4 +133,8 @@ def _advice(field: Field, value: Any) -> str:
 
 def _example(field: Field) -> str:
     value = EXAMPLES.get(field.key, field.default)
-    return "" if value is None or value in ([], {}) else f", for example {value if isinstance(value, str) else shown(value)}"
+    return (
+        ""
+        if value is None or value in ([], {})
+        else f", for example {value if isinstance(value, str) else shown(value)}"
+    )

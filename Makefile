@@ -1,0 +1,49 @@
+# Needs git, Python 3.11 or newer with venv and pip, and make. Everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+# --universal: one lock for every platform. No index is written into the locks: yours is used.
+COMPILE := $(UV) pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11
+# Each test process gets one thread, or two processes would fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2
+
+.PHONY: demo install dev test test-slow check docs lock
+
+demo: install
+	$(BIN)/fitune demo
+
+install: .venv/.run
+dev: .venv/.dev
+
+test: dev
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: dev
+	$(PYTEST) -m "slow and not gpu"
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m fitune.settings.documents --check
+
+docs: dev
+	$(BIN)/python -m fitune.settings.documents
+
+lock: $(UV)
+	$(COMPILE) pyproject.toml -o locks/run.txt
+	$(COMPILE) -c locks/run.txt pyproject.toml --group dev -o locks/dev.txt
+
+$(UV):
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+
+.venv/.run: locks/run.txt pyproject.toml | $(UV)
+	$(UV) pip install -q --python $(BIN)/python --require-hashes -r locks/run.txt
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@
+
+.venv/.dev: locks/dev.txt pyproject.toml | $(UV)
+	$(UV) pip install -q --python $(BIN)/python --require-hashes -r locks/dev.txt
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	touch $@

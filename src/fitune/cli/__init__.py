@@ -1,0 +1,84 @@
+"""The command `fitune`: one thin file a command, imported when it is called, so that `--help` answers at once.
+
+In: words on the command line. Out: an exit status: 0 done, 1 an error of fitune (printed without traceback), 2 wrong
+usage, 130 after Ctrl-C. Knows no work: each command calls one room.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import click
+
+from fitune.errors import FituneError, did_you_mean
+
+# name → (module:function, one line of help). The order is that of a first day with fitune.
+COMMANDS = {
+    "demo": ("fitune.cli.demo:demo", "Teach the built-in model Pig Latin on this machine, in minutes."),
+    "train": ("fitune.cli.train:train", "Fine-tune a model, or --resume a run."),
+    "chat": ("fitune.cli.chat:chat", "Talk to a run or a model."),
+    "generate": ("fitune.cli.generate:generate", "Answer prompts; --top N shows the likeliest next tokens."),
+    "evaluate": ("fitune.cli.evaluate:evaluate", "Measure a run or a model on a data set."),
+    "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
+    "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
+    "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
+    "settings": ("fitune.cli.settings:settings", "Every setting: schema, reference page, commented example."),
+}
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class LazyGroup(click.Group):
+    """Commands by name; a command's module is imported when it runs, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, (target, _) in COMMANDS.items() if find_spec(target.partition(":")[0])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        return getattr(import_module(module), function)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            near = did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(f'there is no command "{args[0]}"{near}', ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings=HELP)
+@click.version_option(package_name="fitune")
+def cli() -> None:
+    """Fine-tune the largest open LLM that fits your hardware.
+
+    \b
+    fitune demo                              a first fine-tune, on any machine
+    fitune data check my.jsonl               what would be trained
+    fitune train --data.train my.jsonl       train on it
+    """
+
+
+def main() -> None:
+    """Entry point of the command `fitune`."""
+    try:
+        status = cli.main(prog_name="fitune", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; `fitune runs list` names unfinished runs, `fitune train --resume RUN` goes on", err=True)
+        status = 130
+    except FituneError as error:
+        click.echo(f"error: {error}", err=True)
+        status = 1
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has gone; Python would complain again when it flushes stdout at exit.
+        sys.stderr.close()
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,173 @@
+"""`fitune data`: look at a data set as training will see it; split one; make one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fitune.cli.flags import SettingsCommand
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def data() -> None:
+    """Show, check, split and make data sets.
+
+    \b
+    fitune data check my.jsonl
+    """
+
+
+@data.command(cls=SettingsCommand)
+@click.argument("source", metavar="FILE|RECIPE.yaml")
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
+@JSON
+@click.pass_context
+def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
+    """Rows with every token and its label; trained tokens are green, or in [ ] without colour.
+
+    \b
+    fitune data show my.jsonl --model.name HuggingFaceTB/SmolLM2-360M-Instruct
+    """
+    from fitune.console import results
+    from fitune.data.prepare import load_examples, loss_target
+    from fitune.data.show import label_rows, show_row
+
+    settings = _settings(source, ctx.meta["settings"])
+    renderer, _ = _renderer(settings)
+    options = _options(settings)
+    _, form, examples = load_examples(settings.data.train, renderer, options)
+    target = loss_target(options, form)
+    rendered = [renderer.render(example, target, options.response_template) for example in examples[:rows]]
+    tokens = list(renderer.tokenize(rendered))
+    if as_json:
+        found = [{"row": row.row_number, "tokens": label_rows(row, renderer.tokenizer)} for row in tokens]
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for row in tokens:
+        results().print(show_row(row, renderer.tokenizer, results().color_system is not None))
+        results().print()
+
+
+@data.command(cls=SettingsCommand)
+@click.argument("source", metavar="FILE|RECIPE.yaml")
+@JSON
+@click.pass_context
+def check(ctx: click.Context, source: str, as_json: bool) -> None:
+    """What would be trained, and what is wrong: the check that every training starts with.
+
+    \b
+    fitune data check my.jsonl --data.max_length 1024
+    """
+    from fitune.console import results, warn
+    from fitune.errors import DataError
+    from fitune.train.ready import read_data
+
+    settings = _settings(source, ctx.meta["settings"])
+    renderer, config = _renderer(settings)
+    try:
+        prepared = read_data(settings, config, renderer)
+    except DataError as error:
+        if as_json:
+            click.echo(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False, indent=2))
+        raise
+    reports = {"train": prepared.train_report, "test": prepared.test_report}
+    if as_json:
+        found: dict[str, Any] = {name: report.to_dict() for name, report in reports.items() if report}
+        click.echo(json.dumps({"ok": True, **found}, ensure_ascii=False, indent=2))
+        return
+    for name, report in reports.items():
+        if report is not None:
+            results().print(f"{name}: {report.name}", markup=False)
+            for line in report.lines():
+                results().print(f"  {line}", markup=False)
+    for text in prepared.warnings:
+        warn(text)
+
+
+@data.command()
+@click.argument("file", type=click.Path())
+@click.option("--test", "share", type=float, default=0.1, show_default=True, help="Share of the rows to hold out.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the choice.")
+@click.option("--out-train", type=click.Path(), help="File of the training rows.  [default: FILE.train.jsonl]")
+@click.option("--out-test", type=click.Path(), help="File of the held-out rows.  [default: FILE.test.jsonl]")
+def split(file: str, share: float, seed: int, out_train: str | None, out_test: str | None) -> None:
+    """Split a file in two; equal rows stay on one side.
+
+    \b
+    fitune data split my.jsonl --test 0.1 --seed 1
+    """
+    from fitune.console import say
+    from fitune.data.prepare import split_file
+
+    path = Path(file)
+    first = Path(out_train) if out_train else path.with_name(f"{path.stem}.train.jsonl")
+    second = Path(out_test) if out_test else path.with_name(f"{path.stem}.test.jsonl")
+    counts = split_file(path, share, seed, first, second)
+    say(f"{counts[0]:,} rows in {first}, {counts[1]:,} in {second}")
+
+
+@data.command()
+@click.argument("task", type=click.Choice(["pig-latin", "yoda"]))
+@click.option("--from", "sentences", type=click.Path(), help="Pig Latin: a .txt file, one sentence a line.")
+@click.option("--out", type=click.Path(), required=True, help="The .jsonl file to write.")
+def make(task: str, sentences: str | None, out: str) -> None:
+    """Make the data of a demo task.
+
+    \b
+    fitune data make pig-latin --from sentences.txt --out pig.jsonl
+    fitune data make yoda --out yoda.jsonl
+
+    Pig Latin without --from translates the Harvard sentences; Yoda comes from a set on the hub.
+    """
+    from importlib.resources import files
+
+    from fitune.console import say
+    from fitune.data.tasks import make_pig_latin, make_yoda, read_sentences
+
+    if task == "yoda":
+        if sentences:
+            raise click.UsageError("--from is for pig-latin; the rows of yoda come from the hub")
+        count = make_yoda(Path(out))
+    else:
+        source = sentences or str(files("fitune.data") / "harvard_sentences.txt")
+        count = make_pig_latin(read_sentences(source), Path(out))
+    say(f"{count:,} rows in {out}")
+
+
+def _settings(source: str, overrides: dict[str, str]) -> Any:
+    """Settings of a recipe, or the defaults with a file as its training data and nothing held out."""
+    from fitune.settings import load_settings
+
+    if source.endswith((".yaml", ".yml")):
+        return load_settings(source, overrides)
+    held_out = {} if "data.test" in overrides else {"data.test_share": "0"}
+    return load_settings(None, {"data.train": source, **held_out, **overrides})
+
+
+def _renderer(settings: Any) -> tuple[Any, Any]:
+    """The renderer that training would use, and the model's config; no weights are loaded."""
+    from fitune.models.load import load_config
+    from fitune.models.source import resolve
+    from fitune.models.template import resolve_template
+    from fitune.models.tokenizer import load_tokenizer
+    from fitune.train.ready import make_renderer
+
+    source = resolve(settings.model.name, settings.model.revision)
+    config = load_config(source, settings.model.trust_remote_code)
+    tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
+    return make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template)), config
+
+
+def _options(settings: Any) -> Any:
+    from fitune.data.prepare import DataOptions
+
+    return DataOptions(
+        method=settings.method, form=settings.data.form, columns=settings.data.columns, system=settings.data.system,
+        loss_on=settings.data.loss_on, response_template=settings.data.response_template,
+        hub_split=settings.data.hub_split, seed=settings.train.seed,
+    )  # fmt: skip

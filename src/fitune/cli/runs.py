@@ -1,0 +1,109 @@
+"""`fitune runs`: what runs there are, what one did, and how several differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def runs() -> None:
+    """List, show and compare runs.
+
+    \b
+    fitune runs list
+    fitune runs compare demo demo-rank-32
+    """
+
+
+@runs.command("list")
+@FOLDER
+@JSON
+def list_command(folder: str, as_json: bool) -> None:
+    """One line a run, the newest first.
+
+    \b
+    fitune runs list
+    """
+    from fitune.console import say
+    from fitune.runs.compare import list_runs
+
+    found = list_runs(folder)
+    if as_json:
+        _print_json(found)
+    elif not found:
+        say(f"no runs in {folder}; `fitune demo` makes the first")
+    else:
+        columns = ("name", "status", "model", "data", "step", "steps", "loss")
+        _print_table(columns, [[run.get(column) for column in columns] for run in found])
+
+
+@runs.command()
+@click.argument("run")
+@FOLDER
+@JSON
+def show(run: str, folder: str, as_json: bool) -> None:
+    """What one run was and reached.
+
+    \b
+    fitune runs show demo
+    """
+    from fitune.runs.compare import find_run, flat, show_run
+
+    found = show_run(find_run(run, folder))
+    if as_json:
+        _print_json(found)
+        return
+    facts = {**flat(found["summary"]), "checkpoints": found["checkpoints"]}
+    _print_table(("", run), [[name, value] for name, value in facts.items()])
+
+
+@runs.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
+@FOLDER
+@JSON
+def compare(names: tuple[str, ...], folder: str, as_json: bool) -> None:
+    """What differs between runs: settings, versions, data, results.
+
+    \b
+    fitune runs compare demo demo-rank-32
+    """
+    from fitune.runs.compare import compare_runs, find_run
+
+    if len(names) < 2:
+        raise click.UsageError("name two runs or more; `fitune runs list` shows them")
+    found = compare_runs([Path(find_run(name, folder)) for name in names])
+    if as_json:
+        _print_json(found)
+        return
+    rows = []
+    for part in ("settings", "versions", "data", "results"):
+        rows += [[f"{part}: {name}", *values] for name, values in found[part].items()]
+    last = [losses[-1][1] if losses else None for losses in found["losses"]]
+    _print_table(("", *found["names"]), [*rows, ["last training loss", *last]])
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def _print_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from fitune.console import results
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    results().print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

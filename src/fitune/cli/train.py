@@ -1,0 +1,41 @@
+"""`fitune train`: settings → a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from fitune.cli.flags import SettingsCommand
+
+
+@click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
+@click.argument("recipe", required=False, metavar="[RECIPE.yaml]")
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run, given by name or folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: bool) -> None:
+    """Fine-tune a model.
+
+    \b
+    fitune train --model.name smollm2-135m-instruct --data.train my.jsonl
+    fitune train recipes/pig-latin.yaml --lora.rank 32 --train.learning_rate 1e-3
+    fitune train --resume runs/NAME
+
+    A recipe holds the differences from the defaults; flags are stronger than the recipe. Lists are written a,b;
+    mappings prompt=question,completion=answer; nothing is written null.
+    """
+    overrides = ctx.meta["settings"]
+    # A resumed run has its own settings; what is given beside it must agree with them.
+    settings = None
+    if resume is None or recipe is not None or overrides:
+        from fitune.settings import load_settings
+
+        settings = load_settings(recipe, overrides)
+    from fitune.train.run import train as run
+
+    result = run(settings, resume=resume or False)
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "folder": str(result.folder)}, default=str, ensure_ascii=False))
+    ctx.exit(result.exit_code)
