@@ -62,6 +62,9 @@ def cli() -> None:
     fitune data check my.jsonl               what would be trained
     fitune train --data.train my.jsonl       train on it
     """
+    from fitune.console import hush_libraries
+
+    hush_libraries()
 
 
 def main() -> None:

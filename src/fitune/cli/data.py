@@ -63,14 +63,14 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
     \b
     fitune data check my.jsonl --data.max_length 1024
     """
-    from fitune.console import results, warn
+    from fitune.console import results
     from fitune.errors import DataError
     from fitune.train.ready import read_data
 
     settings = _settings(source, ctx.meta["settings"])
     renderer, config = _renderer(settings)
     try:
-        prepared = read_data(settings, config, renderer)
+        prepared = read_data(settings, config, renderer, exclude=())
     except DataError as error:
         if as_json:
             click.echo(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False, indent=2))
@@ -85,8 +85,6 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
             results().print(f"{name}: {report.name}", markup=False)
             for line in report.lines():
                 results().print(f"  {line}", markup=False)
-    for text in prepared.warnings:
-        warn(text)
 
 
 @data.command()

@@ -1,0 +1,48 @@
+"""Every recipe loads; the generated documents are what the settings say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fitune.config import Settings
+from fitune.settings import load_settings
+from fitune.settings.documents import documents, example_text, stale
+from fitune.settings.fields import all_fields
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def test_the_recipes_are_there():
+    names = {path.stem for path in RECIPES}
+    assert names >= {"pig-latin", "yoda", "instruct-pythia", "lm-style", "all-settings"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_and_says_something(path):
+    settings = load_settings(path)
+    assert (settings == Settings()) == (path.stem == "all-settings")
+
+
+def test_the_commented_example_names_every_setting():
+    lines = [
+        line.strip().partition(":")[0] for line in example_text().splitlines() if not line.lstrip().startswith("#")
+    ]
+    assert sorted(set(lines) & {field.name for field in all_fields().values()}) == sorted(
+        {field.name for field in all_fields().values()}
+    )
+
+
+def test_the_documents_are_up_to_date():
+    assert stale(ROOT) == [], "run `make docs`"
+
+
+def test_a_stale_document_is_found(tmp_path):
+    for name, text in documents().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert stale(tmp_path) == []
+    (tmp_path / "docs/cli.md").write_text("old")
+    assert stale(tmp_path) == ["docs/cli.md"]
