@@ -108,8 +108,6 @@ def trl_losses(settings, ready, rows, folder):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-
-
 def compare(ours, theirs, judged):
     print(f"{'step':>4} {'fitune':>12} {'TRL':>12} {'difference':>12}")
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True), start=1):

@@ -37,7 +37,7 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
 
 def test_opening_what_is_no_run_names_the_runs_there(tmp_path):
     write_run(tmp_path / "pig")
-    with pytest.raises(RunError, match="runs in .*: pig"):
+    with pytest.raises(RunError, match=r"runs in .*: pig"):
         RunFolder.open(tmp_path / "pgi")
 
 

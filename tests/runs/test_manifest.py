@@ -17,7 +17,8 @@ def write_run(root, name, started, rank=16, losses=(2.0, 1.0), status="finished"
     manifests.write(run.manifest, {
         "status": status, "started": started, "method": "sft", "tuning": "lora", "versions": {"torch": "2.15"},
         "model": {"name": "tiny"}, "data": {"train": "a.jsonl", "hashes": {"train": "0123"}},
-        "training": {"steps": len(losses)}, "results": {"before": {"loss": 3.0}, "after": {"loss": after}, "best_step": 2},
+        "training": {"steps": len(losses)},
+        "results": {"before": {"loss": 3.0}, "after": {"loss": after}, "best_step": 2},
     })  # fmt: skip
     for step, loss in enumerate(losses, start=1):
         run.log_metrics({"step": step, "kind": "train", "loss": loss})
@@ -72,7 +73,7 @@ def test_runs_are_listed_newest_first_and_a_damaged_one_is_shown_as_such(tmp_pat
 def test_a_run_is_found_by_name_or_path(tmp_path):
     run = write_run(tmp_path, "pig", "2026-01-01T00:00:00Z")
     assert find_run("pig", tmp_path) == find_run(str(run.path)) == run.path
-    with pytest.raises(RunError, match="runs in .*: pig"):
+    with pytest.raises(RunError, match=r"runs in .*: pig"):
         find_run("pug", tmp_path)
 
 

@@ -117,7 +117,7 @@ def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
     """Settings of a short run: dotted names set what differs, ``train__epochs=3``."""
 
     def make(**changed: Any) -> Settings:
-        values: dict[str, dict[str, Any]] = {
+        values: dict[str, Any] = {
             "model": {"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
             "data": {"train": str(backwards), "test_share": 0.2},
             "train": {"batch_size": 2, "learning_rate": 1e-2},
@@ -126,7 +126,10 @@ def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
         }
         for key, value in changed.items():
             section, _, name = key.partition("__")
-            values.setdefault(section, {})[name] = value
+            if name:
+                values.setdefault(section, {})[name] = value
+            else:
+                values[section] = value
         return Settings(**values)
 
     return make

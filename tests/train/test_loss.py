@@ -85,7 +85,8 @@ def test_positions_trace_without_data():
     """Fake tensors on the meta device: what the memory plan runs; a mask would ask how many ones it has."""
     with FakeTensorMode(), torch.device("meta"):
         model = MODELS["llama"]()
-        inputs = {"input_ids": torch.zeros(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+        ids_BS = torch.zeros(2, 8, dtype=torch.long)
+        inputs = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
         positions_BK = torch.zeros(2, 3, dtype=torch.long)
         targets_N = torch.zeros(6, dtype=torch.long)
         value = losses.selected_loss(model, inputs, positions_BK, targets_N, 6)

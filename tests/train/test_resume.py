@@ -41,7 +41,11 @@ rooms.FituneTrainer.training_step = lambda *args, **kwargs: (time.sleep(0.1), st
 
 DIE_WHILE_SAVING = """
 mark = checkpoints.mark_whole
-checkpoints.mark_whole = lambda folder: os.kill(os.getpid(), signal.SIGKILL) if folder.name == "checkpoint-9" else mark(folder)
+def die(folder):
+    if folder.name == "checkpoint-9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(folder)
+checkpoints.mark_whole = die
 """
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,12 @@ class RunFolder:
             raise RunError(f"{path} holds no run (no {MANIFEST} and {SETTINGS}){known}")
         return cls(path)
 
+    def discard(self) -> None:
+        """Remove a run that never logged anything."""
+        if read_rows(self.metrics):
+            raise RunError(f"{self.path} holds a run that has begun; it is not discarded")
+        shutil.rmtree(self.path, ignore_errors=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run against other processes; a lock left by a dead process is taken over.
@@ -117,7 +124,9 @@ class RunFolder:
             holder = {}
         pid, host = holder.get("pid"), holder.get("host")
         if host is not None and host != platform.node():
-            raise RunError(f"{self.path} is being written by process {pid} on {host}; if that is over, delete {self._lock}")
+            raise RunError(
+                f"{self.path} is being written by process {pid} on {host}; if that is over, delete {self._lock}"
+            )
         if pid is not None and pid != os.getpid() and _alive(pid):
             raise RunError(f"{self.path} is being written by process {pid}; wait for it, or choose another run.name")
         if pid is not None:

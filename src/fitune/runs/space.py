@@ -10,7 +10,8 @@ from fitune.errors import RunError
 GIB = 2**30
 # AdamW keeps two fp32 states a trained value; 8-bit ones a byte each and an fp32 scale a block of 256 (Dettmers et
 # al. 2021, arXiv 2110.02861). Adafactor keeps a row and a column a matrix, and for vectors 4 bytes a value: the bound.
-STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256, "adafactor": 4.0, "sgd": 0.0}
+EIGHT_BIT = 2.0 + 8 / 256
+STATE_BYTES = {"adamw": 8.0, "adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adafactor": 4.0, "sgd": 0.0}
 # Files that do not grow with the model: trainer state, random states, logs, report.
 SLACK_BYTES = 16 * 2**20
 

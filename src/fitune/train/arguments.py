@@ -59,10 +59,12 @@ def schedule_of(
     if batch_size % micro:
         divisors = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
         near = min(divisors, key=lambda size: abs(size - micro))
-        raise SettingsError([
-            f"train.micro_batch_size is {micro}, which does not divide train.batch_size {batch_size}; "
-            f"use a divisor, for example {near}"
-        ])
+        raise SettingsError(
+            [
+                f"train.micro_batch_size is {micro}, which does not divide train.batch_size {batch_size}; "
+                f"use a divisor, for example {near}"
+            ]
+        )
     per_epoch = math.ceil(num_rows / batch_size)
     steps = max_steps or math.ceil(epochs * per_epoch)
     eval_steps = every_steps or min(per_epoch, steps)
@@ -162,7 +164,9 @@ def check_trackers(names: list[str]) -> None:
     packages = {"tensorboard": ("tensorboard", "tensorboardX")}
     for name in names:
         if not any(importlib.util.find_spec(package) for package in packages.get(name, (name,))):
-            raise MissingExtra(f"run.report_to names {name}, which is not installed; `pip install {name}` or leave it out")
+            raise MissingExtra(
+                f"run.report_to names {name}, which is not installed; `pip install {name}`, or leave it out"
+            )
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:

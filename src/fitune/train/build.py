@@ -41,7 +41,7 @@ def make_schedule(settings: Settings, num_rows: int) -> Schedule:
 
 
 def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: RunFolder) -> TrainingArguments:
-    """transformers' arguments of the run; faults of the ``trainer:`` section come out here, before a model is loaded."""
+    """transformers' arguments of the run; faults of the ``trainer:`` section come out here."""
     return training_arguments(
         run.checkpoints,
         schedule,
@@ -133,7 +133,7 @@ def make_trainer(
         arguments,
         train_rows=ready.data.train,
         test_rows=ready.data.test,
-        collate=partial(pad_collate, pad_id=base.tokenizer.pad_token_id),
+        collate=partial(pad_collate, pad_id=ready.tokenizer.pad_token_id),
         examine=examiner if questions else None,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,

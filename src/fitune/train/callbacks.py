@@ -37,7 +37,8 @@ class RunLog(TrainerCallback):
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.carried.setdefault("log", {"losses": [], "tokens": 0, "seconds": 0.0, "new_tokens": 0, "new_s": 0.0})
+        nothing = {"losses": [], "tokens": 0, "seconds": 0.0, "new_tokens": 0, "new_s": 0.0}
+        self.trainer.carried.setdefault("log", nothing)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.perf_counter()
@@ -56,18 +57,20 @@ class RunLog(TrainerCallback):
             return
         log = self.trainer.carried["log"]
         grad_norm = logs.get("grad_norm")
-        self.write({
-            "step": state.global_step,
-            "kind": "train",
-            "loss": math.fsum(log["losses"]) / max(len(log["losses"]), 1),
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": grad_norm,
-            "epoch": state.epoch,
-            "tokens": log["tokens"],
-            "tokens_per_second": round(log["new_tokens"] / max(log["new_s"], 1e-9), 1),
-            "seconds": round(log["seconds"], 3),
-            "memory_bytes": self.memory_bytes(),
-        })
+        self.write(
+            {
+                "step": state.global_step,
+                "kind": "train",
+                "loss": math.fsum(log["losses"]) / max(len(log["losses"]), 1),
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": grad_norm,
+                "epoch": state.epoch,
+                "tokens": log["tokens"],
+                "tokens_per_second": round(log["new_tokens"] / max(log["new_s"], 1e-9), 1),
+                "seconds": round(log["seconds"], 3),
+                "memory_bytes": self.memory_bytes(),
+            }
+        )
         log.update(losses=[], new_tokens=0, new_s=0.0)
         # fp16 meets infinite gradients in normal operation: its scaler skips those steps.
         if grad_norm is not None and not math.isfinite(grad_norm) and not args.fp16:
@@ -96,8 +99,10 @@ class BestKept(TrainerCallback):
         self.trainer.carried["evaluations_without_gain"] = waited
         control.should_save = control.should_save or better
         if self.patience is not None and waited >= self.patience:
-            say(f"stopping early at step {state.global_step}: {self.metric} has not improved on {best:.4g} "
-                f"for {waited} evaluations (eval.patience)")
+            say(
+                f"stopping early at step {state.global_step}: {self.metric} has not improved on {best:.4g} "
+                f"for {waited} evaluations (eval.patience)"
+            )
             control.should_training_stop = control.should_save = True
             self.trainer.carried["stopped_early"] = True
         return control

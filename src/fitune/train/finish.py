@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.folder import base_facts, save_adapter
-from fitune.console import say
+from fitune.console import say, warn
 from fitune.models.load import LoadedBase
+from fitune.runs.card import write_card
 from fitune.runs.checkpoints import is_whole, step_of
 from fitune.runs.folder import RunFolder, read_rows
+from fitune.runs.report import write_report
 from fitune.train.trainer import FituneTrainer
 
 
@@ -64,15 +66,21 @@ def metrics_after(run: RunFolder, trainer: FituneTrainer, step: int) -> dict[str
 
 def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
     """A full fine-tune: weights in fp32 as they were trained, tokenizer, template; whole or not at all."""
+    tokenizer: Any = base.tokenizer
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "model"
-        base.tokenizer.chat_template = base.template.text
+        tokenizer.chat_template = base.template.text
         model.save_pretrained(whole)
-        base.tokenizer.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
     return folder
 
 
 def write_pages(run: RunFolder) -> None:
-    """The model card and the report; a fault in a page never costs the run."""
+    """The model card and the report; a disk that is full by now costs the pages, not the run."""
+    try:
+        write_card(run)
+        say(f"report: {write_report(run)}")
+    except OSError as error:
+        warn(f"the run is saved, its card or report could not be written: {error}")

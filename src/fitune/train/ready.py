@@ -110,12 +110,15 @@ def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
     if metric == "loss":
         return
     if not data.test:
-        raise SettingsError([f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"])
+        fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"
+        raise SettingsError([fault])
     if not questions_of(data.test_examples, samples):
-        raise SettingsError([
-            f"eval.best_metric is {metric}, which needs answers; set eval.samples to 1 or more "
-            "and hold out rows that end with an answer, or leave it at loss"
-        ])
+        raise SettingsError(
+            [
+                f"eval.best_metric is {metric}, which needs answers; set eval.samples to 1 or more "
+                "and hold out rows that end with an answer, or leave it at loss"
+            ]
+        )
 
 
 def make_renderer(tokenizer: Any, template: Template) -> Renderer:

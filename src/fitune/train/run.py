@@ -1,7 +1,7 @@
 """A run from settings to adapter, top to bottom. Settings stop here; every worker takes plain values.
 
-    fitune.train(settings)                    a new run
-    fitune.train(resume="runs/NAME")          goes on from its last whole checkpoint, with its own settings
+fitune.train(settings)                    a new run
+fitune.train(resume="runs/NAME")          goes on from its last whole checkpoint, with its own settings
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from fitune.adapters.attach import trained_share
 from fitune.config import Settings
@@ -23,7 +23,7 @@ from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
 from fitune.runs.folder import RunFolder
 from fitune.runs.space import bytes_needed, check_space, folder_bytes
-from fitune.train.arguments import check_trackers
+from fitune.train.arguments import Schedule, check_trackers
 from fitune.train.build import adapt, load, make_arguments, make_schedule, make_trainer, tell_plan
 from fitune.train.callbacks import ProgressLine, StopOnInterrupt
 from fitune.train.finish import finish, write_pages
@@ -73,18 +73,24 @@ def train(
     if resumed:
         exclude = manifests.read(run.manifest)["data"]["exclude"]
     ready = make_ready(settings, exclude)
+    schedule = make_schedule(settings, len(ready.data.train))
+    arguments = make_arguments(settings, ready, schedule, run)
+    tell_plan(settings, schedule, len(ready.data.train))
     if not resumed:
         run = RunFolder.create(run.path)
     with run.locked():
         checkpoint = _go_on(run, ready) if resumed else _begin(run, settings, ready, exclude)
         try:
-            return _train(settings, run, ready, checkpoint)
+            return _train(settings, run, ready, schedule, arguments, checkpoint)
         except KeyboardInterrupt:
             _interrupted(run)
             raise
         except Exception as error:
-            status = "halted" if isinstance(error, TrainingHalted) else "failed"
-            manifests.update(run.manifest, status=status, ended=manifests.now(), error=str(error))
+            if run.metrics.exists():
+                status = "halted" if isinstance(error, TrainingHalted) else "failed"
+                manifests.update(run.manifest, status=status, ended=manifests.now(), error=str(error))
+            else:
+                run.discard()  # nothing was done yet: the name stays free for the next attempt
             raise
 
 
@@ -127,20 +133,23 @@ def _new_name(settings: Settings) -> str:
 def _begin(run: RunFolder, settings: Settings, ready: Ready, exclude: Sequence[str]) -> None:
     """Write down what this run is."""
     run.write_settings(settings.model_dump(mode="json"))
-    manifests.write(run.manifest, {
-        "status": "running",
-        "started": manifests.now(),
-        "ended": None,
-        "command": manifests.command_line(),
-        "method": settings.method,
-        "tuning": settings.train.tuning,
-        "versions": manifests.versions(),
-        "hardware": ready.hardware.to_dict(),
-        "model": ready.base_facts,
-        "data": ready.data_facts(settings.data.train, settings.data.test, exclude),
-        "seeds": {"seed": settings.train.seed},
-        "resumed": [],
-    })
+    manifests.write(
+        run.manifest,
+        {
+            "status": "running",
+            "started": manifests.now(),
+            "ended": None,
+            "command": manifests.command_line(),
+            "method": settings.method,
+            "tuning": settings.train.tuning,
+            "versions": manifests.versions(),
+            "hardware": ready.hardware.to_dict(),
+            "model": ready.base_facts,
+            "data": ready.data_facts(settings.data.train, settings.data.test, exclude),
+            "seeds": {"seed": settings.train.seed},
+            "resumed": [],
+        },
+    )
     say(f"run folder: {run.path}")
 
 
@@ -154,12 +163,15 @@ def _go_on(run: RunFolder, ready: Ready) -> Path | None:
     return checkpoint
 
 
-def _train(settings: Settings, run: RunFolder, ready: Ready, checkpoint: Path | None) -> RunResult:
+def _train(
+    settings: Settings,
+    run: RunFolder,
+    ready: Ready,
+    schedule: Schedule,
+    arguments: TrainingArguments,
+    checkpoint: Path | None,
+) -> RunResult:
     """From prepared rows to the saved result."""
-    schedule = make_schedule(settings, len(ready.data.train))
-    arguments = make_arguments(settings, ready, schedule, run)
-    tell_plan(settings, schedule, len(ready.data.train))
-
     set_seed(settings.train.seed)  # grown embedding rows start at random
     base = load(settings, ready)
     set_seed(settings.train.seed)

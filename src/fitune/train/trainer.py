@@ -120,7 +120,8 @@ class FituneTrainer(Trainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         trained = torch.tensor(sum(count_trained(batch["labels"]) for batch in batches), device=device)
         if self.args.world_size > 1:
-            trained = self.accelerator.gather(trained.unsqueeze(0)).sum()
+            everywhere: Any = self.accelerator.gather(trained.unsqueeze(0))
+            trained = everywhere.sum()
         self.step_loss = 0.0
         self.step_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
         return batches, trained.clamp(min=1)
@@ -174,13 +175,14 @@ class FituneTrainer(Trainer):
 
         Random numbers are put back afterwards: evaluating more often does not change the training.
         """
-        was_training = self.model.training
-        self.model.eval()
+        model: Any = self.model
+        was_training = model.training
+        model.eval()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
             measured = {"loss": self._token_loss(eval_dataset)}
             if self.examine is not None:
-                measured.update(self.examine(self.model, self.state.global_step))
-        self.model.train(was_training)
+                measured.update(self.examine(model, self.state.global_step))
+        model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -211,18 +213,20 @@ class FituneTrainer(Trainer):
             checkpoints.write_carried(folder, self.carried)
             checkpoints.mark_whole(folder)
         except OSError as error:
-            raise RunError(f"cannot write the checkpoint {folder}: {error}; earlier checkpoints are untouched") from error
+            raise RunError(f"cannot write {folder}: {error}; earlier checkpoints are untouched") from error
         checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
 
     def trained_parameters(self) -> list[tuple[str, Tensor]]:
         """Name and value of each parameter that is trained."""
-        return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+        model: Any = self.model
+        return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained parameters, exactly as they are; the run's last act writes the adapter or the model."""
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in self.trained_parameters()}, folder / TRAINED_FILE)
+        values = {name: value.detach().contiguous() for name, value in self.trained_parameters()}
+        save_file(values, folder / TRAINED_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
