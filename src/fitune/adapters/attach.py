@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fitune.adapters.fast_lora import use_fast_lora
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load import input_weight
 
@@ -71,6 +72,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     plain LoRA over the untouched base, for which the initial A and B are kept here.
     """
     dtype = input_weight(model).dtype
+    use_fast_lora(config, model)
     adapted = cast(PeftModel, get_peft_model(model, config))
     cast_trained_to_fp32(adapted)
     compute_in(adapted, dtype)

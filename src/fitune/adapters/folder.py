@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -27,13 +27,16 @@ FACTS = "fitune.json"
 
 def base_facts(base: LoadedBase) -> dict[str, Any]:
     """What an adapter must find again: the base's origin, shapes, vocabulary and template."""
-    config = base.model.config
+    config, origin = base.model.config, base.source.to_dict()
+    if base.source.kind in ("folder", "gguf"):
+        origin["name"] = str(Path(base.source.name).expanduser().resolve())
     return {
-        "base": base.source.to_dict(),
+        "base": origin,
         "model_type": config.model_type,
         "hidden_size": getattr(config, "hidden_size", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
         "embedding_rows": input_weight(base.model).shape[0],
+        "weights": fingerprint(base.model),
         "template": {
             "origin": base.template.origin,
             "end_of_turn": base.template.end_of_turn,
@@ -42,6 +45,22 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         },
         "precision": base.precision.name,
     }
+
+
+def fingerprint(base: PreTrainedModel) -> str | None:
+    """Hash of some of the frozen input embedding, which tells a base from its fine-tuned brother of equal shapes.
+
+    Taken in bf16, so that a base opened in fp32 and in bf16 has the same; None in fp16, which rounds otherwise.
+    """
+    layer = base.get_input_embeddings()
+    # PEFT's wrappers (a module trained in full, trained rows, LoRA) each keep the frozen layer under another name.
+    while kept := [part for part in ("original_module", "token_adapter", "base_layer") if layer._modules.get(part)]:
+        layer = layer.get_submodule(kept[0])
+    weight = cast(torch.Tensor, layer.weight).detach()
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    values = weight[:128].flatten()[::7].to(torch.bfloat16).float().cpu()
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
 def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any]) -> None:
@@ -99,9 +118,10 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
         "hidden_size": getattr(config, "hidden_size", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
         "embedding_rows": input_weight(base).shape[0],
+        "weights": fingerprint(base),
     }
     for key, value in found.items():
-        if facts.get(key) not in (None, value):
+        if value is not None and facts.get(key) not in (None, value):
             raise ModelError(
                 f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
                 f"this model's is {value}. It was trained on {facts['base']['name']}"

@@ -152,5 +152,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     from fitune.models.gguf import check_gguf, load_dense, load_gguf_tokenizer
 
     check_gguf(gguf)
-    load_dense(gguf, torch.bfloat16).save_pretrained(folder)
+    load_dense(gguf, torch.bfloat16)[0].save_pretrained(folder)
     load_gguf_tokenizer(gguf).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
@@ -29,15 +30,20 @@ def check_gguf(path: Path) -> None:
         raise ModelError(f"{path} holds no tensors; download it again")
 
 
-def load_dense(path: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """The file's model with every weight unpacked; a packed one can be neither trained nor saved."""
-    return AutoModelForCausalLM.from_pretrained(
+def load_dense(path: Path, dtype: torch.dtype, attention: str | None = None) -> tuple[PreTrainedModel, dict]:
+    """The file's model with every weight unpacked (a packed one can be neither trained nor saved), and what was loaded.
+
+    The second is transformers' loading report; its `missing_keys` are weights that the file does not have.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(path.parent),
         gguf_file=path.name,
         dtype=dtype,
         attn_implementation=attention,
         quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
     )
+    return loaded
 
 
 def load_gguf_tokenizer(path: Path):

@@ -16,6 +16,9 @@ from fitune.models.source import ModelSource
 from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
 
+# Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
+OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
+
 
 @dataclass(frozen=True)
 class LoadedBase:
@@ -44,6 +47,9 @@ def load_config(source: ModelSource, trust_remote_code: bool = False) -> Pretrai
         config = AutoConfig.from_pretrained(source.path, **options)
     except Exception as error:  # transformers raises many kinds here; each means the same to the user
         raise ModelError(unreachable(source, "configuration", error)) from error
+    heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_HEADS)]
+    if heads:
+        raise ModelError(f"{source.name} is a {heads[0]}, not a causal language model")
     if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
         remote = getattr(config, "auto_map", {}) if trust_remote_code else {}
         if "AutoModelForCausalLM" not in remote:
@@ -72,9 +78,9 @@ def load_base(
     try:
         if source.gguf_file:
             path = Path(source.path) / source.gguf_file
-            model = load_dense(path, precision.dtype, attention_name(attention))
+            model, report = load_dense(path, precision.dtype, attention_name(attention))
         else:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 config=config,
                 revision=source.revision,
@@ -82,9 +88,14 @@ def load_base(
                 attn_implementation=attention_name(attention),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
+            model, report = loaded
     except Exception as error:  # transformers raises many kinds here; each means the same to the user
         raise ModelError(unreachable(source, "weights", error)) from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill these with random numbers and go on.
+        raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
     notes = [f"precision {precision.name}: {precision.reason}"]
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
