@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from fitune.data.render import Renderer
 from fitune.evaluate.generate import _asking
@@ -29,11 +30,10 @@ class Step:
 def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int = 5, steps: int = 8) -> Iterator[Step]:
     """Follow the likeliest token for `steps` steps, or to the end token; yields the `top` candidates of each."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    cache = None
+    cache = DynamicCache(config=model.config)
     with _asking(model):
         for _ in range(steps):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
+            output = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
             probabilities = output.logits[0, -1].float().softmax(-1)
             best = probabilities.topk(top)
             chosen = best.indices.tolist()

@@ -1,0 +1,104 @@
+"""Batched answers equal single ones, streams equal answers; the next-token view agrees with a plain forward."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fitune.adapters.attach import attach, lora_config
+from fitune.errors import ModelError
+from fitune.evaluate.generate import Sampling, answer, check_fits, complete, stream
+from fitune.evaluate.next_tokens import next_tokens
+from fitune.evaluate.target import open_target
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model):
+    # An untied head with large weights: a tied one of random weights only repeats its input.
+    folder = tiny_model("llama", tie_word_embeddings=False, initializer_range=0.5)
+    return open_target(str(folder), device="cpu", precision="fp32")
+
+
+def asked(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def test_batched_answers_equal_single_ones(target):
+    texts = ("pig", "the smooth planks of the well", "a", "Translate to Pig Latin: a banana", "eat")
+    together = answer(target.model, target.renderer, asked(*texts), max_new_tokens=12, batch=5)
+    alone = [answer(target.model, target.renderer, asked(text), max_new_tokens=12)[0] for text in texts]
+    assert together == alone and len(set(together)) > 1
+
+
+def test_greedy_is_what_a_plain_loop_over_the_likeliest_token_gives(target):
+    ids = target.renderer.prompt_ids(asked("pig")[0])
+    wanted = list(ids)
+    with torch.no_grad():
+        for _ in range(8):
+            wanted.append(target.model(torch.tensor([wanted])).logits[0, -1].argmax().item())
+            if wanted[-1] in target.renderer.end_ids:
+                break
+    said = complete(target.model, target.renderer, [ids], Sampling(8))[0]
+    assert said == target.renderer.tokenizer.decode(wanted[len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_a_stream_is_the_answer_in_pieces_and_can_be_left(target):
+    ids = target.renderer.prompt_ids(asked("the birch canoe")[0])
+    pieces = list(stream(target.model, target.renderer, ids, Sampling(12)))
+    assert "".join(pieces).strip() == complete(target.model, target.renderer, [ids], Sampling(12))[0]
+    left = stream(target.model, target.renderer, ids, Sampling(200))
+    next(left)
+    left.close()
+
+
+def test_an_error_in_the_stream_reaches_the_reader(target):
+    with pytest.raises((IndexError, RuntimeError)):
+        list(stream(target.model, target.renderer, [10_000], Sampling(2)))
+
+
+def test_generation_leaves_the_model_as_it_was(tiny_llama):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    renderer = open_target(str(tiny_llama), device="cpu", precision="fp32").renderer
+    model.train()
+    model.config.use_cache = False
+    answer(model, renderer, asked("pig"), max_new_tokens=2)
+    assert model.training and model.config.use_cache is False
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_fp32_adapter_on_a_bf16_base_answers(tiny_llama):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    adapted = attach(model, lora_config(model, init="debug"))
+    renderer = open_target(str(tiny_llama), device="cpu", precision="fp32").renderer
+    said = answer(adapted, renderer, asked("pig", "the dog"), max_new_tokens=4)
+    with adapted.disable_adapter():
+        base = answer(adapted, renderer, asked("pig", "the dog"), max_new_tokens=4)
+    assert len(said) == 2 and said != base
+
+
+def test_sampling_follows_the_seed(target):
+    ids = target.renderer.prompt_ids(asked("pig")[0])
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(complete(target.model, target.renderer, [ids], Sampling(10, temperature=1.5))[0])
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_next_tokens_are_the_softmax_of_a_plain_forward(target):
+    ids = target.renderer.text_ids("the pig")
+    steps = list(next_tokens(target.model, target.renderer, ids, top=3, steps=4))
+    for step in steps:
+        with torch.no_grad():
+            probabilities = target.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+        best = probabilities.topk(3)
+        assert step.ids == tuple(best.indices.tolist())
+        assert step.probabilities == pytest.approx(best.values.tolist(), rel=1e-4)
+        assert step.chosen == target.renderer.tokenizer.decode([step.ids[0]])
+        ids = [*ids, step.ids[0]]
+    whole = next(next_tokens(target.model, target.renderer, ids[:2], top=target.model.config.vocab_size, steps=1))
+    assert sum(whole.probabilities) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_prompt_that_does_not_fit_the_context_is_refused(target):
+    with pytest.raises(ModelError, match=r"250 tokens and the answer may have 10; the model's context ends at 256"):
+        check_fits(target.model, [1] * 250, 10)
