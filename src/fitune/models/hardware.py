@@ -17,6 +17,8 @@ import torch
 from fitune.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Linux tells what a CPU can do; on another system a CPU counts as one without bf16.
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ def choose_precision(requested: str, hardware: Hardware) -> Precision:
 
 def _cpu_name() -> str:
     """Model name from the kernel, where it tells; the machine type elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -103,8 +104,7 @@ def _cpu_name() -> str:
 
 def _cpu_has_bf16() -> bool:
     """AVX512-BF16 or AMX-BF16, the two x86 extensions with bf16 products; Arm tells `bf16`."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
+    if not CPUINFO.exists():
         return False
-    flags = set(cpuinfo.read_text().split())
+    flags = set(CPUINFO.read_text().split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -31,6 +31,8 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
     Raises:
         ModelError: nothing of that name; a folder that holds no model; a damaged GGUF file.
     """
+    if not name.strip():
+        raise ModelError(f"model.name is empty; name a folder, a hub id or a built-in model: {', '.join(BUILTIN)}")
     if name in BUILTIN:
         return ModelSource("builtin", name, str(fetch(name)))
     path = Path(name).expanduser()
@@ -45,7 +47,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
         return ModelSource("gguf", name, str(path.parent), gguf_file=path.name)
     if path.is_file():
         raise ModelError(f"{name} is a file; name the model's folder, a .gguf file, a hub id or a built-in model")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f'there is no folder "{name}"{_neighbours(path)}')
     if "/" not in name and (hint := did_you_mean(name, BUILTIN)):
         raise ModelError(f'there is no model "{name}"{hint}; built in are: {", ".join(BUILTIN)}')

@@ -43,7 +43,7 @@ def stop_ids(tokenizer, generation_config, template: Template | None) -> tuple[i
     """Ids that end an answer: the end token, the model's own list, and the template's end of turn."""
     ids: list[int] = []
     own = getattr(generation_config, "eos_token_id", None)
-    ids += own if isinstance(own, list) else [own] if own is not None else []
+    ids += own if isinstance(own, list | tuple) else [own] if own is not None else []
     ids.append(tokenizer.eos_token_id)
     if template and template.end_of_turn:
         ids.append(tokenizer.convert_tokens_to_ids(template.end_of_turn))
