@@ -1,0 +1,92 @@
+"""chat, generate and evaluate on a tiny adapter, scripted through standard input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.folder import base_facts, save_adapter
+from fitune.cli import cli
+from fitune.errors import ModelError
+from fitune.models.hardware import Precision, detect
+from fitune.models.load import load_base
+from fitune.models.source import resolve
+from fitune.models.template import resolve_template
+from fitune.models.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of an adapter that changes every answer of its base."""
+    source = resolve(str(tiny_model("llama", tie_word_embeddings=False, initializer_range=0.5)))
+    tokenizer = load_tokenizer(source)
+    template = resolve_template(tokenizer)
+    base = load_base(source, tokenizer, template, detect("cpu"), Precision(torch.float32, "test"))
+    facts = base_facts(base)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    save_adapter(
+        attach(base.model, lora_config(base.model, init="debug", alpha=512)), tokenizer, template, folder, facts
+    )
+    return str(folder)
+
+
+def run(*arguments: str, stdin: str | None = None):
+    return CliRunner().invoke(cli, list(arguments), input=stdin)
+
+
+def answer(adapter: str, *more: str) -> str:
+    result = run("generate", adapter, "pig", "--max-new-tokens", "6", "--device", "cpu", *more)
+    assert result.exit_code == 0, result.output
+    return result.stdout.strip()
+
+
+def test_chat_answers_with_the_adapter_or_the_base_and_keeps_the_history(adapter: str):
+    lines = "/base\npig\n/clear\n/adapter\npig\n/help\n/nothing\n/system be kind\n/retry\n/quit\nnever read\n"
+    result = run("chat", adapter, "--max-new-tokens", "6", "--device", "cpu", stdin=lines)
+    assert result.exit_code == 0, result.output
+    said = [line.strip() for line in result.stdout.splitlines()]
+    assert said[0] == answer(adapter, "--base") and said[1] == answer(adapter) and said[0] != said[1]
+    assert len(said) == 3, "one line for each message and one for /retry"
+    assert "/retry" in result.stderr and "no command /nothing" in result.stderr
+
+
+def test_generate_takes_lines_files_and_gives_json(adapter: str, tmp_path: Path):
+    one = answer(adapter)
+    piped = run("generate", adapter, "--max-new-tokens", "6", "--device", "cpu", stdin="pig\n\npig\n")
+    assert piped.stdout.splitlines() == [one, one]
+    (tmp_path / "a.txt").write_text("pig\neat\n")
+    arguments = ("generate", adapter, "--file", str(tmp_path / "a.txt"), "--max-new-tokens", "6", "--device", "cpu")
+    rows = json.loads(run(*arguments, "--json").stdout)
+    assert [row["prompt"] for row in rows] == ["pig", "eat"] and rows[0]["answer"] == one
+    assert run("generate", adapter, "pig", "--file", "x").exit_code == 2
+
+
+def test_the_next_token_view_counts_down_from_the_likeliest(adapter: str):
+    arguments = ("generate", adapter, "the pig", "--raw", "--top", "4", "--steps", "3", "--device", "cpu")
+    (view,) = json.loads(run(*arguments, "--json").stdout)
+    assert 1 <= len(view["steps"]) <= 3
+    for step in view["steps"]:
+        shares = [candidate["probability"] for candidate in step]
+        assert len(shares) == 4 and shares == sorted(shares, reverse=True) and sum(shares) <= 1
+    assert "1." in run(*arguments).stdout
+
+
+def test_evaluate_measures_a_file(adapter: str, tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "pig", "completion": "igpay"}) + "\n")
+    arguments = ("evaluate", adapter, "--data", str(path), "--max-new-tokens", "4", "--device", "cpu")
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert set(found["metrics"]) == {"loss", "exact_match", "word_accuracy", "chrf", "rows"}
+    assert found["rows"][0]["wanted"] == "igpay"
+    assert json.loads(run(*arguments, "--json", "--base").stdout)["metrics"]["loss"] != found["metrics"]["loss"]
+    assert "loss" in run(*arguments).stdout
+
+
+def test_a_target_that_is_nothing_is_a_clear_error(tmp_path: Path):
+    for command in (("chat",), ("generate", "x"), ("evaluate", "--data", "x.jsonl")):
+        result = run(command[0], str(tmp_path / "none"), *command[1:])
+        assert isinstance(result.exception, ModelError) and "there is no folder" in str(result.exception)

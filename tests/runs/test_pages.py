@@ -1,0 +1,95 @@
+"""report.html stands alone and tells what the run's files tell; the card has the hub's metadata."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fitune.config import Settings
+from fitune.runs.card import write_card
+from fitune.runs.folder import RunFolder
+from fitune.runs.report import changed_settings, curve, write_report
+
+MANIFEST = {
+    "status": "finished",
+    "started": "2026-01-01T00:00:00Z",
+    "ended": "2026-01-01T00:01:00Z",
+    "method": "sft",
+    "tuning": "lora",
+    "model": {"name": "org/tiny", "kind": "hub"},
+    "data": {"train": "a.jsonl", "train_rows": 1234, "test_rows": 1, "hashes": {"a.jsonl": "abc"}},
+    "parameters": {"trained": 1, "total": 100, "share": 0.01},
+    "versions": {"torch": "2"},
+    "results": {"before": {"loss": 3.0}, "after": {"loss": 1.0}},
+}
+VOID = {"meta", "line", "path", "br"}
+
+
+class Checked(HTMLParser):
+    """Fails on tags that do not close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "my <run>")
+    (run.path / "adapter").mkdir(parents=True)
+    run.manifest.write_text(json.dumps(MANIFEST))
+    settings = Settings().model_dump(mode="json")
+    settings["lora"]["rank"] = 99
+    run.settings.write_text(yaml.safe_dump(settings))
+    rows = [{"step": step, "kind": "train", "loss": 4.0 - step, "learning_rate": 0.1} for step in range(3)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sample = {"step": 0, "row": 1, "asked": "pig & <dog>", "wanted": "igpay ogday"}
+    samples = [{**sample, "moment": "before", "answer": "no"}, {**sample, "moment": "after", "answer": "igpay atcay"}]
+    run.samples.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    return run
+
+
+def test_the_report_is_well_formed_alone_and_complete(run: RunFolder):
+    page = write_report(run).read_text()
+    checked = Checked()
+    checked.feed(page)
+    assert checked.open == []
+    assert not re.search(r"(src|href)=|https?://|@import", page)
+    for part in ("pig &amp; &lt;dog&gt;", "<mark>igpay</mark> atcay", "lora.rank", "train loss", "3.0000", "1.0000"):
+        assert part in page, part
+    assert "eval.samples</td>" not in page, "settings at their defaults are left out"
+
+
+def test_a_run_that_has_just_begun_has_a_report_too(run: RunFolder):
+    run.metrics.write_text("")
+    run.samples.write_text("")
+    assert "Facts" in write_report(run).read_text()
+
+
+def test_a_curve_goes_from_its_first_point_to_its_last():
+    svg = curve([(0, 4.0), (10, 2.0), (20, 3.0)], "loss")
+    xs = [float(pair.split(",")[0]) for pair in re.findall(r"[ML]([\d.]+,[\d.]+)", svg)]
+    ys = [float(pair.split(",")[1]) for pair in re.findall(r"[ML]([\d.]+,[\d.]+)", svg)]
+    assert xs == sorted(xs) and ys[0] < ys[2] < ys[1], "SVG counts y downwards"
+    assert "from 4 at step 0 to 3 at step 20" in svg
+
+
+def test_the_card_begins_with_metadata_and_lies_beside_the_weights(run: RunFolder):
+    text = write_card(run).read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "peft" and head["base_model"] == "org/tiny" and "fitune" in head["tags"]
+    assert (run.adapter / "README.md").read_text() == text
+    assert (
+        "1,234 rows" in text and "| loss | 3.0000 | 1.0000 |" in text and changed_settings(run) == [("lora.rank", 99)]
+    )
