@@ -37,7 +37,7 @@ def whole_words(tokenizer: Any) -> list[str]:
 
 
 def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
-    """`count` different sentences of 5 to 10 words, none of them in `exclude`.
+    """`count` different sentences of 6 to 14 words, none of them in `exclude`.
 
     A third of the words are function words. The others are drawn with weight 1/(rank + 300): common ones come
     several times in a few thousand sentences, and nearly every word of the list comes at all.
@@ -55,7 +55,7 @@ def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collect
 
 def _sentence(generator: random.Random, words: Sequence[str], weights: Sequence[float]) -> str:
     """One sentence: capital first letter, now and then a comma or a contraction, a stop at the end."""
-    length = generator.randint(5, 10)
+    length = generator.randint(6, 14)
     chosen = [
         generator.choice(FUNCTION_WORDS)
         if generator.random() < 1 / 3
