@@ -58,6 +58,8 @@ class AllocatorResult:
     fits: bool = True
     released_times: int = 0
     """How often cached segments had to go back to the driver: each costs time."""
+    live_at_peak: dict[int, int] = field(default_factory=dict)
+    """Storage → bytes of its block at the peak: what "allocated" counts, rounding included."""
 
 
 class CachingAllocator:
@@ -271,23 +273,15 @@ def replay(
         peaks,
         allocator.fits,
         allocator.released_times,
+        live_blocks(order, sizes, highest.position, capacity_bytes, expandable_segments),
     )
 
 
-def alive_at(order: Sequence[int], position: int) -> list[int]:
-    """Storages alive after event ``position``."""
-    live: dict[int, None] = {}
-    for event in order[: position + 1]:
-        if event > 0:
-            live[event] = None
-        elif event < 0:
-            live.pop(-event, None)
-    return [event - 1 for event in live]
-
-
-def block_bytes_at(order: Sequence[int], sizes: Sequence[int], position: int, **options: bool) -> dict[int, int]:
-    """Storage → bytes of its block after event ``position``: what "allocated" counts, rounding included."""
-    allocator = CachingAllocator(None, **options)
+def live_blocks(
+    order: Sequence[int], sizes: Sequence[int], position: int, capacity_bytes: int | None, expandable_segments: bool
+) -> dict[int, int]:
+    """Storage → bytes of its block after event ``position``."""
+    allocator = CachingAllocator(capacity_bytes, expandable_segments)
     live: dict[int, Block | None] = {}
     for event in order[: position + 1]:
         if event > 0:
@@ -296,4 +290,4 @@ def block_bytes_at(order: Sequence[int], sizes: Sequence[int], position: int, **
             allocator.release(live.pop(-event))
         else:
             allocator.empty_cache()
-    return {event - 1: block.size if block else 0 for event, block in live.items()}
+    return {event - 1: block.size for event, block in live.items() if block is not None}

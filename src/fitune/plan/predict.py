@@ -57,3 +57,58 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def predict(config: Any, scenario: Scenario, gpu: Card | Any, expandable_segments: bool = False) -> Plan:
+    """The plan of ``scenario`` for ``config``'s model on ``gpu``.
+
+    Args:
+        config: a transformers config object, or its values as a dict with "model_type".
+        gpu: a `Card`, or anything with its four attributes.
+        expandable_segments: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+
+    Raises:
+        PlanError: the architecture's code cannot be traced; the message names the call.
+    """
+    values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
+    traced = cached_trace(values, scenario, tuple(gpu.capability))
+    return assemble(traced, gpu, expandable_segments)
+
+
+def assemble(traced: dict[str, Any], gpu: Card | Any, expandable_segments: bool = False) -> Plan:
+    """A trace's plain values and a card → the plan."""
+    order, sizes, categories = traced["order"], traced["sizes"], traced["categories"]
+    capacity = gpu.usable_bytes - gpu.context_bytes - traced["managed_bytes"]
+    phases = [(position, name) for position, name in traced["phases"]]
+    result = replay(order, sizes, phases, capacity, expandable_segments)
+    parts: dict[str, int] = {}
+    for index, num_bytes in result.live_at_peak.items():
+        parts[categories[index]] = parts.get(categories[index], 0) + num_bytes
+    names = traced["moment_names"]
+
+    def moment(position: int) -> str:
+        return names[traced["moments"][position]]
+
+    shown = {
+        name: {
+            "allocated_bytes": peak.allocated,
+            "reserved_bytes": peak.reserved,
+            "smi_bytes": peak.reserved + gpu.context_bytes,
+            "moment": moment(peak.position),
+        }
+        for name, peak in result.phases.items()
+    }
+    managed = traced["managed_bytes"]
+    return Plan(
+        allocated_peak_bytes=result.allocated_peak_bytes,
+        reserved_peak_bytes=result.reserved_peak_bytes,
+        smi_peak_bytes=result.reserved_peak_bytes + gpu.context_bytes + managed,
+        parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
+        moment=moment(result.peak_position),
+        phases=shown,
+        fits=result.fits,
+        trained_parameters=traced["trained_parameters"],
+        total_parameters=traced["total_parameters"],
+        work=traced["work"],
+        notes=tuple(traced["notes"]),
+    )

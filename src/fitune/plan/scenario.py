@@ -81,6 +81,13 @@ class Scenario:
     loss: Literal["labels", "logits"] = "labels"
     """labels: logits only where there is a label (fitune). logits: all of them, by the model's own loss (others)."""
 
+    use_cache: bool = False
+    """The forward pass fills a key-value cache (plain loops without checkpointing; fitune never)."""
+    keep_outputs: bool = False
+    """The loop holds the model's outputs until the next forward pass has ended (plain loops; fitune never)."""
+    steps: int = 2
+    """Steps until the peak is read: states exist from the second on."""
+
     # ---- the rows
     batch: int = 1
     seq_len: int = 1024
@@ -101,7 +108,7 @@ class Scenario:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        for name in ("batch", "seq_len", "rank", "accumulation"):
+        for name in ("batch", "seq_len", "rank", "accumulation", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         for name in ("frozen_layers", "eval_batch", "generate_batch", "prompt_tokens", "new_answer_tokens", "new_tokens"):

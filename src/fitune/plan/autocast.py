@@ -1,0 +1,142 @@
+"""CUDA's autocast for meta tensors: torch's own is off where no CUDA is.
+
+In: functions called under `MetaAutocast`. Out: the same casts, seen by autograd, with autocast's weight cache.
+Imports only torch (2.5 to 2.15). Lists of operators: aten/src/ATen/autocast_mode.h, AT_FORALL_LOWER_PRECISION_FP,
+AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+Tensor = torch.Tensor
+LOWER = {
+    F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.bmm,
+    Tensor.bmm, torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm, torch.addbmm, torch.einsum, torch.mv,
+    F.conv1d, torch.conv1d, F.conv2d, F.prelu,
+}  # fmt: skip
+FULL = {
+    F.layer_norm, F.group_norm, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp,
+    torch.log, Tensor.log, torch.reciprocal, Tensor.reciprocal, F.softplus, torch.norm, Tensor.norm, F.nll_loss,
+    torch.cumsum, Tensor.cumsum, torch.prod, Tensor.prod, torch.sum, Tensor.sum, F.cross_entropy, F.mse_loss,
+    F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
+}  # fmt: skip
+
+
+class MetaAutocast(TorchFunctionMode):
+    """Cast as torch.autocast("cuda", dtype) would, inside `enabled`, and where checkpointing recomputes.
+
+    Args:
+        dtype: the lower precision.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.forward_depth = 0
+        self.recompute_depth = 0
+        self.suspensions = 0
+        self.cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def enabled(self) -> Iterator[None]:
+        """The forward pass: weights' casts are kept until it ends."""
+        self.forward_depth += 1
+        try:
+            yield
+        finally:
+            self.forward_depth -= 1
+            self.cache.clear()
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """A layer is recomputed: function modes are off in the backward pass, so this one is entered again."""
+        self.recompute_depth += 1
+        try:
+            with self:
+                yield
+        finally:
+            self.recompute_depth -= 1
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """torch.autocast(enabled=False)."""
+        self.suspensions += 1
+        try:
+            yield
+        finally:
+            self.suspensions -= 1
+
+    @property
+    def active(self) -> bool:
+        """In the forward pass, or where it is recomputed: autocast is off in the backward pass itself."""
+        return self.forward_depth + self.recompute_depth > 0 and not self.suspensions
+
+    def lower(self, value: Any) -> Any:
+        """cached_cast to the lower precision."""
+        if isinstance(value, tuple | list):
+            return type(value)(self.lower(item) for item in value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if value.dtype in (self.dtype, torch.float64):
+            return value
+        keep = (
+            value.requires_grad and value.is_leaf and value.dtype == torch.float32 and self.forward_depth > 0
+        )  # fmt: skip
+        if not keep:
+            return value.to(self.dtype)
+        if id(value) not in self.cache:
+            self.cache[id(value)] = (value, value.to(self.dtype))
+        return self.cache[id(value)][1]
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in LOWER and self.active:
+            args = tuple(self.lower(value) for value in args)
+            kwargs = {name: self.lower(value) for name, value in kwargs.items()}
+        elif func in FULL and self.active and not kwargs.get("dtype"):
+            args = tuple(_full(value) for value in args)
+            kwargs = {name: _full(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def answering(mode: MetaAutocast | None) -> Iterator[None]:
+    """torch.autocast, is_autocast_enabled and get_autocast_dtype know the meta device, for the trace only."""
+    names = ("autocast", "is_autocast_enabled", "get_autocast_dtype")
+    real = {name: getattr(torch, name) for name in names}
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type != "meta":
+            return real["autocast"](device_type, *args, **kwargs)
+        if mode is None or kwargs.get("enabled", True):
+            return nullcontext()
+        return mode.suspended()
+
+    def is_autocast_enabled(device_type: str | None = None) -> bool:
+        if device_type == "meta" or device_type is None:
+            return mode is not None and mode.active
+        return real["is_autocast_enabled"](device_type)
+
+    def get_autocast_dtype(device_type: str) -> torch.dtype:
+        return mode.dtype if device_type == "meta" and mode is not None else real["get_autocast_dtype"](device_type)
+
+    for name, made in zip(names, (autocast, is_autocast_enabled, get_autocast_dtype), strict=True):
+        setattr(torch, name, made)
+    try:
+        yield
+    finally:
+        for name, value in real.items():
+            setattr(torch, name, value)
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value

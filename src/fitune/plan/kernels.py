@@ -1,0 +1,303 @@
+"""Where a CUDA kernel takes other memory than the meta device shows: each correction with its source.
+
+In: nothing. Out: a table for `Recorder`, and functions that stand in for torch's during a trace.
+Imports only torch (2.5 to 2.15). Sizes of workspaces are read from aten's CUDA sources, named beside each.
+
+B rows, H heads, S tokens, D head size, V vocabulary, N selected positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+def table(num_selected: int, all_ones_mask: bool) -> dict[Any, Callable]:
+    """Operators whose meta version differs.
+
+    Args:
+        num_selected: how many positions a boolean mask over tokens picks (meta tensors hold no values).
+        all_ones_mask: the answer to "is this mask all ones?".
+    """
+
+    def index(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        tensor, indices = args[0], list(args[1])
+        return func(tensor, _without_bool(recorder, indices, num_selected), *args[2:], **kwargs)
+
+    def index_put(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        indices = _without_bool(recorder, list(args[1]), num_selected)
+        accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
+        if accumulate:
+            # aten/native/cuda/Indexing.cu, index_put_with_sort_kernel: linear index, its sorted copy and the order,
+            # int64 each.
+            count = max((i.numel() for i in indices if i is not None), default=0)
+            recorder.transient(8 * count, 8 * count, 8 * count)
+        return func(args[0], indices, *args[2:], **kwargs)
+
+    def nonzero(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        return torch.empty((num_selected, args[0].dim()), dtype=torch.int64, device="meta")
+
+    def item(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        return bool(all_ones_mask) if args[0].dtype == torch.bool else 1
+
+    def masked_select(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        return args[0].new_empty((num_selected,))
+
+    return {
+        aten.index.Tensor: index,
+        aten.index_put.default: index_put,
+        aten.index_put_.default: index_put,
+        aten._index_put_impl_.default: index_put,
+        aten.nonzero.default: nonzero,
+        aten.masked_select.default: masked_select,
+        aten._local_scalar_dense.default: item,
+        aten.native_dropout.default: _native_dropout,
+        aten.native_layer_norm.default: _native_layer_norm,
+        aten.embedding_dense_backward.default: _embedding_backward,
+        **_attention_backward(),
+        **_bitsandbytes(),
+    }
+
+
+def _without_bool(recorder: Any, indices: list[Any], num_selected: int) -> list[Any]:
+    """Boolean index tensors as the integer ones that CUDA makes of them (expandTensors in IndexingUtils.h)."""
+    plain = []
+    for value in indices:
+        if value is not None and value.dtype in (torch.bool, torch.uint8):
+            found = torch.empty((num_selected, value.dim()), dtype=torch.int64, device="meta")
+            recorder.see(found)
+            plain += [found.select(1, column) for column in range(value.dim())]
+        else:
+            plain.append(value)
+    return plain
+
+
+def _native_dropout(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    # aten/native/cuda/Dropout.cu keeps a bool mask; so does the meta kernel, here for torch versions that do not.
+    out = torch.empty_like(args[0])
+    return out, torch.empty_like(args[0], dtype=torch.bool)
+
+
+def _native_layer_norm(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    # aten/native/cuda/layer_norm_kernel.cu: mean and rstd in the accumulation type, fp32 for 16-bit inputs.
+    out, mean, rstd = func(*args, **kwargs)
+    if mean.dtype in (torch.float16, torch.bfloat16):
+        mean, rstd = mean.float(), rstd.float()
+    return out, mean, rstd
+
+
+def _embedding_backward(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    # aten/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu: with more than 3072 indices, or a padding index,
+    # they are sorted (indices, order, sorted copies: int64 each) and partial sums are kept in fp32, one row for each
+    # ten indices and one for each distinct index (at most one an index).
+    grad, indices, padding = args[0], args[1], args[3]
+    count = indices.numel()
+    if count > 3072 or padding >= 0:
+        partial = min(count // 10 + count, count + 1) * grad.shape[-1] * 4
+        recorder.transient(8 * count, 8 * count, 8 * count, partial)
+    return func(*args, **kwargs)
+
+
+# ---- attention
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _attention_backward() -> dict[Any, Callable]:
+    def flash(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        # aten/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: softmax_d in fp32 over lengths rounded to
+        # 128; dq accumulated in fp32 over head size rounded to 32 (64 above 128); dk and dv expanded to the query
+        # heads when keys are shared.
+        query, key = args[1], args[2]
+        B, H, S, D = query.shape
+        S_r, D_r = _round_up(S, 128), _round_up(D, 32 if D <= 128 else 64)
+        sizes = [B * H * S_r * 4, B * S_r * H * D_r * 4]
+        if key.shape[1] != H:
+            sizes += [B * key.shape[2] * H * D * query.element_size()] * 2
+        with recorder.labelled("attention"):
+            recorder.transient(*sizes)
+        return func(*args, **kwargs)
+
+    def efficient(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        # aten/native/transformers/cuda/attention_backward.cu: delta in fp32; cutlass' workspace accumulates the
+        # gradients of query, key and value in fp32 when they are 16-bit (kernel_backward.h, workspace_elements).
+        query, key = args[1], args[2]
+        B, H, S, D = query.shape
+        S_k = key.shape[2]
+        sizes = [B * H * _round_up(S, 128) * 4]
+        if query.element_size() == 2:
+            sizes.append(B * H * (_round_up(S, 128) + 2 * _round_up(S_k, 128)) * _round_up(D, 32) * 4)
+        with recorder.labelled("attention"):
+            recorder.transient(*sizes)
+        return func(*args, **kwargs)
+
+    return {
+        aten._scaled_dot_product_flash_attention_backward.default: flash,
+        aten._scaled_dot_product_efficient_attention_backward.default: efficient,
+    }
+
+
+def choose_attention(query: Any, key: Any, mask: Any, enable_gqa: bool, capability: tuple[int, int]) -> str:
+    """The kernel that CUDA takes: flash, efficient or math (aten/native/transformers/cuda/sdp_utils.cpp).
+
+    flash: 16-bit, head size up to 256, no mask, Ampere or later. efficient: any float, mask allowed, no shared keys.
+    """
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    size = query.shape[-1]
+    same = key.shape[-1] == size
+    if half and mask is None and size <= 256 and capability >= (8, 0) and same:
+        return "flash"
+    if (not enable_gqa or query.shape[1] == key.shape[1]) and size % (8 if half else 4) == 0:
+        if query.dtype == torch.bfloat16 and capability < (8, 0):
+            return "math"
+        return "efficient"
+    return "math"
+
+
+def attention_for(capability: tuple[int, int], forced: str | None = None) -> Callable:
+    """A stand-in for F.scaled_dot_product_attention that runs the operator which CUDA would choose."""
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def scaled_dot_product_attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        kind = forced or choose_attention(query, key, attn_mask, enable_gqa, capability)
+        if kind == "math":
+            more = {"enable_gqa": True} if enable_gqa else {}
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        if kind == "flash":
+            size = query.shape[-1]
+            if size % 8:  # pad_last_dim in attention.cpp
+                query, key, value = (torch.nn.functional.pad(t, (0, 8 - size % 8)) for t in (query, key, value))
+            out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+            return out[..., :size] if size % 8 else out
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:  # convert_boolean_attn_mask in attention.cpp
+                low = torch.full((), float("-inf"), dtype=query.dtype, device=query.device)
+                attn_mask = torch.where(attn_mask.logical_not(), low, torch.zeros_like(low))
+            length = attn_mask.shape[-1]
+            if length % 16:  # pad_bias in attention.cpp: rows aligned to 16 values
+                attn_mask = torch.nn.functional.pad(attn_mask, (0, 16 - length % 16))[..., :length]
+            attn_mask = attn_mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        return aten._scaled_dot_product_efficient_attention(
+            query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale
+        )[0]
+
+    return scaled_dot_product_attention
+
+
+@contextmanager
+def standing_in(
+    capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None
+) -> Any:
+    """For the trace only: attention and dropout of torch.nn.functional are CUDA's.
+
+    A function mode would be shorter, but is off while checkpointing recomputes.
+    """
+    functional = torch.nn.functional
+    attention, dropout = functional.scaled_dot_product_attention, functional.dropout
+    chosen = attention_for(capability, forced)
+
+    def sdpa(*args: Any, **kwargs: Any) -> Any:
+        if autocast is not None and autocast.active:  # a python function: autocast's mode does not see it
+            args = tuple(autocast.lower(value) for value in args)
+            kwargs = {name: autocast.lower(value) for name, value in kwargs.items()}
+        with recorder.labelled("attention"):
+            return chosen(*args, **kwargs)
+
+    def fused_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if p == 0.0 or not training or input.numel() == 0:
+            return input
+        return torch.native_dropout(input, p, True)[0]
+
+    functional.scaled_dot_product_attention = sdpa
+    functional.dropout = fused_dropout
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention, functional.dropout = attention, dropout
+
+
+# ---- bitsandbytes (backends/cuda/ops.py of 0.49 and later, where operators are torch's)
+
+
+def _bitsandbytes() -> dict[Any, Callable]:
+    try:
+        import bitsandbytes  # noqa: F401 - registers the operators
+    except ImportError:
+        return {}
+    ops = torch.ops.bitsandbytes
+    found: dict[Any, Callable] = {}
+
+    def add(name: str, kernel: Callable) -> None:
+        if hasattr(ops, name):
+            found[getattr(ops, name).default] = kernel
+
+    def dequantized(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        out = func(*args, **kwargs)
+        with recorder.labelled(recorder.label or "dequantization buffers"):
+            recorder.see(out)
+        return out
+
+    def gemm_4bit(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        # From 1536 rows (512 for weights of 4 Mi values and more) bitsandbytes dequantizes and calls linear; below,
+        # a kernel may read 4 bits directly, depending on the card: the larger of the two is taken.
+        shape, absmax_8bit = args[2], kwargs.get("absmax_8bit")
+        if absmax_8bit is not None:
+            scales = absmax_8bit.numel() * 4
+            with recorder.labelled("dequantization buffers"):
+                recorder.transient(scales, shape[0] * shape[1] * args[0].element_size())
+        else:
+            with recorder.labelled("dequantization buffers"):
+                recorder.transient(shape[0] * shape[1] * args[0].element_size())
+        return torch.empty((*args[0].shape[:-1], shape[0]), dtype=args[0].dtype, device="meta")
+
+    def vectorwise(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        values = args[0]
+        threshold = args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)
+        rows = torch.empty(values.numel() // values.shape[-1], dtype=torch.float32, device="meta")
+        out = torch.empty(values.shape, dtype=torch.int8, device="meta")
+        outliers = None
+        if threshold:
+            # A.abs() and its comparison are alive together; no outlier columns are assumed (random weights).
+            recorder.transient(values.numel() * 2, values.numel())
+            outliers = torch.empty(0, dtype=torch.int64, device="meta")
+        return out, rows, outliers
+
+    def mixed(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        A, CA, CB, SCA, SCB = args[:5]
+        bias = args[6] if len(args) > 6 else kwargs.get("bias")
+        out = scaled_mm(recorder, None, (CA, CB, SCA, SCB), {"bias": bias, "dtype": A.dtype})
+        return out, torch.empty(0, dtype=A.dtype, device="meta")
+
+    def scaled_mm(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        # int8_linear_matmul gives int32; int8_mm_dequant gives fp16, then casts to the wanted type.
+        CA, CB = args[:2]
+        dtype = kwargs.get("dtype") or torch.float16
+        count = CA.numel() // CA.shape[-1] * CB.shape[0]
+        out = torch.empty((*CA.shape[:-1], CB.shape[0]), dtype=dtype, device="meta")
+        recorder.transient(count * 4, *([count * 2] if dtype != torch.float16 else []))
+        return out
+
+    add("gemm_4bit", gemm_4bit)
+    add("dequantize_4bit", dequantized)
+    add("dequantize_blockwise", dequantized)
+    add("int8_vectorwise_quant", vectorwise)
+    add("int8_mixed_scaled_mm", mixed)
+    add("int8_scaled_mm", scaled_mm)
+    return found

@@ -1,0 +1,391 @@
+"""One training step as `fitune train` takes it, on the meta device for the plan and on a GPU to measure it.
+
+In: a transformers config and a `Scenario`. Out: a `Program` whose methods are the phases of a run.
+Knows nothing of recording, allocators or GPUs' figures. Imports only torch, transformers, peft and bitsandbytes at the
+top, of any version since late 2024; fitune's own rooms are called where the scenario says that fitune trains.
+
+B rows, S tokens a row, N trained tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from fitune.plan.scenario import Scenario
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
+    """The model class on the meta device, with quantized layers in place of linear ones where wanted."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = DTYPES[scenario.compute if scenario.quantized else scenario.weights]
+    attention = scenario.attention
+    # flash_attention_2 wants its package and a GPU when the model is made; its kernel is SDPA's flash, and the one
+    # difference, that it never takes a mask, is the batch's: see make_batch.
+    built_as = "sdpa" if attention == "flash_attention_2" else attention
+    options: dict[str, Any] = {"attn_implementation": built_as}
+    try:
+        import transformers
+
+        options["dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"] = dtype
+        with torch.device("meta"), _no_init():
+            model = AutoModelForCausalLM.from_config(config, **options)
+    except ValueError as error:
+        if "does not support" not in str(error) or built_as == "eager":
+            raise
+        options["attn_implementation"] = "eager"  # as transformers itself falls back when none is asked for
+        with torch.device("meta"), _no_init():
+            model = AutoModelForCausalLM.from_config(config, **options)
+    model.tie_weights()
+    model.config.use_cache = scenario.use_cache and not scenario.gradient_checkpointing
+    if scenario.quantized:
+        quantize_skeleton(model, scenario)
+    return model.train()
+
+
+def _no_init() -> Any:
+    try:
+        from transformers.initialization import no_init_weights  # 5.x
+    except ImportError:
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()
+
+
+def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
+    """Linear layers become bitsandbytes' ones, the output head left out, as transformers' own loader does."""
+    import bitsandbytes as bnb
+
+    head = model.get_output_embeddings()
+    kinds = _linear_kinds()
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, kinds) or module is head or "lm_head" in name:
+            continue
+        if type(module) is nn.Linear:
+            inputs, outputs = module.in_features, module.out_features
+        else:
+            inputs, outputs = module.weight.shape
+        with torch.device("meta"):
+            if scenario.weights == "int8":
+                # llm_int8_threshold 6.0 is BitsAndBytesConfig's default.
+                made = bnb.nn.Linear8bitLt(inputs, outputs, module.bias is not None, has_fp16_weights=False, threshold=6.0)
+            else:
+                made = bnb.nn.Linear4bit(
+                    inputs, outputs, module.bias is not None, DTYPES[scenario.compute],
+                    compress_statistics=scenario.double_quant, quant_type=scenario.weights,
+                )  # fmt: skip
+        made.source_cls = type(module)
+        made.requires_grad_(False)
+        if module.bias is not None:
+            made.bias = nn.Parameter(module.bias.data, requires_grad=False)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, made)
+    is_int8 = scenario.weights == "int8"
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = is_int8, not is_int8
+    model.is_quantized = True
+
+
+def _linear_kinds() -> tuple[type, ...]:
+    from transformers.pytorch_utils import Conv1D
+
+    return (nn.Linear, Conv1D)
+
+
+def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
+    """Give every parameter its memory on ``device``, in the model's own order, as loading does.
+
+    Values are random and small: no weight is read. A quantized layer's 16-bit weights live only while it is quantized.
+    """
+    dtype = DTYPES[scenario.compute if scenario.quantized else scenario.weights]
+    done: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in done:
+                done[id(parameter)] = _made(parameter, module, name, device, dtype)
+            module._parameters[name] = done[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = _filled(buffer, buffer.dtype, device)
+
+
+def _made(parameter: nn.Parameter, module: nn.Module, name: str, device: str, dtype: torch.dtype) -> nn.Parameter:
+    kind = type(parameter).__name__
+    if name != "weight" or kind not in ("Params4bit", "Int8Params"):
+        wanted = parameter.dtype if kind == "Parameter" else dtype
+        return nn.Parameter(_filled(parameter.data, wanted, device), requires_grad=parameter.requires_grad)
+    import bitsandbytes as bnb
+
+    values = _filled(parameter.data, dtype, device)
+    if kind == "Params4bit":
+        made = bnb.nn.Params4bit(
+            values, requires_grad=False, compress_statistics=parameter.compress_statistics,
+            quant_type=parameter.quant_type, quant_storage=parameter.quant_storage, module=module,
+        )  # fmt: skip
+    else:
+        made = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
+    del values
+    return made._quantize(device) if hasattr(made, "_quantize") else made.cuda(device)
+
+
+def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:
+    made = torch.empty(like.shape, dtype=dtype, device=device)
+    if device != "meta":
+        if dtype.is_floating_point:
+            made.normal_(0, 0.02)
+        else:
+            made.zero_()
+    return made
+
+
+def lora_attach(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """PEFT's LoRA around the model; what is trained is lifted to fp32 when the scenario says so."""
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        from fitune.adapters.attach import attach, lora_config
+    except (ImportError, TypeError):
+        attach = lora_config = None  # an older environment, in which fitune itself would not run
+    if attach is None or scenario.trained_dtype == "same":
+        made = LoraConfig(
+            r=scenario.rank, lora_alpha=2 * scenario.rank, lora_dropout=scenario.lora_dropout, bias=scenario.bias,
+            target_modules=scenario.targets if isinstance(scenario.targets, str) else list(scenario.targets),
+            modules_to_save=list(scenario.modules_to_save) or None, use_dora=scenario.dora, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        if attach is not None:
+            return get_peft_model(model, made, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, made, autocast_adapter_dtype=scenario.trained_dtype == "fp32")
+        return adapted
+    made = lora_config(
+        model, rank=scenario.rank, alpha=2 * scenario.rank, dropout=scenario.lora_dropout, targets=scenario.targets,
+        bias=scenario.bias, dora=scenario.dora, modules_to_save=scenario.modules_to_save,
+        train_norms=scenario.train_norms, new_token_ids=list(range(scenario.new_tokens)),
+    )  # fmt: skip
+    return attach(model, made)
+
+
+def freeze_layers(model: nn.Module, count: int) -> None:
+    """Neither the embeddings nor the first ``count`` layers are trained."""
+    model.get_input_embeddings().requires_grad_(False)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for layer in list(max(lists, key=len))[:count]:
+        layer.requires_grad_(False)
+
+
+def _entering(checkpoint: Callable, context: Callable[[], Any]) -> Callable:
+    def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
+        def entered(*inputs: Any, **named: Any) -> Any:
+            if torch._C._current_autograd_node() is None:
+                return function(*inputs, **named)
+            with context():
+                return function(*inputs, **named)
+
+        return checkpoint(entered, *args, **kwargs)
+
+    return checkpointed
+
+
+class Program:
+    """The phases of a run over one model.
+
+    Args:
+        config: a transformers configuration.
+        scenario: the question.
+        device: "meta" or "cuda".
+        autocast: makes the context of the forward pass; None takes torch.autocast.
+        recomputing: makes the context in which checkpointing recomputes; None needs none.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        scenario: Scenario,
+        device: str,
+        autocast: Callable[[], Any] | None = None,
+        recomputing: Callable[[], Any] | None = None,
+    ):
+        self.config, self.scenario, self.device = config, scenario, device
+        self.autocast = autocast or self._torch_autocast
+        self.recomputing = recomputing
+        self.outputs: Any = None
+        self.model: Any = build_skeleton(config, scenario)
+        self.optimizer: Any = None
+        self.states: dict[int, Any] | None = None  # the plan's stand-in for the optimizer's
+
+    # ---- load
+
+    def load(self) -> None:
+        """Base weights, then PEFT's preparation, then the adapters."""
+        scenario = self.scenario
+        materialise(self.model, scenario, self.device)
+        if scenario.kbit_preparation:
+            from peft import prepare_model_for_kbit_training
+
+            self.model = prepare_model_for_kbit_training(self.model, use_gradient_checkpointing=False)
+        if scenario.tuning == "lora":
+            if not scenario.kbit_preparation:
+                self.model.requires_grad_(False)
+            with torch.device(self.device) if self.device == "meta" else nullcontext():
+                self.model = lora_attach(self.model, scenario)
+        else:
+            self.model.requires_grad_(True)
+            if scenario.frozen_layers:
+                freeze_layers(self.model, scenario.frozen_layers)
+            if scenario.trained_dtype == "fp32":
+                for parameter in self.model.parameters():
+                    if parameter.requires_grad and parameter.dtype != torch.float32:
+                        parameter.data = parameter.data.float()
+        if scenario.gradient_checkpointing:
+            if scenario.reentrant and hasattr(self.model, "enable_input_require_grads"):
+                self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": scenario.reentrant})
+            if self.recomputing is not None:
+                self._recompute_within(self.recomputing)
+        self.model.train()
+        if scenario.autocast != "none":
+            self._wrap_forward()
+
+    def _recompute_within(self, context: Callable[[], Any]) -> None:
+        """Enter ``context`` around each recomputed layer: a function mode is off in the backward pass."""
+        for module in self.model.modules():
+            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+            if checkpoint is not None:
+                module._gradient_checkpointing_func = _entering(checkpoint, context)
+
+    def _wrap_forward(self) -> None:
+        """As accelerate prepares a model: autocast around its forward, outputs lifted to fp32."""
+        from accelerate.utils.operations import convert_to_fp32
+
+        forward, context = self.model.forward, self.autocast
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with context():
+                out = forward(*args, **kwargs)
+            return convert_to_fp32(out)
+
+        self.model.forward = wrapped
+
+    def _torch_autocast(self) -> Any:
+        if self.scenario.autocast == "none":
+            return nullcontext()
+        return torch.autocast("cuda", dtype=DTYPES[self.scenario.autocast])
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that are trained."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    # ---- the step
+
+    def make_batch(self, rows: int | None = None) -> dict[str, torch.Tensor]:
+        """input_ids BS, labels BS, and what padded or packed rows need beside them."""
+        scenario, device = self.scenario, self.device
+        shape = (rows or scenario.batch, scenario.seq_len)
+        ids = torch.ones(shape, dtype=torch.int64, device=device)
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        if device != "meta" and scenario.label_share < 1:
+            batch["labels"][:, : shape[1] - 1 - round(scenario.label_share * (shape[1] - 1))] = -100
+        if scenario.rows == "padded" and scenario.attention != "flash_attention_2":
+            batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
+            if device != "meta":
+                batch["attention_mask"][-1, 0] = 0
+        elif scenario.rows == "packed":
+            half = torch.arange(shape[1], device=device) % max(shape[1] // 2, 1)
+            batch["position_ids"] = half.expand(shape).contiguous()
+        return batch
+
+    def micro_batch(self) -> None:
+        """Forward, loss and backward of one micro-batch."""
+        batch = self.make_batch()
+        loss = self.loss(batch)
+        if self.scenario.accumulation > 1 and self.scenario.loss == "logits":
+            loss = loss / self.scenario.accumulation
+        torch.autograd.backward([loss])
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The scenario's loss path."""
+        if self.scenario.loss == "labels":
+            from fitune.train.loss import label_loss
+
+            return label_loss(self.model, batch, batch["labels"].numel())
+        out = self.model(**batch)
+        if self.scenario.keep_outputs:
+            self.outputs = out
+        return out["loss"] if isinstance(out, dict) else out[0]
+
+    def optimizer_step(self) -> None:
+        """Clip, step, and let the gradients go."""
+        scenario, parameters = self.scenario, self.trained()
+        if scenario.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, scenario.max_grad_norm)
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(scenario.optimizer, parameters)
+        self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    def optimizer_step_only(self, recorder: Any, states: str, temporaries: str) -> None:
+        """The optimizer's own code on meta; its states are named afterwards."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.scenario.optimizer, self.trained())
+        with recorder.labelled(temporaries):
+            self.optimizer.step()
+        kept = [value for state in self.optimizer.state.values() for value in state.values()]
+        recorder.mark([value for value in kept if isinstance(value, torch.Tensor)], states)
+
+    # ---- beside the step
+
+    def evaluate(self) -> None:
+        """The loss of one batch of held-out rows, without gradients."""
+        self.model.eval()
+        with torch.no_grad():
+            self.loss(self.make_batch(self.scenario.eval_batch))
+        self.model.train()
+
+    def generate(self) -> None:
+        """One prompt batch and the last answer token: the cache is longest then."""
+        from transformers import DynamicCache
+
+        scenario = self.scenario
+        self.model.eval()
+        rows, longest = scenario.generate_batch, scenario.prompt_tokens + scenario.new_answer_tokens
+        prompt = torch.ones((rows, max(longest - 1, 1)), dtype=torch.int64, device=self.device)
+        with torch.no_grad():
+            out = self.model(
+                input_ids=prompt, use_cache=True, past_key_values=DynamicCache(config=self.config),
+                **self._last_logits(),
+            )  # fmt: skip
+            cache = out.past_key_values
+            del out
+            self.model(input_ids=prompt[:, -1:], use_cache=True, past_key_values=cache, **self._last_logits())
+        self.model.train()
+
+    def _last_logits(self) -> dict[str, int]:
+        import inspect
+
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(inner).forward).parameters else {}
+
+
+def make_optimizer(name: str, parameters: list[nn.Parameter]) -> Any:
+    """The optimizer that transformers' Trainer makes for fitune's word."""
+    rate = 1e-5
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)
+    if name.startswith("adamw") and "8bit" not in name:
+        kinds = {"adamw": {"fused": True}, "adamw_foreach": {"foreach": True}, "adamw_loop": {"foreach": False}}
+        return torch.optim.AdamW(parameters, lr=rate, **kinds[name])
+    import bitsandbytes as bnb
+
+    if name == "paged_adamw":
+        return bnb.optim.PagedAdamW32bit(parameters, lr=rate)
+    return bnb.optim.PagedAdamW8bit(parameters, lr=rate) if "paged" in name else bnb.optim.AdamW8bit(parameters, lr=rate)

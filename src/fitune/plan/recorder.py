@@ -1,0 +1,276 @@
+"""Follow every storage from its first tensor to the death of its last, with a name for what it is and when.
+
+In: code that runs on meta tensors under `Recorder`. Out: events (storage appears, storage dies) with moments.
+Knows nothing of models' kinds, scenarios or allocators. Imports only torch (2.5 to 2.15), so that it also runs in an
+older environment.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+EMPTY_CACHE = 0
+aten = torch.ops.aten
+# Operator → place of its left factor.
+MATMULS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+
+
+class Recorder(TorchDispatchMode):
+    """Records lives of storages while it is entered.
+
+    `order`: +i+1 storage i appears, -i-1 it dies, 0 the cache is emptied. `moments[p]`: index into `moment_names` of
+    event p. `sizes[i]`, `categories[i]`: bytes and category of storage i.
+
+    Args:
+        model_layers: how many layers the model has, for the names of moments.
+        kernels: aten operator → function(recorder, func, args, kwargs) that runs in its place, where CUDA's kernel
+            takes other memory than meta's.
+    """
+
+    def __init__(self, kernels: dict[Any, Callable] | None = None):
+        super().__init__()
+        self.kernels = kernels or {}
+        self.order: list[int] = []
+        self.moments: list[int] = []
+        self.moment_names: list[str] = []
+        self.sizes: list[int] = []
+        self.categories: list[str] = []
+        self.phases: list[tuple[int, str]] = []
+        self.vocabulary = -1
+        self.phase = "load"
+        self.label: str | None = None  # a category that overrides all others
+        self.workspace_bytes = 0
+        self._workspaces: set[bool] = set()
+        self.flops = 0
+        self.moved_bytes = 0
+        self.kernels_launched = 0
+        self._names: dict[str, int] = {}
+        self._alive: dict[int, tuple[Any, int]] = {}
+        self._scopes: list[str] = []
+        self._starts: list[int] = [0]  # sequence number of the autograd graph → module in which it was made
+        self._start_scopes: list[str] = [""]
+        self._paths: dict[int, str] = {}
+        self._parts: dict[str, str] = {}
+        self._layers = 0
+
+    # ---- what the driver tells
+
+    def begin(self, phase: str) -> None:
+        """A new phase begins: "load", "step 1", …"""
+        self.phase = phase
+        self.phases.append((len(self.order), phase))
+
+    def watch(self, model: nn.Module) -> None:
+        """Learn the names of the model's modules."""
+        self._paths = {id(module): name for name, module in model.named_modules()}
+        numbers = [int(n) for name in self._paths.values() for n in re.findall(r"\.(\d+)(?:\.|$)", name)[:1]]
+        self._layers = max(numbers, default=-1) + 1
+
+    def empty_cache(self) -> None:
+        """torch.cuda.empty_cache was called."""
+        self._event(EMPTY_CACHE)
+
+    def mark(self, tensors: Iterator[torch.Tensor] | list[torch.Tensor], category: str) -> None:
+        """Name what these tensors turned out to be; also makes tensors known that appeared unseen."""
+        before, self.label = self.label, category
+        for tensor in tensors:
+            if tensor is None or tensor.device.type != "meta":
+                continue
+            known = self._alive.get(tensor.untyped_storage()._cdata)
+            if known is None:
+                self.see(tensor)
+            else:
+                self.categories[known[1]] = category
+        self.label = before
+
+    @contextmanager
+    def labelled(self, category: str) -> Iterator[None]:
+        """Everything that appears inside is of this category."""
+        before, self.label = self.label, category
+        try:
+            yield
+        finally:
+            self.label = before
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Know in which module the code is, forward, backward and recomputing."""
+        self.watch(model)
+        module_hooks = nn.modules.module
+        handles = [
+            module_hooks.register_module_forward_pre_hook(self._enter_module),
+            module_hooks.register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ---- storages
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """A tensor came out of an operator."""
+        if tensor.device.type != "meta":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        index = len(self.sizes)
+        self.sizes.append(storage.nbytes())
+        self.categories.append(self.label or self._category(tensor))
+        self._alive[key] = (weakref.ref(storage, lambda _, key=key, index=index: self._died(key, index)), index)
+        self._event(index + 1)
+
+    def transient(self, *sizes: int) -> None:
+        """Memory that a kernel takes and gives back while it runs."""
+        first = len(self.sizes)
+        for size in sizes:
+            if size > 0:
+                self.sizes.append(int(size))
+                self.categories.append(self.label or "kernel workspace")
+                self._event(len(self.sizes))
+        for index in range(len(self.sizes) - 1, first - 1, -1):
+            self._event(-index - 1)
+
+    def _died(self, key: int, index: int) -> None:
+        if key in self._alive and self._alive[key][1] == index:
+            del self._alive[key]
+            self._event(-index - 1)
+
+    def _event(self, event: int) -> None:
+        self.order.append(event)
+        if event > 0 or not self.moments:
+            name = self._moment()
+            number = self._names.get(name)
+            if number is None:
+                number = self._names[name] = len(self.moment_names)
+                self.moment_names.append(name)
+            self.moments.append(number)
+        else:
+            self.moments.append(self.moments[-1])
+
+    # ---- names
+
+    def _category(self, tensor: torch.Tensor) -> str:
+        if self.phase == "load":
+            return "weights"
+        if self.vocabulary in tensor.shape[-1:] and tensor.is_floating_point():
+            return "logits and loss"
+        scope = self._scope()
+        shape = tensor.shape
+        if len(shape) >= 3 and shape[-1] == shape[-2] > 1 and "attention" in self._part(scope):
+            return "attention"
+        backward = torch._C._current_autograd_node() is not None and not torch.is_grad_enabled()
+        return "activation gradients" if backward else "activations"
+
+    def _scope(self) -> str:
+        if self._scopes:
+            return self._scopes[-1]
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return ""
+        number = node._sequence_nr()
+        # AccumulateGrad has the highest number of all: it stays where it was.
+        if number >= 2**62:
+            return self._last
+        self._last = self._start_scopes[bisect_right(self._starts, number) - 1]
+        return self._last
+
+    _last = ""
+
+    def _moment(self) -> str:
+        if self.phase == "load":
+            return "load"
+        scope = self._scope()
+        if torch._C._current_autograd_node() is None:
+            direction = "forward" if self._scopes else ""
+        else:
+            direction = "recomputing" if torch.is_grad_enabled() else "backward"
+        if not direction:
+            return f"{self.phase}, {self.label or 'between'}"
+        return f"{self.phase}, {direction} of {self._part(scope)}"
+
+    def _part(self, scope: str) -> str:
+        """"layer 3 of 24, attention" for a module's path."""
+        known = self._parts.get(scope)
+        if known is None:
+            known = self._parts[scope] = part_name(scope, self._layers)
+        return known
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        path = self._paths.get(id(module), self._scopes[-1] if self._scopes else "")
+        self._scopes.append(path)
+        self._note(path)
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._scopes:
+            self._scopes.pop()
+        self._note(self._scopes[-1] if self._scopes else "")
+
+    def _note(self, path: str) -> None:
+        number = torch._C._autograd._get_sequence_nr()
+        if self._starts[-1] == number:
+            self._start_scopes[-1] = path
+        else:
+            self._starts.append(number)
+            self._start_scopes.append(path)
+
+    # ---- the mode
+
+    def _matmul(self, func: Any, args: tuple) -> None:
+        """cuBLAS' workspace appears with a thread's first product: autograd runs backward in a thread of its own."""
+        backward = torch._C._current_autograd_node() is not None
+        if backward not in self._workspaces and self.workspace_bytes:
+            self._workspaces.add(backward)
+            self.sizes.append(self.workspace_bytes)
+            self.categories.append("workspace")
+            self._event(len(self.sizes))
+        left, right = args[MATMULS[func]], args[MATMULS[func] + 1]
+        self.flops += 2 * left.numel() * right.shape[-1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in MATMULS:
+            self._matmul(func, args)
+        kernel = self.kernels.get(func)
+        out = kernel(self, func, args, kwargs) if kernel is not None else func(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            self.see(out)
+        elif isinstance(out, tuple | list):
+            for item in out:
+                if isinstance(item, torch.Tensor):
+                    self.see(item)
+        return out
+
+
+def part_name(path: str, num_layers: int) -> str:
+    """A module's path → what a user calls it: "layer 3 of 24, attention", "the output head", "the embedding"."""
+    found = re.search(r"\.(\d+)(?:\.|$)", path)
+    rest = path[found.end() :] if found else path
+    word = ""
+    for pattern, name in (
+        (r"attn|attention", "attention"),
+        (r"norm|ln_", "norm"),
+        (r"mlp|ffn|feed_forward|experts|\bfc", "feed-forward"),
+        (r"lm_head|embed_out|output", "the output head"),
+        (r"embed|wte|wpe", "the embedding"),
+        (r"rotary", "rotary positions"),
+    ):
+        if re.search(pattern, rest):
+            word = name
+            break
+    if found:
+        layer = f"layer {int(found[1]) + 1} of {num_layers}"
+        return f"{layer}, {word}" if word else layer
+    return word or "the model"

@@ -1,0 +1,100 @@
+"""Config and scenario → the trace: every storage of a run's phases, in order, on the meta device.
+
+In: a transformers config, a `Scenario`, the GPU's compute capability. Out: a frozen `Trace` of plain numbers.
+Imports only torch, transformers, peft and bitsandbytes; also runs in environments of late 2024.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fitune.plan.autocast import MetaAutocast, answering
+from fitune.plan.kernels import standing_in, table
+from fitune.plan.optimizers import optimizer_step
+from fitune.plan.program import DTYPES, Program
+from fitune.plan.recorder import Recorder
+from fitune.plan.scenario import Scenario
+
+
+# cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
+# or 32 MiB on Hopper.
+CUBLAS_OTHERS, CUBLAS_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Events of a run; see `Recorder` for `order`, `moments`, `sizes` and `categories`."""
+
+    order: list[int]
+    moments: list[int]
+    moment_names: list[str]
+    sizes: list[int]
+    categories: list[str]
+    phases: list[tuple[int, str]]
+    trained_parameters: int
+    total_parameters: int
+    managed_bytes: int = 0
+    """Paged optimizer states: CUDA managed memory, which torch's allocator does not count."""
+    work: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0)) -> Trace:
+    """Run every phase of ``scenario`` over ``config``'s model on the meta device, and write down what it allocates."""
+    selected = max(round(scenario.label_share * (scenario.seq_len - 1)), 1) * scenario.batch
+    # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
+    recorder = Recorder(table(selected, all_ones_mask=scenario.rows == "full"))
+    recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
+    recorder.vocabulary = getattr(config, "vocab_size", -1)
+    mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
+    managed = 0
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        forced = "flash" if scenario.attention == "flash_attention_2" else None
+        stack.enter_context(answering(mode))
+        stack.enter_context(standing_in(capability, recorder, forced, mode))
+        program = Program(config, scenario, "meta", autocast=mode.enabled if mode else None, recomputing=mode.recomputing if mode else None)
+        gc.collect()
+        stack.callback(gc.enable)
+        gc.disable()
+        stack.enter_context(recorder)
+        recorder.begin("load")
+        program.load()
+        recorder.mark([p for p in program.trained()], "adapters" if scenario.tuning == "lora" else "weights")
+        stack.enter_context(recorder.following(program.model))
+        if mode:
+            stack.enter_context(mode)
+        for step in range(1, scenario.steps + 1):
+            recorder.begin(f"step {step}")
+            for _ in range(min(scenario.accumulation, 2)):
+                program.micro_batch()
+                recorder.mark([p.grad for p in program.trained()], "gradients")
+            if scenario.optimizer_step:
+                managed = optimizer_step(recorder, program)
+            gc.collect()
+        if scenario.eval_batch:
+            recorder.begin("evaluation")
+            program.evaluate()
+        if scenario.generate_batch and scenario.prompt_tokens:
+            recorder.begin("generation")
+            program.generate()
+        if scenario.save:
+            # safetensors copies one tensor after the other to the host: nothing new on the card.
+            recorder.begin("checkpoint")
+    total = sum(p.numel() for p in program.model.parameters())
+    return Trace(
+        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
+        sum(p.numel() for p in program.trained()), total, managed,
+        {"flops": recorder.flops, "moved_bytes": recorder.moved_bytes, "kernels": recorder.kernels_launched},
+    )  # fmt: skip
