@@ -16,7 +16,7 @@ from fitune.adapters.attach import attach, linear_names, lora_config, norm_names
 from fitune.adapters.folder import base_facts, load_adapter, save_adapter
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base
+from fitune.models.load import LoadedBase, build_on_meta, load_base
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -267,3 +267,16 @@ def test_layers_are_found_by_class(tiny_model: Callable[..., Path]):
     assert norm_names(names["gpt2"]) == ["ln_1", "ln_2", "ln_f"]
     assert norm_names(names["qwen3"]) == ["input_layernorm", "k_norm", "norm", "post_attention_layernorm", "q_norm"]
     assert "pre_feedforward_layernorm" in norm_names(names["gemma2"])
+
+
+@pytest.mark.parametrize("option", ["plain", "norms", "bias all", "dora"])
+def test_attach_on_meta_has_the_same_parameters(tiny_llama: Path, option: str):
+    """For the memory plan: no memory, the same names, shapes, types and trained part."""
+    real = open_base(tiny_llama, torch.bfloat16)
+    meta = build_on_meta(real.model.config, torch.bfloat16)
+    kinds = []
+    for model in (real.model, meta):
+        adapted = attach(model, lora_config(model, rank=4, **OPTIONS[option]))
+        kinds.append({name: (w.shape, w.dtype, w.requires_grad) for name, w in adapted.named_parameters()})
+    assert kinds[0] == kinds[1]
+    assert not meta._forward_pre_hooks

@@ -106,6 +106,8 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
         if isinstance(module, nn.LayerNorm):  # on a CPU it takes no 16-bit weight with an fp32 bias or input
             module.float()
     device, entered = next(model.parameters()).device.type, []
+    if device == "meta":  # the memory plan sets autocast itself
+        return
 
     def enter(*_: Any) -> None:
         entered.append(torch.autocast(device, dtype=dtype))
