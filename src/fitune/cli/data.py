@@ -158,7 +158,7 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
     source = resolve(settings.model.name, settings.model.revision)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
-    return make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template)), config
+    return make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config), config
 
 
 def _options(settings: Any) -> Any:

@@ -39,10 +39,10 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False):
     return tokenizer
 
 
-def stop_ids(tokenizer, generation_config, template: Template | None) -> tuple[int, ...]:
-    """Ids that end an answer: the end token, the model's own list, and the template's end of turn."""
+def stop_ids(tokenizer, config, template: Template | None) -> tuple[int, ...]:
+    """Ids that end an answer: the end token, those of the model's (generation) config, the template's end of turn."""
     ids: list[int] = []
-    own = getattr(generation_config, "eos_token_id", None)
+    own = getattr(config, "eos_token_id", None)
     ids += own if isinstance(own, list | tuple) else [own] if own is not None else []
     ids.append(tokenizer.eos_token_id)
     if template and template.end_of_turn:

@@ -65,7 +65,7 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
-    renderer = make_renderer(tokenizer, template)
+    renderer = make_renderer(tokenizer, template, config)
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
     return Ready(hardware, precision, source, tokenizer, template, renderer, data, facts(source, template, precision))
@@ -121,13 +121,13 @@ def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
         )
 
 
-def make_renderer(tokenizer: Any, template: Template) -> Renderer:
+def make_renderer(tokenizer: Any, template: Template, config: Any) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
         )
-    return Renderer(tokenizer, template.text, stop_ids(tokenizer, None, template))
+    return Renderer(tokenizer, template.text, stop_ids(tokenizer, config, template))
 
 
 def facts(source: ModelSource, template: Template, precision: Precision) -> dict[str, Any]:
