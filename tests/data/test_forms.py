@@ -43,7 +43,8 @@ def test_columns_are_mapped_by_name():
 
 
 def test_unknown_columns_say_what_was_found_and_what_exists():
-    with pytest.raises(DataError, match=r"columns question, reply.*prompt_completion: prompt, completion.*data.columns"):
+    found_and_known = r"columns question, reply.*prompt_completion: prompt, completion.*data.columns"
+    with pytest.raises(DataError, match=found_and_known):
         recognise(["question", "reply"])
 
 

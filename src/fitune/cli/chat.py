@@ -86,9 +86,9 @@ class Conversation:
                 say("the base answers alone" if self.base_alone else "the adapter is on")
         elif name == "/retry":
             if self.messages:
-                asked = self.messages.pop(-2)["content"] if len(self.messages) > 1 else self.messages[-1]["content"]
-                self.messages = self.messages[:-1]
-                self.ask(asked)
+                question = self.messages[-2]["content"]  # questions and answers come in pairs
+                self.messages = self.messages[:-2]
+                self.ask(question)
         else:
             known = ["/base", "/adapter", "/system", "/clear", "/retry", "/help", "/quit"]
             say(f"there is no command {name}{did_you_mean(name, known)}; /help lists them")

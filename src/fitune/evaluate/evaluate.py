@@ -48,7 +48,7 @@ def evaluate(
     rows = [row for row in target.renderer.tokenize(rendered) if row.num_trained]
     if not rows:
         raise DataError(f"{data}: no row has a token to measure; data.loss_on is {loss_on}")
-    metrics = {"loss": loss_of(target.model, rows, target.renderer.tokenizer.pad_token_id, batch)}
+    metrics: dict[str, float] = {"loss": loss_of(target.model, rows, target.renderer.tokenizer.pad_token_id, batch)}
     asking = [example for example in examples if example.messages and example.messages[-1]["role"] == "assistant"]
     answered = answer_rows(target, asking, max_new_tokens, batch)
     if answered:

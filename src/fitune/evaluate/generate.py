@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -61,7 +61,7 @@ def complete(
     return answers
 
 
-def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Iterator[str]:
+def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, None]:
     """The answer to one prompt in pieces, as they come. Closing the iterator ends the generation."""
     streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
     ended, failures = Event(), []
