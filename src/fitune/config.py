@@ -70,6 +70,9 @@ class DataSettings(Section):
     """Longest row in tokens; null allows the model's context length."""
     too_long: Literal["error", "drop", "cut"] = "error"
     """Rows over `max_length`: refuse to start, leave them out, or cut their end off."""
+    packing: Literal["auto", "tree", "rows", "off"] = "auto"
+    """Rows of a step without padding. tree: prefixes that rows share are computed once; rows: side by side; off: padded.
+    auto takes tree where a check against the model's plain forward passes. The losses are the same."""
 
 
 class LoraSettings(Section):

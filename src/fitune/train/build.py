@@ -22,6 +22,8 @@ from fitune.train.arguments import LEARNING_RATES, Schedule, schedule_of, traini
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
 from fitune.train.examine import Examiner, questions_of
 from fitune.train.memory import peak_memory_bytes
+from fitune.train.packed_trainer import PackedTrainer
+from fitune.train.packing import Packing, choose_packing
 from fitune.train.ready import Ready
 from fitune.train.trainer import FituneTrainer
 
@@ -128,7 +130,9 @@ def make_trainer(
     if ready.data.test:
         metric = settings.eval.best_metric
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=settings.eval.patience))
-    trainer = FituneTrainer(
+    packing = lay_out(settings, ready, model, arguments)
+    kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)
+    trainer = kind(
         model,
         arguments,
         train_rows=ready.data.train,
@@ -141,3 +145,22 @@ def make_trainer(
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def lay_out(settings: Settings, ready: Ready, model: Any, arguments: TrainingArguments) -> Packing:
+    """How rows are laid out, tried on this model; said aloud."""
+    device = ready.hardware.device
+    packing = choose_packing(
+        model.to(device),
+        ready.data.train,
+        settings.data.packing,
+        arguments.per_device_train_batch_size,
+        arguments.world_size,
+        torch.autocast(device, dtype=torch.bfloat16, enabled=arguments.bf16),
+    )
+    for note in packing.notes:
+        say(note)
+    if packing.mode != "off":
+        shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
+        say(f"rows are packed without padding, {shared}: checked against the model's plain forward")
+    return packing

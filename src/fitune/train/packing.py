@@ -1,0 +1,187 @@
+"""Whether rows can be packed for this model: tried on a few real rows against the plain forward, before step one.
+
+In: the model, training rows, what the user asked for. Out: a frozen `Packing`, with what there is to say about it.
+Knows nothing of settings or trainers.
+
+tree    shared prefixes are computed once, nothing is padded
+rows    nothing is padded, rows lie side by side
+off     rows are padded to the longest of a micro-batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fitune.data.tree import Row, build_tree, common_prefix
+from fitune.errors import ModelError
+from fitune.models.tree_attention import use_tree_attention
+from fitune.train.packed import pack_loss, to_pack
+
+Mode = Literal["tree", "rows", "off"]
+
+# Difference of a row's mean loss that rounding explains, as a share of the loss (bf16 keeps 8 bits, so 2⁻⁸ = 0.4 % an
+# operation: 0.5 % was seen on SmolLM2 with short rows); a wrong mask or position gives several times as much.
+FP32_TOLERANCE = 1e-4
+LOW_PRECISION_TOLERANCE = 0.012
+ROWS_TRIED = 4
+TOKENS_TRIED = 2_048
+# What models call the dropout of attention weights in their configs.
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a step are laid out."""
+
+    mode: Mode
+    max_tokens: int
+    """Computed tokens of a pack at most: what a padded micro-batch of the longest rows would have."""
+    notes: tuple[str, ...] = ()
+
+
+def choose_packing(
+    model: Any,
+    rows: Sequence[Row],
+    wanted: Literal["auto", "tree", "rows", "off"],
+    micro_batch_rows: int,
+    processes: int = 1,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Packing:
+    """The best layout that this model computes exactly. Leaves the model ready for it.
+
+    Args:
+        model: the model that will be trained, PEFT and all; its weights and random numbers are left as they are.
+        micro_batch_rows: rows of a padded forward pass, from which the size of a pack follows.
+        autocast: the context in which training computes.
+    """
+    max_tokens = micro_batch_rows * max((len(row.input_ids) for row in rows), default=1)
+    if wanted == "off":
+        return Packing("off", max_tokens)
+    refusal = _refusal(model, processes)
+    if refusal:
+        return Packing("off", max_tokens, (f"rows are padded, not packed: {refusal}",))
+    modes, notes = _candidates(model, wanted)
+    for mode in modes:
+        fault = self_check(model, rows, share=mode == "tree", autocast=autocast)
+        if fault is None:
+            return Packing(mode, max_tokens, tuple(notes))
+        notes.append(f"packing ({mode}) is not possible with this model: {fault}")
+    return Packing("off", max_tokens, (*notes, "rows are padded"))
+
+
+def _refusal(model: Any, processes: int) -> str | None:
+    """Why packing is not even tried."""
+    if processes > 1:
+        return f"{processes} processes train together"
+    config = _inner(model).config.get_text_config()
+    for name in ATTENTION_DROPOUTS:
+        if getattr(config, name, 0.0):
+            return f"the model drops attention weights ({name} is {getattr(config, name)})"
+    return None
+
+
+def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
+    if wanted == "rows":
+        return ["rows"], []
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    if not drops:
+        return ["tree", "rows"], []
+    if wanted == "tree":
+        return ["tree", "rows"], ["with dropout, rows that share a prefix share its dropout too"]
+    return ["rows"], ["prefixes are not shared, since there is dropout: rows would share its draws (data.packing: tree)"]
+
+
+def self_check(
+    model: Any, rows: Sequence[Row], share: bool, autocast: AbstractContextManager[Any] | None = None
+) -> str | None:
+    """Loss of a few real rows in one pack against the plain forward of each alone.
+
+    Returns:
+        What is wrong, or None. With a fault the model has its own attention again.
+    """
+    sample = _sample(rows)
+    if not sample:
+        return "no row has a trained token"
+    inner = _inner(model)
+    before = str(inner.config._attn_implementation)
+    low = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
+    context = autocast or nullcontext()
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    fault = None
+    try:
+        with torch.no_grad(), context:
+            low = low or torch.is_autocast_enabled(device.type)
+            plain = [_plain_loss(model, row, device) for row in sample]
+            use_tree_attention(inner)
+            packed = [_packed_loss(model, sample, which, share, device) for which in range(len(sample))]
+        tolerance = LOW_PRECISION_TOLERANCE if low else FP32_TOLERANCE
+        worst = max(range(len(sample)), key=lambda which: abs(plain[which] - packed[which]))
+        # Written so that a loss that is not a number is a fault too.
+        if not abs(plain[worst] - packed[worst]) <= tolerance * max(1.0, plain[worst]):
+            fault = f"loss {packed[worst]:.4f} instead of {plain[worst]:.4f} on row {sample[worst].row_number}"
+    except ModelError as error:
+        fault = str(error)
+    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+    if fault is not None and inner.config._attn_implementation != before:
+        inner.set_attn_implementation(before)
+    return fault
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _sample(rows: Sequence[Row]) -> list[Row]:
+    """A few rows with something to train: the two that share most, and the shortest others."""
+    trained = [row for row in rows if any(row.trained[1:])][:512]
+    ordered = sorted(trained, key=lambda row: tuple(row.input_ids))
+    shared = [common_prefix(a.input_ids, b.input_ids) for a, b in zip(ordered, ordered[1:], strict=False)]
+    chosen: list[Row] = []
+    if shared:
+        first = max(range(len(shared)), key=shared.__getitem__)
+        chosen = [ordered[first], ordered[first + 1]]
+    chosen += sorted((row for row in trained if row not in chosen), key=lambda row: len(row.input_ids))
+    kept, tokens = [], 0
+    for row in chosen[:ROWS_TRIED]:
+        tokens += len(row.input_ids)
+        if kept and tokens > TOKENS_TRIED:
+            break
+        kept.append(row)
+    return kept
+
+
+def _plain_loss(model: Any, row: Row, device: torch.device) -> float:
+    """Mean loss of a row's trained tokens by the model's own forward, alone and with full logits."""
+    ids_BT = torch.tensor([row.input_ids], device=device)
+    logits_TV = model(input_ids=ids_BT, use_cache=False).logits[0, :-1].float()
+    losses_T = nn.functional.cross_entropy(logits_TV, ids_BT[0, 1:], reduction="none")
+    return float(losses_T[torch.tensor(row.trained[1:], device=device)].mean())
+
+
+@dataclass(frozen=True)
+class _Untrained:
+    """A row that is there, and predicts nothing."""
+
+    input_ids: Sequence[int]
+    trained: Sequence[bool]
+    row_number: int
+
+
+def _packed_loss(model: Any, sample: list[Row], which: int, share: bool, device: torch.device) -> float:
+    """Mean loss of one row's trained tokens, in a pack with the others."""
+    rows = [
+        row if number == which else _Untrained(row.input_ids, (False,) * len(row.input_ids), row.row_number)
+        for number, row in enumerate(sample)
+    ]
+    return float(pack_loss(model, to_pack(build_tree(rows, share), device), sum(sample[which].trained[1:])))

@@ -1,0 +1,148 @@
+"""Packs in the trainer: the padded path, itself checked against TRL, is the reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from fitune.data.pack import pack_rows
+from fitune.train.packed_trainer import PACKS, PackedTrainer
+from fitune.train.packing import Packing, choose_packing, self_check
+
+
+def prefixed(tiny, count):
+    """Rows of which half begin alike."""
+    rows = tiny.make_rows(count)
+    made = []
+    for row in rows:
+        ids = (5, 6, 7, 8, 9, *row.input_ids) if row.row_number % 2 else row.input_ids
+        trained = (False,) * (len(ids) - len(row.input_ids)) + row.trained
+        made.append(type(row)(ids, trained, row.row_number))
+    return made
+
+
+def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, test_rows=(), **changed):
+    """The padded trainer's twin."""
+    twin = tiny.trainer(folder, model, rows, test_rows, **changed)
+    logged, callbacks = twin.logged, twin.callback_handler.callbacks
+    ours = [callback for callback in callbacks if type(callback).__module__.startswith("fitune.train.callbacks")]
+    trainer = PackedTrainer(
+        model, twin.args, rows, list(test_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
+    )
+    for callback in ours:
+        callback.trainer = trainer
+    trainer.logged = logged
+    return trainer
+
+
+@pytest.mark.parametrize(("mode", "max_tokens"), [("tree", 1000), ("tree", 25), ("rows", 30)])
+def test_losses_and_norms_equal_the_padded_trainers(tiny, tmp_path, mode, max_tokens):
+    rows = prefixed(tiny, 13)
+    plain = tiny.trainer(tmp_path / "a", tiny.llama(), rows, rows[:3], micro_batch_size=2, epochs=2, every_steps=3)
+    plain.train()
+    model = tiny.llama()
+    assert self_check(model, rows, share=mode == "tree") is None
+    ours = packed_trainer(
+        tiny, tmp_path / "b", model, rows, mode, max_tokens, rows[:3], micro_batch_size=2, epochs=2, every_steps=3
+    )
+    ours.train()
+    assert len(ours.logged) == len(plain.logged) > 8
+    for expected, got in zip(plain.logged, ours.logged, strict=True):
+        assert (expected["kind"], expected["step"]) == (got["kind"], got["step"])
+        assert got["loss"] == pytest.approx(expected["loss"], rel=2e-5)
+        if expected["kind"] == "train":
+            assert got["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+def test_every_row_is_seen_once_an_epoch_in_the_padded_paths_order(tiny, tmp_path):
+    rows = prefixed(tiny, 13)
+    model = tiny.llama()
+    assert self_check(model, rows, share=True) is None
+    trainer = packed_trainer(tiny, tmp_path, model, rows, max_tokens=30)
+    for epoch in range(2):
+        trainer.order.set_epoch(epoch)
+        steps = [[n for tree in batch[PACKS] for n in tree.row_numbers] for batch in trainer.get_train_dataloader()]
+        order = list(trainer.order)
+        assert [sorted(step) for step in steps] == [sorted(order[i : i + 4]) for i in range(0, 13, 4)]
+        assert Counter(n for step in steps for n in step) == Counter(range(13))
+
+
+def test_packs_stay_within_their_limit(tiny):
+    rows = prefixed(tiny, 40)
+    packs = pack_rows(rows, 40)
+    assert max(tree.num_nodes for tree in packs) <= 40
+    assert Counter(n for tree in packs for n in tree.row_numbers) == Counter(range(40))
+    assert sum(tree.num_nodes for tree in packs) < sum(len(row.input_ids) for row in rows)
+
+
+def test_plain_llama_gets_the_tree(tiny):
+    model = tiny.llama()
+    packing = choose_packing(model, prefixed(tiny, 9), "auto", micro_batch_rows=4)
+    assert packing.mode == "tree" and packing.notes == ()
+    assert choose_packing(model, prefixed(tiny, 9), "rows", 4).mode == "rows"
+    assert choose_packing(model, prefixed(tiny, 9), "off", 4).mode == "off"
+
+
+def test_dropout_keeps_rows_apart_unless_asked(tiny):
+    rows = prefixed(tiny, 9)
+    packing = choose_packing(tiny.llama(dropout=0.1), rows, "auto", 4)
+    assert packing.mode == "rows" and "dropout" in packing.notes[0]
+    assert choose_packing(tiny.llama(dropout=0.1), rows, "tree", 4).mode == "tree"
+
+
+def test_attention_dropout_is_refused(tiny):
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
+    packing = choose_packing(GPT2LMHeadModel(config), prefixed(tiny, 9), "auto", 4)
+    assert packing.mode == "off" and "attn_pdrop is 0.1" in packing.notes[0]
+
+
+def test_alibi_is_found_out_and_the_model_left_as_it_was(tiny):
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, attention_dropout=0.0,
+                                         hidden_dropout=0.0))  # fmt: skip
+    before = model.config._attn_implementation
+    packing = choose_packing(model, prefixed(tiny, 9), "auto", 4)
+    assert packing.mode == "off" and packing.notes[-1] == "rows are padded"
+    assert model.config._attn_implementation == before
+
+
+def test_a_wrong_mask_is_found_out(tiny, monkeypatch):
+    """The check must be able to fail: here every node sees everything before it in the pack."""
+    from fitune.models import tree_layout
+
+    torch.manual_seed(0)
+    model = tiny.llama(lora=False)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.2)
+    monkeypatch.setattr(
+        tree_layout.Group,
+        "visible",
+        lambda self, window: torch.ones(1, self.num_queries, self.num_keys, dtype=torch.bool),
+    )
+    assert "instead of" in str(self_check(model, prefixed(tiny, 9), share=True))
+
+
+def test_generation_and_padded_batches_still_work_afterwards(tiny):
+    torch.manual_seed(0)
+    model = tiny.llama().eval()
+    batch = tiny.collate(tiny.make_rows(3))
+    with torch.no_grad():
+        before = model(**batch).loss
+        assert choose_packing(model, prefixed(tiny, 9), "auto", 4).mode == "tree"
+        assert torch.equal(model(**batch).loss, before)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny, tmp_path):
+    rows = prefixed(tiny, 8)
+    results = []
+    for checkpointing in (False, True):
+        model = tiny.llama()
+        assert self_check(model, rows, share=True) is None
+        trainer = packed_trainer(tiny, tmp_path / str(checkpointing), model, rows, gradient_checkpointing=checkpointing)
+        trainer.train()
+        results.append(tiny.losses(trainer))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
