@@ -137,7 +137,8 @@ def time_trl(model, batches, liger: bool, device: str) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):
-        marks: list[float] = []
+        def __init__(self):
+            self.marks: list[float] = []
 
         def on_step_begin(self, *_, **__):
             self.marks.append(now(device))
@@ -159,7 +160,6 @@ def time_trl(model, batches, liger: bool, device: str) -> dict:
         "train_sampling_strategy": "sequential", "activation_checkpointing": False, "use_liger_kernel": liger,
     }  # fmt: skip
     clock = Clock()
-    clock.marks = []
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(output_dir=folder, **options)
         trainer = SFTTrainer(model, arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[clock])

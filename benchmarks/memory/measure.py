@@ -55,7 +55,14 @@ def cases() -> list[dict[str, Any]]:
                 for seq_len in LENGTHS:
                     for loss in ("labels", "logits"):
                         gib = base + per_token * seq_len * (0.4 if checkpointing else 1)
-                        add(model, gib, weights=weights, seq_len=seq_len, loss=loss, gradient_checkpointing=checkpointing)
+                        add(
+                            model,
+                            gib,
+                            weights=weights,
+                            seq_len=seq_len,
+                            loss=loss,
+                            gradient_checkpointing=checkpointing,
+                        )
     one = "llama-3.2-1b"
     for checkpointing in (False, True):
         for seq_len in (512, 2048):

@@ -68,7 +68,9 @@ def test_under_autocast_it_is_at_least_as_near_to_fp32_as_peft():
     assert ours <= 1.2 * theirs
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"use_dora": True}, {"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}]
+)
 def test_what_is_not_plain_is_left_to_peft(options, monkeypatch):
     model = adapted("llama", True, **options)
     calls = []

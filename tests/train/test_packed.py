@@ -41,8 +41,16 @@ SIZES = {
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 CONFIGS = {
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-        bos_token_id=None, eos_token_id=None,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=None,
+        eos_token_id=None,
     ),
     "llama": lambda: LlamaConfig(**GROUPED, tie_word_embeddings=True),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES, intermediate_size=48),
@@ -50,7 +58,11 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**GROUPED),
     "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16),
     "gemma2": lambda: Gemma2Config(
-        **GROUPED, head_dim=16, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+        **GROUPED,
+        head_dim=16,
+        sliding_window=5,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
         query_pre_attn_scalar=16,
     ),
     "cohere": lambda: CohereConfig(**GROUPED, logit_scale=0.25),
@@ -124,7 +136,8 @@ def shared_rows():
     ids = [system + draw(7), system + question + draw(5), system + question + draw(8), other + draw(6), other, draw(1)]
     ids += [ids[0], ids[1] + draw(3)]
     return [
-        Row(row, tuple(position >= 6 + number % 3 for position in range(len(row))), number) for number, row in enumerate(ids)
+        Row(row, tuple(position >= 6 + number % 3 for position in range(len(row))), number)
+        for number, row in enumerate(ids)
     ]
 
 

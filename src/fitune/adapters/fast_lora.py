@@ -29,7 +29,9 @@ def use_fast_lora(config: LoraConfig, model: nn.Module) -> bool:
         False when the model has layers that only look like plain linear ones (quantized, sharded) or transposed ones
         beside them (GPT-2's Conv1D): PEFT's choices would be overruled for these too, so nothing is changed.
     """
-    if config.fan_in_fan_out or any(isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()):
+    if config.fan_in_fan_out or any(
+        isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()
+    ):
         return False
     config._register_custom_module({nn.Linear: FastLinear})
     return True

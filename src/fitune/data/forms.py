@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.errors import DataError, did_you_mean
-
 from fitune.data.rows import Example
+from fitune.errors import DataError, did_you_mean
 
 # form → (columns it needs, columns it may have)
 FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any
 
-WHOLE_WORD = re.compile(r"[Ġ▁][a-z]{2,}")
+WHOLE_WORD = re.compile(r"[Ġ▁][a-z]{3,}")
 FUNCTION_WORDS = (
     "the a an of to and in on at for with from by was is are were be been has had have not but or as it he she they "
     "we you his her their its our your this that these those all some no will would can could should may must do "
@@ -21,29 +20,27 @@ FUNCTION_WORDS = (
     "what how why very too more most each both few many much other same such only just also now never always"
 ).split()
 CONTRACTIONS = "don't it's can't won't isn't didn't we're they've man's boy's girl's dog's".split()
-# Continuations that leave the word a word; a token that grows mostly by others is a piece (" th", " resc").
-ENDINGS = set("s es ed d ing er ers ly y al ness ment ful less ion able n r en est ist ists or ive ity ous ic".split())
+EVERYDAY_LETTERS = 6  # everyday words are short, and this model's vocabulary, learnt on textbooks, is not
 
 
 def whole_words(tokenizer: Any) -> list[str]:
-    """Lowercase words that are one token with a leading blank, commonest first (ids follow frequency in BPE)."""
+    """Lowercase words that are one token with a leading blank, commonest first (ids follow frequency in BPE).
+
+    Some are only pieces of words (" resc"); they teach the rule as well.
+    """
     vocabulary = tokenizer.get_vocab()
-    words = [
-        token[1:] for token, _ in sorted(vocabulary.items(), key=lambda item: item[1]) if WHOLE_WORD.fullmatch(token)
-    ]
-    pieces = _continuations(words)
-    known = set(FUNCTION_WORDS)
-    return [word for word in words if word in known or pieces[word] <= (3 if len(word) > 4 else 1)]
+    ordered = sorted(vocabulary.items(), key=lambda item: item[1])
+    return [token[1:] for token, _ in ordered if WHOLE_WORD.fullmatch(token)]
 
 
 def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
     """`count` different sentences of 6 to 14 words, none of them in `exclude`.
 
-    A third of the words are function words. The others are drawn with weight 1/(rank + 300): common ones come
-    several times in a few thousand sentences, and nearly every word of the list comes at all.
+    A third of the words are function words. The others are drawn with weight 1/(rank + 2000), a quarter of that for
+    long ones: common short words come several times in a few thousand sentences, and most of the list comes at all.
     """
     generator = random.Random(seed)
-    weights = list(accumulate(1 / (rank + 300) for rank in range(len(words))))
+    weights = list(accumulate(_weight(rank, word) for rank, word in enumerate(words)))
     seen, sentences = set(exclude), []
     while len(sentences) < count:
         sentence = _sentence(generator, words, weights)
@@ -51,6 +48,10 @@ def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collect
             seen.add(sentence)
             sentences.append(sentence)
     return sentences
+
+
+def _weight(rank: int, word: str) -> float:
+    return (1 if len(word) <= EVERYDAY_LETTERS else 0.25) / (rank + 2000)
 
 
 def _sentence(generator: random.Random, words: Sequence[str], weights: Sequence[float]) -> str:
@@ -68,13 +69,3 @@ def _sentence(generator: random.Random, words: Sequence[str], weights: Sequence[
         chosen[generator.randrange(1, length - 1)] += ","
     text = " ".join(chosen)
     return text[0].upper() + text[1:] + ("?" if generator.random() < 0.05 else ".")
-
-
-def _continuations(words: Sequence[str]) -> Counter[str]:
-    """For each word, how many other words begin with it and go on by something that is no ending."""
-    known, counts = set(words), Counter()
-    for word in words:
-        for cut in range(2, len(word)):
-            if word[:cut] in known and word[cut:] not in ENDINGS:
-                counts[word[:cut]] += 1
-    return counts

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_torch_flex_attn_available
+from transformers.utils.import_utils import is_torch_flex_attn_available
 
 from fitune.errors import ModelError
 from fitune.models.tree_layout import TreeLayout

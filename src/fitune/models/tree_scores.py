@@ -111,7 +111,7 @@ class _GroupedAttention(torch.autograd.Function):
                     weights, slope = _weights(q, k, block, scale, softcap)
                 grad_rows = grad_result[:, block.rows]
                 grad_weights = torch.bmm(grad_rows, v[:, : block.num_keys].transpose(1, 2))
-                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 if slope is not None:
                     grad_scores = grad_scores.mul_(slope)
                 grad_q[:, block.rows] = torch.bmm(grad_scores, keys).mul_(scale)
@@ -169,9 +169,7 @@ def _additive(
     return mask if len(mask) == 1 else mask.repeat_interleave(kv_heads, dim=0)
 
 
-def _weights(
-    q: Tensor, k: Tensor, block: _Block, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
+def _weights(q: Tensor, k: Tensor, block: _Block, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """Softmax weights of a block; with soft-capping also its slope, for the backward pass."""
     scores = torch.bmm(q[:, block.rows], k[:, : block.num_keys].transpose(1, 2)).mul_(scale)
     slope = None

@@ -17,12 +17,13 @@ import torch
 aten = torch.ops.aten
 
 
-def table(num_selected: int, all_ones_mask: bool) -> dict[Any, Callable]:
+def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -> dict[Any, Callable]:
     """Operators whose meta version differs.
 
     Args:
         num_selected: how many positions a boolean mask over tokens picks (meta tensors hold no values).
         all_ones_mask: the answer to "is this mask all ones?".
+        flash_package: attention is the flash-attn package's, whose result lies in memory as BSHD whatever the query does.
     """
 
     def index(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -40,12 +41,18 @@ def table(num_selected: int, all_ones_mask: bool) -> dict[Any, Callable]:
         return func(args[0], indices, *args[2:], **kwargs)
 
     def nonzero(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        if args[0].device.type != "meta":
+            return func(*args, **kwargs)
         return torch.empty((num_selected, args[0].dim()), dtype=torch.int64, device="meta")
 
     def item(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        if args[0].device.type != "meta":
+            return func(*args, **kwargs)
         return bool(all_ones_mask) if args[0].dtype == torch.bool else 1
 
     def masked_select(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+        if args[0].device.type != "meta":
+            return func(*args, **kwargs)
         return args[0].new_empty((num_selected,))
 
     return {
@@ -59,7 +66,9 @@ def table(num_selected: int, all_ones_mask: bool) -> dict[Any, Callable]:
         aten.native_dropout.default: _native_dropout,
         aten.native_layer_norm.default: _native_layer_norm,
         aten.embedding_dense_backward.default: _embedding_backward,
+        aten._softmax_backward_data.default: _softmax_backward,
         **_attention_backward(),
+        **({aten._scaled_dot_product_flash_attention.default: _flash_package} if flash_package else {}),
         **_bitsandbytes(),
     }
 
@@ -89,6 +98,16 @@ def _native_layer_norm(recorder: Any, func: Any, args: tuple, kwargs: dict) -> A
     if mean.dtype in (torch.float16, torch.bfloat16):
         mean, rstd = mean.float(), rstd.float()
     return out, mean, rstd
+
+
+def _softmax_backward(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    # aten/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `tmp = grad * output` beside the result.
+    grad = args[0]
+    out = func(*args, **kwargs)
+    recorder.see(out)
+    with recorder.labelled("attention"):
+        recorder.transient(grad.numel() * grad.element_size())
+    return out
 
 
 def _embedding_backward(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -142,6 +161,25 @@ def _attention_backward() -> dict[Any, Callable]:
         aten._scaled_dot_product_flash_attention_backward.default: flash,
         aten._scaled_dot_product_efficient_attention_backward.default: efficient,
     }
+
+
+def _flash_package(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    query = args[0]
+    B, H, S, D = query.shape
+    out = torch.empty((B, S, H, D), dtype=query.dtype, device="meta").transpose(1, 2)
+    lse = torch.empty((B, H, S), dtype=torch.float32, device="meta")
+    state = torch.empty(2, dtype=torch.int64, device="meta")
+    return (
+        out,
+        lse,
+        None,
+        None,
+        S,
+        args[1].shape[2],
+        state,
+        torch.empty((), device="meta"),
+        torch.empty(0, device="meta"),
+    )
 
 
 def choose_attention(query: Any, key: Any, mask: Any, enable_gqa: bool, capability: tuple[int, int]) -> str:
@@ -202,15 +240,13 @@ def attention_for(capability: tuple[int, int], forced: str | None = None) -> Cal
 
 
 @contextmanager
-def standing_in(
-    capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None
-) -> Any:
+def standing_in(capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None) -> Any:
     """For the trace only: attention and dropout of torch.nn.functional are CUDA's.
 
     A function mode would be shorter, but is off while checkpointing recomputes.
     """
     functional = torch.nn.functional
-    attention, dropout = functional.scaled_dot_product_attention, functional.dropout
+    attention, dropout, softmax = functional.scaled_dot_product_attention, functional.dropout, functional.softmax
     chosen = attention_for(capability, forced)
 
     def sdpa(*args: Any, **kwargs: Any) -> Any:
@@ -225,12 +261,27 @@ def standing_in(
             return input
         return torch.native_dropout(input, p, True)[0]
 
+    def fused_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+        # at::softmax: from fp16 to fp32 in one kernel on CUDA (only from fp16)
+        if autocast is not None and autocast.active and dtype is None and input.dtype != torch.float64:
+            dtype = torch.float32
+        if input.dtype == torch.float16 and dtype == torch.float32:
+            return aten._softmax(input, dim, True)
+        return softmax(input, dim=dim, dtype=dtype)
+
+    @contextmanager
+    def no_fork(*args: Any, **kwargs: Any) -> Any:
+        yield  # meta has no random numbers, and older torch refuses to look for their generator
+
+    fork, torch.random.fork_rng = torch.random.fork_rng, no_fork
     functional.scaled_dot_product_attention = sdpa
-    functional.dropout = fused_dropout
+    functional.dropout, functional.softmax = fused_dropout, fused_softmax
     try:
         yield
     finally:
+        torch.random.fork_rng = fork
         functional.scaled_dot_product_attention, functional.dropout = attention, dropout
+        functional.softmax = softmax
 
 
 # ---- bitsandbytes (backends/cuda/ops.py of 0.49 and later, where operators are torch's)

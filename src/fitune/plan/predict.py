@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fitune.plan.allocator import AllocatorResult, replay
+from fitune.plan.allocator import replay
 from fitune.plan.cache import cached_trace
 from fitune.plan.scenario import Scenario
 

@@ -74,7 +74,9 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
         with torch.device("meta"):
             if scenario.weights == "int8":
                 # llm_int8_threshold 6.0 is BitsAndBytesConfig's default.
-                made = bnb.nn.Linear8bitLt(inputs, outputs, module.bias is not None, has_fp16_weights=False, threshold=6.0)
+                made = bnb.nn.Linear8bitLt(
+                    inputs, outputs, module.bias is not None, has_fp16_weights=False, threshold=6.0
+                )
             else:
                 made = bnb.nn.Linear4bit(
                     inputs, outputs, module.bias is not None, DTYPES[scenario.compute],
@@ -245,7 +247,8 @@ class Program:
         if scenario.gradient_checkpointing:
             if scenario.reentrant and hasattr(self.model, "enable_input_require_grads"):
                 self.model.enable_input_require_grads()
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": scenario.reentrant})
+            options = {"use_reentrant": scenario.reentrant}
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
             if self.recomputing is not None:
                 self._recompute_within(self.recomputing)
         self.model.train()
@@ -388,4 +391,6 @@ def make_optimizer(name: str, parameters: list[nn.Parameter]) -> Any:
 
     if name == "paged_adamw":
         return bnb.optim.PagedAdamW32bit(parameters, lr=rate)
-    return bnb.optim.PagedAdamW8bit(parameters, lr=rate) if "paged" in name else bnb.optim.AdamW8bit(parameters, lr=rate)
+    return (
+        bnb.optim.PagedAdamW8bit(parameters, lr=rate) if "paged" in name else bnb.optim.AdamW8bit(parameters, lr=rate)
+    )

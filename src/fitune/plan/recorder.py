@@ -202,7 +202,7 @@ class Recorder(TorchDispatchMode):
         return f"{self.phase}, {direction} of {self._part(scope)}"
 
     def _part(self, scope: str) -> str:
-        """"layer 3 of 24, attention" for a module's path."""
+        """ "layer 3 of 24, attention" for a module's path."""
         known = self._parts.get(scope)
         if known is None:
             known = self._parts[scope] = part_name(scope, self._layers)

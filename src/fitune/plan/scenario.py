@@ -111,7 +111,14 @@ class Scenario:
         for name in ("batch", "seq_len", "rank", "accumulation", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("frozen_layers", "eval_batch", "generate_batch", "prompt_tokens", "new_answer_tokens", "new_tokens"):
+        for name in (
+            "frozen_layers",
+            "eval_batch",
+            "generate_batch",
+            "prompt_tokens",
+            "new_answer_tokens",
+            "new_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 0 or more")
         if not 0 < self.label_share <= 1:

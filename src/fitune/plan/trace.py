@@ -12,15 +12,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from fitune.plan.autocast import MetaAutocast, answering
 from fitune.plan.kernels import standing_in, table
 from fitune.plan.optimizers import optimizer_step
 from fitune.plan.program import DTYPES, Program
 from fitune.plan.recorder import Recorder
 from fitune.plan.scenario import Scenario
-
 
 # cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
 # or 32 MiB on Hopper.
@@ -53,7 +50,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     """Run every phase of ``scenario`` over ``config``'s model on the meta device, and write down what it allocates."""
     selected = max(round(scenario.label_share * (scenario.seq_len - 1)), 1) * scenario.batch
     # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
-    recorder = Recorder(table(selected, all_ones_mask=scenario.rows == "full"))
+    recorder = Recorder(table(selected, scenario.rows == "full", scenario.attention == "flash_attention_2"))
     recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
     recorder.vocabulary = getattr(config, "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
@@ -64,7 +61,13 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         forced = "flash" if scenario.attention == "flash_attention_2" else None
         stack.enter_context(answering(mode))
         stack.enter_context(standing_in(capability, recorder, forced, mode))
-        program = Program(config, scenario, "meta", autocast=mode.enabled if mode else None, recomputing=mode.recomputing if mode else None)
+        program = Program(
+            config,
+            scenario,
+            "meta",
+            autocast=mode.enabled if mode else None,
+            recomputing=mode.recomputing if mode else None,
+        )
         gc.collect()
         stack.callback(gc.enable)
         gc.disable()

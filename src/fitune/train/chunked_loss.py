@@ -119,7 +119,9 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[None] * 5
+        return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[
+            None
+        ] * 5
 
 
 def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None]:

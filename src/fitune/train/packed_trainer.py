@@ -86,9 +86,9 @@ class PackedTrainer(FituneTrainer):
         return total
 
     def _token_loss(self, eval_dataset: Any) -> float:
-        rows = (self.eval_dataset if eval_dataset is None else eval_dataset).rows
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         total, tokens = 0.0, 0
-        for tree in pack_rows(rows, self.packing.max_tokens, self.packing.mode == "tree"):
+        for tree in pack_rows(dataset.rows, self.packing.max_tokens, self.packing.mode == "tree"):
             with self.accelerator.autocast():
                 total += pack_loss(self.model, to_pack(tree, self.args.device), 1).item()
             tokens += tree.num_targets

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -94,7 +95,9 @@ def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
         return ["tree", "rows"], []
     if wanted == "tree":
         return ["tree", "rows"], ["with dropout, rows that share a prefix share its dropout too"]
-    return ["rows"], ["prefixes are not shared, since there is dropout: rows would share its draws (data.packing: tree)"]
+    return ["rows"], [
+        "prefixes are not shared, since there is dropout: rows would share its draws (data.packing: tree)"
+    ]
 
 
 def self_check(
@@ -146,7 +149,7 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
     """A few rows with something to train: the two that share most, and the shortest others."""
     trained = [row for row in rows if any(row.trained[1:])][:512]
     ordered = sorted(trained, key=lambda row: tuple(row.input_ids))
-    shared = [common_prefix(a.input_ids, b.input_ids) for a, b in zip(ordered, ordered[1:], strict=False)]
+    shared = [common_prefix(a.input_ids, b.input_ids) for a, b in pairwise(ordered)]
     chosen: list[Row] = []
     if shared:
         first = max(range(len(shared)), key=shared.__getitem__)
