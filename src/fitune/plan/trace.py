@@ -74,7 +74,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
-        recorder.mark([p for p in program.trained()], "adapters" if scenario.tuning == "lora" else "weights")
+        recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
         if mode:
             stack.enter_context(mode)
