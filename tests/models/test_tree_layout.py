@@ -25,7 +25,9 @@ def test_the_cut_is_the_cheapest_of_all(seed):
     sizes = sorted((int(size), int(size)) for size in generator.integers(1, 300, 8))
 
     def cost(runs):
-        return sum((b - a) * max(s[0] for s in sizes[a:b]) * max(s[1] for s in sizes[a:b]) + CALL_SCORES for a, b in runs)
+        return sum(
+            (b - a) * max(s[0] for s in sizes[a:b]) * max(s[1] for s in sizes[a:b]) + CALL_SCORES for a, b in runs
+        )
 
     every = []
     for bits in range(2**7):

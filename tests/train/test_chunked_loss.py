@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fitune.train import chunked_loss
-from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy, entry_losses
+from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy
 
 HIDDEN, VOCABULARY, ROWS = 12, 40, 9
 
@@ -77,14 +77,6 @@ def test_bf16_is_as_near_to_fp32_as_full_logits_are():
     got = torch.autograd.grad(ours, low)[0].float()
     plain = torch.autograd.grad(reference(low, head, 0.0), low)[0].float()
     assert (got - wanted).norm() <= 1.1 * (plain - wanted).norm()
-
-
-def test_losses_of_entries_one_by_one(chunk):
-    torch.manual_seed(0)
-    head = Head(torch.nn.Linear(HIDDEN, VOCABULARY), 0.5, 3.0)
-    hidden = torch.randn(ROWS, HIDDEN)
-    total = (entry_losses(hidden, head, entries()) * entries().weights).sum()
-    assert torch.allclose(total, reference(hidden, head, 0.0), rtol=1e-6)
 
 
 def test_nothing_to_predict_gives_zero_and_a_gradient_path():

@@ -74,16 +74,6 @@ def chunked_cross_entropy(hidden_MH: Tensor, head: Head, entries: Entries, label
         return _FrozenHead.apply(hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing)
 
 
-def entry_losses(hidden_MH: Tensor, head: Head, entries: Entries) -> Tensor:
-    """E cross entropies without their weights and without gradients, for comparisons."""
-    losses = []
-    with torch.no_grad():
-        for rows, here in _chunks(hidden_MH, head, entries):
-            logprobs = torch.log_softmax(_transformed(head.module(hidden_MH[rows]), head), -1)
-            losses.append(-logprobs[entries.rows[here] - rows.start, entries.targets[here]])
-    return torch.cat(losses)
-
-
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fitune.data.tree import Tree
 from fitune.models.tree_attention import no_mask
 from fitune.models.tree_layout import TreeLayout, make_layout
-from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy, entry_losses
+from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +60,6 @@ def pack_loss(model: Any, pack: Pack, num_items: Tensor | int, label_smoothing: 
     """
     body, head = split_model(model)
     return chunked_cross_entropy(predicting_states(body, pack), head, pack.entries, label_smoothing) / num_items
-
-
-def pack_losses(model: Any, pack: Pack) -> Tensor:
-    """E cross entropies of the pack's entries, without gradients."""
-    body, head = split_model(model)
-    with torch.no_grad():
-        return entry_losses(predicting_states(body, pack), head, pack.entries)
 
 
 def predicting_states(body: Any, pack: Pack) -> Tensor:
