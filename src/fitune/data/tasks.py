@@ -15,7 +15,7 @@ from fitune.errors import DataError
 DEMO = "demo:pig-latin"
 SYSTEM = "Translate to Pig Latin."
 YODA = "hub:dvgodoy/yoda_sentences"
-DEMO_ROWS = 2700
+DEMO_ROWS = 3300
 
 
 def is_demo(name: str) -> bool:
