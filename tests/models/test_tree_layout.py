@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_the_cut_is_the_cheapest_of_all(seed):
     every = []
     for bits in range(2**7):
         cuts = [0, *[place + 1 for place in range(7) if bits >> place & 1], 8]
-        every.append(list(zip(cuts, cuts[1:], strict=False)))
+        every.append(list(pairwise(cuts)))
     assert cost(group_by_size(sizes)) == min(map(cost, every))
 
 
