@@ -132,7 +132,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         row["oom"] = str(error)[:300]
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"[:500]
-    del program
+    program = None  # frees its tensors before the next case
     row["allocated_peak_bytes"] = max((p["allocated_bytes"] for p in phases.values()), default=0)
     row["reserved_peak_bytes"] = max((p["reserved_bytes"] for p in phases.values()), default=0)
     row["seconds"] = round(time.time() - started, 2)

@@ -8,6 +8,7 @@ B rows, H heads, S tokens, D head size, V vocabulary, N selected positions.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,7 @@ def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -
             # int64 each.
             count = max((i.numel() for i in indices if i is not None), default=0)
             recorder.transient(8 * count, 8 * count, 8 * count)
-        return func(args[0], indices, *args[2:], **kwargs)
+        return func(args[0], indices, *args[2:], **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
 
     def nonzero(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         if args[0].device.type != "meta":
@@ -287,6 +288,30 @@ def standing_in(capability: tuple[int, int], recorder: Any, forced: str | None =
 # ---- bitsandbytes (backends/cuda/ops.py of 0.49 and later, where operators are torch's)
 
 
+def _replace_older_int8(vectorwise: Callable, scaled_mm: Callable) -> None:
+    """bitsandbytes before 0.46 calls its library with pointers, which meta tensors do not have: for environments of late
+    2024 in which nothing but traces runs."""
+    from bitsandbytes import functional as F
+
+    def quantize(A: Any, threshold: float = 0.0) -> Any:
+        out, rows = torch.empty_like(A, dtype=torch.int8), A.new_empty(A.numel() // A.shape[-1], dtype=torch.float32)
+        if threshold:
+            outliers = A.abs() >= threshold
+            del outliers
+        return out, rows, None
+
+    def product(A: Any, B: Any, out: Any = None, dtype: Any = torch.int32) -> Any:
+        return A.new_empty((*A.shape[:-1], B.shape[0]), dtype=dtype)
+
+    def dequantize(A: Any, row_stats: Any, col_stats: Any, out: Any = None, bias: Any = None) -> Any:
+        return torch.empty_like(A, dtype=torch.float16)
+
+    state = importlib.import_module("bitsandbytes.autograd._functions").MatmulLtState
+    if not hasattr(state, "memory_efficient_backward"):
+        state.memory_efficient_backward = False  # peft 0.13 reads what bitsandbytes 0.45 has dropped
+    F.int8_vectorwise_quant, F.int8_linear_matmul, F.int8_mm_dequant = quantize, product, dequantize
+
+
 def _bitsandbytes() -> dict[Any, Callable]:
     try:
         import bitsandbytes  # noqa: F401 - registers the operators
@@ -345,6 +370,8 @@ def _bitsandbytes() -> dict[Any, Callable]:
         recorder.transient(count * 4, *([count * 2] if dtype != torch.float16 else []))
         return out
 
+    if not hasattr(ops, "int8_vectorwise_quant"):
+        _replace_older_int8(vectorwise, scaled_mm)
     add("gemm_4bit", gemm_4bit)
     add("dequantize_4bit", dequantized)
     add("dequantize_blockwise", dequantized)

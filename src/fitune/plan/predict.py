@@ -71,7 +71,7 @@ def predict(config: Any, scenario: Scenario, gpu: Card | Any, expandable_segment
         PlanError: the architecture's code cannot be traced; the message names the call.
     """
     values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
-    traced = cached_trace(values, scenario, tuple(gpu.capability))
+    traced = cached_trace(values, scenario, (gpu.capability[0], gpu.capability[1]))
     return assemble(traced, gpu, expandable_segments)
 
 

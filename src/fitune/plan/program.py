@@ -7,6 +7,10 @@ top, of any version since late 2024; fitune's own rooms are called where the sce
 B rows, S tokens a row, N trained tokens.
 """
 
+# bitsandbytes and torch's Module.__setattr__ carry no types that fit what is done here; other rules stay on.
+# pyright: reportPrivateImportUsage=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportReturnType=false, reportOptionalCall=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -133,8 +137,13 @@ def _made(parameter: nn.Parameter, module: nn.Module, name: str, device: str, dt
         )  # fmt: skip
     else:
         made = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
-    del values
-    return made._quantize(device) if hasattr(made, "_quantize") else made.cuda(device)
+    if hasattr(made, "_quantize"):
+        del values
+        return made._quantize(device)
+    # bitsandbytes of 2024: Int8Params.cuda, step by step
+    made.CB, made.SCB, _ = bnb.functional.int8_vectorwise_quant(values.half())
+    made.data = made.CB
+    return made
 
 
 def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:

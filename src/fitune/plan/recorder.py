@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,7 +79,7 @@ class Recorder(TorchDispatchMode):
         """torch.cuda.empty_cache was called."""
         self._event(EMPTY_CACHE)
 
-    def mark(self, tensors: Iterator[torch.Tensor] | list[torch.Tensor], category: str) -> None:
+    def mark(self, tensors: Iterable[torch.Tensor | None], category: str) -> None:
         """Name what these tensors turned out to be; also makes tensors known that appeared unseen."""
         before, self.label = self.label, category
         for tensor in tensors:
@@ -219,7 +219,7 @@ class Recorder(TorchDispatchMode):
         self._note(self._scopes[-1] if self._scopes else "")
 
     def _note(self, path: str) -> None:
-        number = torch._C._autograd._get_sequence_nr()
+        number = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
         if self._starts[-1] == number:
             self._start_scopes[-1] = path
         else:

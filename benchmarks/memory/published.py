@@ -1,0 +1,170 @@
+"""Published peaks and the scenario that each row is read as: what a row states, and what we assume where it is silent.
+
+In: the CSV files beside this one. Out: `Row`s for compare.py.
+
+Read out of the rows themselves, not fitted:
+- OPT-350M in 16 bits: the row with Adam and no accumulation is five times the parameters (weights, gradients, two states,
+  foreach's square roots) plus the logits in 16 bits, and without checkpointing plus the keys and values of every layer:
+  the loop still held the model's outputs, with their cache, when the optimizer stepped, and took one step. All rows agree.
+- 8-bit Adam equals the rows without an optimizer step: its states are not in torch's allocator (paged, managed memory).
+- LoRA is taken as PEFT's own defaults for these models (OPT: q_proj, v_proj; Falcon: query_key_value), rank 8, dropout
+  0.05; PEFT keeps adapters of 16-bit models in fp32.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fitune.plan.scenario import Scenario
+
+HERE = Path(__file__).resolve().parent
+ATTENTION = {"eager_mb": "eager", "sdpa_mb": "sdpa", "fa2_mb": "flash_attention_2"}
+LORA_DEFAULTS = {"opt-350m": ("q_proj", "v_proj"), "falcon-7b": ("query_key_value",)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured peak and its question."""
+
+    table: str
+    label: str
+    model: str
+    scenario: Scenario
+    capability: tuple[int, int]
+    allocated_bytes: float | None
+    """None: the card ran out of memory."""
+    reserved_bytes: float | None = None
+    stated: bool = True
+    """Whether the row states all its settings; the others rest on the assumptions above."""
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    """Rows of a CSV file, comments left out."""
+    text = (HERE / "published" / name).read_text().splitlines()
+    return list(csv.DictReader(line for line in text if not line.startswith("#")))
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The config of a model's name."""
+    return json.loads((HERE / "configs" / f"{model}.json").read_text())
+
+
+def course_16bit() -> list[Row]:
+    """OPT-350M, weights, gradients and states in fp16, 2,000 tokens."""
+    rows = []
+    for line in lines("opt350m_16bit_seq2000.csv"):
+        full = line["lora"] == "no"
+        paged = line["optimizer"] == "adam8bit"
+        for column, attention in ATTENTION.items():
+            scenario = Scenario(
+                weights="fp16",
+                trained_dtype="same" if full else "fp32",
+                autocast="none",
+                loss="logits",
+                steps=1,
+                seq_len=int(line["seq_len"]),
+                use_cache=True,
+                keep_outputs=True,
+                attention=attention,
+                gradient_checkpointing=line["grad_checkpointing"] == "yes",
+                reentrant=True,
+                tuning="full" if full else "lora",
+                rank=8,
+                lora_dropout=0.05,
+                targets=LORA_DEFAULTS["opt-350m"],
+                optimizer="paged_adamw_8bit" if paged else "adamw_foreach",
+                max_grad_norm=None,
+                optimizer_step=line["grad_accumulation"] == "no",
+            )
+            label = (
+                f"{'full' if full else 'LoRA'}, {line['optimizer']}, accumulation {line['grad_accumulation']}, "
+                f"checkpointing {line['grad_checkpointing']}, {attention}"
+            )
+            rows.append(
+                Row("OPT-350M 16-bit", label, "opt-350m", scenario, (8, 0), float(line[column]) * 1e6, stated=full)
+            )
+    return rows
+
+
+def course_8bit(name: str, model: str, table: str) -> list[Row]:
+    """LLM.int8 weights and LoRA."""
+    rows = []
+    for line in lines(name):
+        for column, attention in ATTENTION.items():
+            if not line[column]:
+                continue
+            mixed = line["mixed_precision"] == "yes"
+            checkpointing = line["grad_checkpointing"] == "yes"
+            scenario = Scenario(
+                weights="int8",
+                compute="fp16",
+                kbit_preparation=True,
+                autocast="fp16" if mixed else "none",
+                loss="logits",
+                steps=1,
+                seq_len=int(line["seq_len"]),
+                use_cache=True,
+                keep_outputs=True,
+                attention=attention,
+                gradient_checkpointing=checkpointing,
+                reentrant=True,
+                rank=8,
+                lora_dropout=0.05,
+                targets=LORA_DEFAULTS[model],
+                optimizer="paged_adamw_8bit",
+                max_grad_norm=None,
+            )
+            label = (
+                f"{line['seq_len']} tokens, checkpointing {line['grad_checkpointing']}, "
+                f"mixed {line['mixed_precision']}, {attention}"
+            )
+            peak = None if line[column] == "OOM" else float(line[column]) * 1e6
+            rows.append(Row(table, label, model, scenario, (8, 0), peak, stated=False))
+    return rows
+
+
+def rtx_4080() -> list[Row]:
+    """Qwen2.5 with LoRA and QLoRA on an RTX 4080."""
+    rows = []
+    for line in lines("rtx4080_qwen.csv"):
+        scenario = Scenario(
+            **RTX,
+            weights="nf4" if "nf4" in line["weights"] else "bf16",
+            seq_len=int(line["seq_len"]),
+            batch=int(line["batch"]),
+            gradient_checkpointing=line["grad_checkpointing"] == "yes",
+        )
+        label = (
+            f"{line['model'].split('/')[1]}, {line['weights']}, {line['seq_len']} × {line['batch']}, "
+            f"checkpointing {line['grad_checkpointing']}"
+        )
+        rows.append(
+            Row(
+                "RTX 4080",
+                label,
+                line["model"].split("/")[1].lower(),
+                scenario,
+                (8, 9),
+                float(line["allocated_gib"]) * 2**30,
+                float(line["reserved_gib"]) * 2**30,
+                stated=False,
+            )
+        )
+    return rows
+
+
+RTX: dict[str, Any] = {"loss": "logits", "rank": 16, "keep_outputs": True}
+
+
+def published() -> list[Row]:
+    """Every row of every table."""
+    return [
+        *course_16bit(),
+        *course_8bit("opt350m_8bit.csv", "opt-350m", "OPT-350M 8-bit"),
+        *course_8bit("falcon7b_8bit.csv", "falcon-7b", "Falcon-7B 8-bit"),
+        *rtx_4080(),
+    ]

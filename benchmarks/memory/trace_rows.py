@@ -1,0 +1,50 @@
+"""Trace questions in whatever environment this runs in: JSON lines in, JSON lines out.
+
+    python benchmarks/memory/trace_rows.py < questions.jsonl > answers.jsonl
+
+compare.py runs it with its own Python and, for the course's tables, with one of late 2024 (torch 2.5.1,
+transformers 4.46.2, peft 0.13.2, bitsandbytes 0.45.2).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+warnings.simplefilter("ignore")
+logging.disable(logging.ERROR)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def main() -> None:
+    """Answer each question with peaks, parts and the moment, or with the error."""
+    from fitune.plan.cache import as_config
+    from fitune.plan.predict import Card, assemble
+    from fitune.plan.scenario import Scenario
+    from fitune.plan.trace import trace
+
+    out = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        question = json.loads(line)
+        card = Card("", question.get("usable_bytes", 2**45), tuple(question["capability"]), 0)
+        try:
+            scenario = Scenario.from_dict(question["scenario"])
+            traced = trace(as_config(question["config"]), scenario, card.capability)
+            plan = assemble(traced.to_dict(), card)
+            answer = {
+                "allocated": plan.allocated_peak_bytes, "reserved": plan.reserved_peak_bytes, "parts": plan.parts,
+                "moment": plan.moment, "phases": plan.phases,
+            }  # fmt: skip
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
