@@ -54,6 +54,35 @@ def test_chat_answers_with_the_adapter_or_the_base_and_keeps_the_history(adapter
     assert "/retry" in result.stderr and "no command /nothing" in result.stderr
 
 
+def test_an_answer_that_was_cut_says_so(adapter: str):
+    (row,) = json.loads(answer(adapter, "--json"))
+    for result in (
+        run("chat", adapter, "--max-new-tokens", "6", "--device", "cpu", stdin="pig\n"),
+        run("generate", adapter, "pig", "--max-new-tokens", "6", "--device", "cpu"),
+    ):
+        assert ("cut at 6 tokens" in result.stderr) is not row["stopped"]
+
+
+def test_a_seed_repeats_a_draw(adapter: str):
+    draws = [answer(adapter, "--temperature", "3", "--seed", seed) for seed in ("1", "1", "2")]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--temperature", "-1"), ("--top-p", "0"), ("--max-new-tokens", "0"), ("--top", "0"), ("--steps", "0")],
+)
+def test_an_impossible_value_is_wrong_usage(adapter: str, wrong: tuple[str, str]):
+    result = run("generate", adapter, "pig", *wrong)
+    assert result.exit_code == 2 and wrong[0] in result.stderr
+
+
+def test_an_empty_prompt_is_a_clear_error(adapter: str):
+    for more in ((), ("--top", "3")):
+        result = run("generate", adapter, "", "--raw", "--device", "cpu", *more)
+        assert isinstance(result.exception, ModelError) and "0 tokens" in str(result.exception)
+
+
 def test_generate_takes_lines_files_and_gives_json(adapter: str, tmp_path: Path):
     one = answer(adapter)
     piped = run("generate", adapter, "--max-new-tokens", "6", "--device", "cpu", stdin="pig\n\npig\n")
@@ -80,7 +109,7 @@ def test_evaluate_measures_a_file(adapter: str, tmp_path: Path):
     path.write_text(json.dumps({"prompt": "pig", "completion": "igpay"}) + "\n")
     arguments = ("evaluate", adapter, "--data", str(path), "--max-new-tokens", "4", "--device", "cpu")
     found = json.loads(run(*arguments, "--json").stdout)
-    assert set(found["metrics"]) == {"loss", "exact_match", "word_accuracy", "chrf", "rows"}
+    assert set(found["metrics"]) == {"loss", "exact_match", "word_accuracy", "chrf", "stopped", "rows"}
     assert found["rows"][0]["wanted"] == "igpay"
     assert json.loads(run(*arguments, "--json", "--base").stdout)["metrics"]["loss"] != found["metrics"]["loss"]
     assert "loss" in run(*arguments).stdout

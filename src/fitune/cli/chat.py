@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 
 import click
 
@@ -14,11 +15,34 @@ HELP = """/base        answer with the base model alone     /adapter     answer 
 @click.command()
 @click.argument("target")
 @click.option("--system", default=None, help="System prompt.")
-@click.option("--max-new-tokens", default=512, show_default=True, help="Longest answer in tokens.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token at each step.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest tokens of this share.")
+@click.option(
+    "--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Longest answer in tokens."
+)
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="0 takes the likeliest token at each step.",
+)
+@click.option(
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sample among the likeliest tokens of this share.",
+)
+@click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
-def chat(target: str, system: str | None, max_new_tokens: int, temperature: float, top_p: float, device: str) -> None:
+def chat(
+    target: str,
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    device: str,
+) -> None:
     """Talk to TARGET: a run's name or folder, an adapter folder, or a model.
 
     \b
@@ -29,9 +53,10 @@ def chat(target: str, system: str | None, max_new_tokens: int, temperature: floa
     in, a line each. Commands inside: /base /adapter /system /clear /retry /help /quit
     """
     from fitune.console import say
-    from fitune.evaluate.generate import Sampling
+    from fitune.evaluate.generate import Sampling, fix_seed
     from fitune.evaluate.target import open_target
 
+    fix_seed(seed)
     opened = open_target(target, device=device)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -111,13 +136,26 @@ class Conversation:
             with self.target.without_adapter() if self.base_alone else nullcontext():
                 answers = stream(self.target.model, self.target.renderer, prompt, self.sampling)
                 try:
-                    for piece in answers:
-                        pieces.append(piece)
-                        click.echo(piece, nl=False)
+                    stopped = self._spell(answers, pieces)
                 except KeyboardInterrupt:
                     answers.close()
+                    stopped = True
             click.echo()
+            if not stopped:
+                most = self.sampling.max_new_tokens
+                say(f"cut at {most:,} tokens: the model had not ended its answer; --max-new-tokens allows more")
         except FituneError as error:
             say(f"error: {error}")
             return
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+    @staticmethod
+    def _spell(answers: Generator[str, None, bool], pieces: list[str]) -> bool:
+        """Print the pieces as they come and keep them; True when the answer ended by itself."""
+        while True:
+            try:
+                piece = next(answers)
+            except StopIteration as end:
+                return end.value
+            pieces.append(piece)
+            click.echo(piece, nl=False)

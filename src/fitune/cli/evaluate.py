@@ -13,7 +13,13 @@ import click
 @click.option("--rows", type=click.IntRange(1), help="Measure the first N rows only.")
 @click.option("--system", default=None, help="System prompt for rows that bring none.")
 @click.option("--base", is_flag=True, help="Measure the base model, the adapter switched off.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Longest generated answer in tokens.")
+@click.option(
+    "--max-new-tokens",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Longest generated answer in tokens.",
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
 def evaluate(

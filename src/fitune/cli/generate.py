@@ -16,12 +16,33 @@ import click
 @click.option("--file", "file", type=click.Path(), help="Answer each line of a .txt file, or each row of a data file.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--top", type=click.IntRange(1), help="Show the N likeliest next tokens at each step.")
-@click.option("--steps", default=8, show_default=True, help="With --top: steps to follow the likeliest token.")
+@click.option(
+    "--steps",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="With --top: steps to follow the likeliest token.",
+)
 @click.option("--system", default=None, help="System prompt.")
 @click.option("--base", is_flag=True, help="Answer with the base model, the adapter switched off.")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Longest answer in tokens.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token at each step.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest tokens of this share.")
+@click.option(
+    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer in tokens."
+)
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="0 takes the likeliest token at each step.",
+)
+@click.option(
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sample among the likeliest tokens of this share.",
+)
+@click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def generate(
@@ -36,6 +57,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    seed: int | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -45,13 +67,16 @@ def generate(
     fitune generate demo "The birch canoe slid on the smooth planks." --system "Translate to Pig Latin."
     fitune generate smollm2-135m-instruct "The capital of Argentina is" --raw --top 5
     """
-    from fitune.evaluate.generate import Sampling, check_fits, complete
+    from fitune.console import say
+    from fitune.evaluate.generate import Sampling, check_fits, complete, fix_seed
     from fitune.evaluate.target import open_target
 
-    prompts = _prompts(prompt, file)
+    asked = _asked(prompt, file, system)
+    prompts = [messages[-1]["content"] for messages in asked]
+    fix_seed(seed)
     opened = open_target(target, device=device)
     side = opened.without_adapter() if base else nullcontext()
-    ids = [_ids(opened.renderer, text, system, raw) for text in prompts]
+    ids = [_ids(opened.renderer, messages, raw) for messages in asked]
     with side:
         if top:
             views = [_view(opened, prompt_ids, top, steps) for prompt_ids in ids]
@@ -59,43 +84,44 @@ def generate(
             return
         for prompt_ids in ids:
             check_fits(opened.model, prompt_ids, max_new_tokens)
-        answers = complete(opened.model, opened.renderer, ids, Sampling(max_new_tokens, temperature, top_p))
+        sampling = Sampling(max_new_tokens, temperature, top_p)
+        answers = complete(opened.model, opened.renderer, ids, sampling, label="answers")
     if as_json:
-        pairs = zip(prompts, answers, strict=True)
-        click.echo(json.dumps([{"prompt": text, "answer": said} for text, said in pairs], ensure_ascii=False, indent=2))
-    else:
-        for said in answers:
-            click.echo(said)
+        rows = [
+            {"prompt": text, "answer": answer.text, "stopped": answer.stopped}
+            for text, answer in zip(prompts, answers, strict=True)
+        ]
+        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    for answer in answers:
+        click.echo(answer.text)
+    if cut := sum(not answer.stopped for answer in answers):
+        say(f"{cut:,} of {len(answers):,} answers were cut at {max_new_tokens:,} tokens; --max-new-tokens allows more")
 
 
-def _prompts(prompt: str | None, file: str | None) -> list[str]:
-    """The prompt, the rows of the file, or the lines of standard input."""
+def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[dict[str, str]]]:
+    """Conversations that end with a question: the prompt, the rows of the file, or the lines of standard input."""
     if prompt is not None and file:
         raise click.UsageError("give a prompt or --file, not both")
     if file:
         from fitune.data.files import read_rows
-        from fitune.errors import DataError
+        from fitune.evaluate.questions import questions
 
-        rows = read_rows(file)
-        column = next((name for name in ("prompt", "text", "instruction", "question") if name in rows.columns), None)
-        if column is None:
-            raise DataError(f"{file} has the columns {', '.join(rows.columns)}; one named prompt or text is needed")
-        return [str(row[column]) for row in rows.rows if row.get(column)]
+        return questions(read_rows(file), system)
+    head = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
-        return [prompt]
+        return [[*head, {"role": "user", "content": prompt}]]
     if sys.stdin.isatty():
         raise click.UsageError("give a prompt, --file, or lines on standard input")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
         raise click.UsageError("standard input is empty; give a prompt")
-    return lines
+    return [[*head, {"role": "user", "content": line}] for line in lines]
 
 
-def _ids(renderer: Any, text: str, system: str | None, raw: bool) -> list[int]:
-    if raw:
-        return renderer.text_ids(text)
-    messages = [{"role": "system", "content": system}] if system else []
-    return renderer.prompt_ids([*messages, {"role": "user", "content": text}])
+def _ids(renderer: Any, messages: list[dict[str, str]], raw: bool) -> list[int]:
+    """Tokens to go on from: the question in the chat template, or its text alone."""
+    return renderer.text_ids(messages[-1]["content"]) if raw else renderer.prompt_ids(messages)
 
 
 def _view(opened: Any, ids: list[int], top: int, steps: int) -> list[Any]:

@@ -10,7 +10,7 @@ from fitune.data.collate import pad_collate
 from fitune.data.prepare import DataOptions, load_examples, loss_target
 from fitune.data.rows import Example, TokenRow
 from fitune.errors import DataError
-from fitune.evaluate.generate import _asking, answer
+from fitune.evaluate.generate import Sampling, _asking, complete, follow
 from fitune.evaluate.metrics import exact_match, score, word_accuracy
 from fitune.evaluate.target import Target
 from fitune.train.loss import label_loss
@@ -18,7 +18,7 @@ from fitune.train.loss import label_loss
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a data set, and each row: asked, answer, wanted, word_accuracy, exact_match."""
+    """Metrics of a data set, and each row: asked, answer, stopped, wanted, word_accuracy, exact_match."""
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
@@ -48,38 +48,44 @@ def evaluate(
     rows = [row for row in target.renderer.tokenize(rendered) if row.num_trained]
     if not rows:
         raise DataError(f"{data}: no row has a token to measure; data.loss_on is {loss_on}")
-    metrics: dict[str, float] = {"loss": loss_of(target.model, rows, target.renderer.tokenizer.pad_token_id, batch)}
+    pad_id = target.renderer.tokenizer.pad_token_id
+    metrics: dict[str, float] = {"loss": loss_of(target.model, rows, pad_id, batch, "loss")}
     asking = [example for example in examples if example.messages and example.messages[-1]["role"] == "assistant"]
-    answered = answer_rows(target, asking, max_new_tokens, batch)
+    answered = answer_rows(target, asking, max_new_tokens, batch, "answers")
     if answered:
         metrics |= score([row["answer"] for row in answered], [row["wanted"] for row in answered])
+        metrics["stopped"] = sum(row["stopped"] for row in answered) / len(answered)
     return Evaluation({**metrics, "rows": len(examples)}, answered)
 
 
-def answer_rows(target: Target, examples: Sequence[Example], max_new_tokens: int, batch: int) -> list[dict[str, Any]]:
-    """Each example's last answer generated anew and set beside the wanted one."""
+def answer_rows(
+    target: Target, examples: Sequence[Example], max_new_tokens: int, batch: int, label: str = ""
+) -> list[dict[str, Any]]:
+    """Each example's last answer generated anew and set beside the wanted one; `stopped`: it ended by itself."""
     asked = [list((example.messages or ())[:-1]) for example in examples]
-    wanted = [(example.messages or ())[-1]["content"].strip() for example in examples]
-    answers = answer(target.model, target.renderer, asked, max_new_tokens, batch)
+    wanted = [example.messages[-1]["content"].strip() if example.messages else "" for example in examples]
+    prompts = [target.renderer.prompt_ids(messages) for messages in asked]
+    answers = complete(target.model, target.renderer, prompts, Sampling(max_new_tokens), batch, label)
     return [
         {
             "row": example.row_number,
             "asked": question[-1]["content"] if question else "",
-            "answer": said,
+            "answer": said.text,
+            "stopped": said.stopped,
             "wanted": right,
-            "exact_match": exact_match([said], [right]),
-            "word_accuracy": word_accuracy([said], [right]),
+            "exact_match": exact_match([said.text], [right]),
+            "word_accuracy": word_accuracy([said.text], [right]),
         }
         for example, question, said, right in zip(examples, asked, answers, wanted, strict=True)
     ]
 
 
-def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int) -> float:
+def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:
     """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     with _asking(model):
-        for first in range(0, len(ordered), batch):
+        for first in follow(range(0, len(ordered), batch), label):
             chosen = ordered[first : first + batch]
             inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}
             total += label_loss(model, inputs, 1).item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from fitune.console import talk
 from fitune.data.render import Renderer
 from fitune.errors import ModelError
 
@@ -26,6 +27,14 @@ class Sampling:
     top_p: float = 1.0
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was said, and whether an end token came before the limit of new tokens."""
+
+    text: str
+    stopped: bool
+
+
 def answer(
     model: Any,
     renderer: Renderer,
@@ -39,44 +48,49 @@ def answer(
     Conversations of like length share a batch, padded on the left under a mask.
     """
     prompts = [renderer.prompt_ids(list(messages)) for messages in conversations]
-    return complete(model, renderer, prompts, sampling or Sampling(max_new_tokens), batch)
+    return [said.text for said in complete(model, renderer, prompts, sampling or Sampling(max_new_tokens), batch)]
 
 
 def complete(
-    model: Any, renderer: Renderer, prompts: Sequence[list[int]], sampling: Sampling, batch: int = 16
-) -> list[str]:
-    """What follows each prompt (token ids), decoded without special tokens."""
+    model: Any, renderer: Renderer, prompts: Sequence[list[int]], sampling: Sampling, batch: int = 16, label: str = ""
+) -> list[Answer]:
+    """What follows each prompt (token ids), decoded without special tokens; a `label` shows a bar on a terminal."""
     settings = generation_settings(renderer, sampling)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
+    answers = [Answer("", False)] * len(prompts)
     with _asking(model):
-        for first in range(0, len(order), batch):
+        for first in follow(range(0, len(order), batch), label):
             chosen = order[first : first + batch]
             input_ids, mask = _left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
             output = model.generate(
                 input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
             for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                answers[index] = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                text = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                answers[index] = Answer(text, _ended(ids, renderer))
     return answers
 
 
-def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, None]:
-    """The answer to one prompt in pieces, as they come. Closing the iterator ends the generation."""
+def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, bool]:
+    """The answer to one prompt in pieces, as they come; returns whether it ended by itself.
+
+    Closing the iterator ends the generation.
+    """
     streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ended, failures = Event(), []
+    ended, failures, outputs = Event(), [], []
 
     def run() -> None:
         try:
             with _asking(model):
                 ids = torch.tensor([prompt], device=model.device)
-                model.generate(
+                output = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=generation_settings(renderer, sampling),
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_When(ended)]),
                 )
+            outputs.extend(output[0, len(prompt) :].tolist())
         except BaseException as error:  # handed to the reader of the stream, which would wait for ever
             failures.append(error)
             streamer.end()
@@ -90,23 +104,42 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
         worker.join()
     if failures:
         raise failures[0]
+    return _ended(outputs, renderer)
+
+
+def follow(steps: Sequence[Any], label: str) -> Iterable[Any]:
+    """The steps, under a progress bar when there is a label, more than one step, and a terminal to show it."""
+    if not label or len(steps) < 2 or not talk().is_terminal:
+        return steps
+    from rich.progress import track
+
+    return track(steps, description=label, console=talk(), transient=True)
+
+
+def fix_seed(seed: int | None) -> None:
+    """Make the sampling that follows repeatable; None leaves it to chance."""
+    if seed is not None:
+        torch.manual_seed(seed)
 
 
 def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationConfig:
-    """transformers' settings: nothing of the model's own sampling habits, so that greedy is greedy."""
+    """transformers' settings for a choice of `sampling`; 0 for top_k takes away its unasked 50."""
     samples = sampling.temperature > 0
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=samples,
         temperature=sampling.temperature if samples else None,
         top_p=sampling.top_p if samples else None,
+        top_k=0 if samples else None,
         eos_token_id=list(renderer.end_ids) or None,
         pad_token_id=renderer.tokenizer.pad_token_id,
     )
 
 
 def check_fits(model: Any, prompt: Sequence[int], max_new_tokens: int) -> None:
-    """Raises ModelError when prompt and answer do not fit the model's context."""
+    """Raises ModelError when the prompt is empty, or prompt and answer do not fit the model's context."""
+    if not prompt:
+        raise ModelError("the prompt has 0 tokens; give at least a word to go on from")
     context = getattr(model.config, "max_position_embeddings", None)
     if context and len(prompt) + max_new_tokens > context:
         raise ModelError(
@@ -127,18 +160,32 @@ class _When(StoppingCriteria):
 
 @contextmanager
 def _asking(model: Any) -> Iterator[None]:
-    """No dropout, no gradients, the cache on; fp32 adapters on a 16-bit base multiply in the base's type."""
+    """No dropout, no gradients, the cache on; fp32 adapters on a 16-bit base multiply in the base's type.
+
+    The model's own habits are set aside: transformers fills every field that is left open from them (a repetition
+    penalty, a top-k), so that greedy would not be greedy.
+    """
     was_training, used_cache = model.training, model.config.use_cache
+    habits = [(part, part.generation_config) for part in model.modules() if "generation_config" in vars(part)]
     dtypes = {parameter.dtype for parameter in model.parameters()}
     low = next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in dtypes), None)
     model.eval()
     model.config.use_cache = True
+    for part, _ in habits:
+        part.generation_config = GenerationConfig()
     try:
         with torch.no_grad(), torch.autocast(model.device.type, dtype=low, enabled=low is not None and len(dtypes) > 1):
             yield
     finally:
         model.train(was_training)
         model.config.use_cache = used_cache
+        for part, habit in habits:
+            part.generation_config = habit
+
+
+def _ended(ids: Sequence[int], renderer: Renderer) -> bool:
+    """Whether new tokens hold one that ends an answer."""
+    return not set(renderer.end_ids).isdisjoint(ids)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from fitune.data.render import Renderer
-from fitune.evaluate.generate import _asking
+from fitune.evaluate.generate import _asking, check_fits
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,19 @@ class Step:
 
 
 def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int = 5, steps: int = 8) -> Iterator[Step]:
-    """Follow the likeliest token for `steps` steps, or to the end token; yields the `top` candidates of each."""
+    """Follow the likeliest token for `steps` steps, or to the end token; yields the `top` candidates of each.
+
+    Raises:
+        ModelError: an empty prompt, or one that does not fit the context with `steps` more tokens.
+    """
+    check_fits(model, prompt, steps)
     ids = torch.tensor([list(prompt)], device=model.device)
     cache = DynamicCache(config=model.config)
     with _asking(model):
         for _ in range(steps):
             output = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
             probabilities = output.logits[0, -1].float().softmax(-1)
-            best = probabilities.topk(top)
+            best = probabilities.topk(min(top, len(probabilities)))
             chosen = best.indices.tolist()
             texts = tuple(renderer.tokenizer.decode([token]) for token in chosen)
             yield Step(texts, tuple(chosen), tuple(best.values.tolist()))
