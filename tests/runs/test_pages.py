@@ -93,3 +93,12 @@ def test_the_card_begins_with_metadata_and_lies_beside_the_weights(run: RunFolde
     assert (
         "1,234 rows" in text and "| loss | 3.0000 | 1.0000 |" in text and changed_settings(run) == [("lora.rank", 99)]
     )
+
+
+@pytest.mark.parametrize(("kind", "by_name"), [("hub", True), ("folder", True), ("builtin", False), ("gguf", False)])
+def test_the_card_names_the_base_only_where_others_find_it(run: RunFolder, kind: str, by_name: bool):
+    run.manifest.write_text(json.dumps({**MANIFEST, "model": {"name": "tiny", "kind": kind}}))
+    text = write_card(run).read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert ("base_model" in head) is (kind == "hub") and head["license"] == "unknown"
+    assert ("AutoPeftModelForCausalLM" in text) is by_name

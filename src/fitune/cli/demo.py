@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from fitune.runs.folder import RunFolder
 
 # What measured best within the demo's minutes on two cores; docs/tried.md has the others.
 RECIPE: dict[str, Any] = {
@@ -24,7 +28,9 @@ RECIPE: dict[str, Any] = {
     type=click.Path(),
     help="A .txt file of sentences to translate at the end.  [default: 60 Harvard sentences]",
 )
-@click.option("--also-rows", default=60, show_default=True, help="How many of them; 0 takes all.")
+@click.option(
+    "--also-rows", default=60, show_default=True, type=click.IntRange(0), help="How many of them; 0 takes all."
+)
 @click.option("--name", default="demo", show_default=True, help="Name of the run; an unfinished one goes on.")
 @click.option("--steps", type=click.IntRange(1), help="Train so many steps instead of one pass over the rows.")
 @click.option("--model", default=None, help="Another model.  [default: smollm2-135m-instruct]")
@@ -52,11 +58,12 @@ def demo(
     """
     from fitune.console import say
 
+    sentences = _sentences(also)  # a fault in the file is told before minutes of training
     folder = _train(name, steps, model, again)
     if folder is None:
         raise SystemExit(130)
     say("translating the sentences, without and with the adapter …")
-    tables = {"held-out sentences": _held_out(folder), **_also(folder, also, also_rows)}
+    tables = {"held-out sentences": _held_out(folder), **_also(folder, also, sentences, also_rows)}
     _report(tables, as_json, svg)
     say(f"talk to it:  fitune chat {name} --system 'Translate to Pig Latin.'")
     say(f"the report:  {folder / 'report.html'}")
@@ -69,7 +76,7 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     from fitune.config import Settings
     from fitune.console import say
     from fitune.runs.folder import RunFolder
-    from fitune.runs.manifest import read
+    from fitune.train.resume import check_same_settings
     from fitune.train.run import train
 
     values = {section: dict(fields) for section, fields in RECIPE.items()}
@@ -80,15 +87,50 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
         values["model"] = {"name": model}
     settings = Settings.model_validate(values)
     run = RunFolder(Path(settings.run.folder) / name)
-    status = read(run.manifest).get("status") if run.manifest.exists() else None
-    if status == "finished" and not again:
+    status = _status(run)
+    if status is not None and again:
+        with run.locked():  # not under the hands of a process that writes it
+            shutil.rmtree(run.path)
+        status = None
+    if status is not None and (steps or model):
+        check_same_settings(run, settings.model_dump(mode="json"))
+    if status == "finished":
         say(f"{run.path} is finished; --again trains anew")
         return run.path
-    if status is not None and again:
-        shutil.rmtree(run.path)
-        status = None
     result = train(resume=run.path) if status is not None else train(settings)
     return result.folder if result.status == "finished" else None
+
+
+def _status(run: RunFolder) -> str | None:
+    """What became of the demo's run of that name, or None when there is none.
+
+    Raises:
+        RunError: the name is that of another run, which the demo neither goes on with nor deletes.
+    """
+    from fitune.data.tasks import is_demo
+    from fitune.errors import RunError
+    from fitune.runs.manifest import read
+
+    if not run.manifest.exists():
+        return None
+    manifest = read(run.manifest)
+    data = manifest.get("data", {}).get("train", "")
+    if not is_demo(data):
+        raise RunError(f"{run.path} is no run of the demo: it trains on {data}; choose another --name")
+    return manifest.get("status")
+
+
+def _sentences(path: str | None) -> list[str]:
+    """The sentences to translate at the end, each once; without a path the Harvard sentences.
+
+    Raises:
+        DataError: no such file, or none of sentences.
+    """
+    from importlib.resources import files
+
+    from fitune.data.tasks import read_sentences
+
+    return list(dict.fromkeys(read_sentences(path or str(files("fitune.data") / "harvard_sentences.txt"))))
 
 
 def _held_out(folder: Path) -> list[dict[str, str]]:
@@ -109,26 +151,24 @@ def _held_out(folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def _also(folder: Path, path: str | None, count: int) -> dict[str, list[dict[str, str]]]:
+def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> dict[str, list[dict[str, str]]]:
     """The same of a file of sentences, those that were trained on left out (the generator could have made one)."""
     import random
-    from importlib.resources import files
 
     from fitune.config import Settings
     from fitune.data.pig_latin import to_pig_latin
-    from fitune.data.tasks import SYSTEM, demo_rows, read_sentences
+    from fitune.data.tasks import SYSTEM, demo_rows
     from fitune.evaluate.generate import answer
     from fitune.evaluate.target import open_target
     from fitune.runs.compare import read_settings
     from fitune.runs.folder import RunFolder
 
     name = Path(path).name if path else "Harvard sentences"
-    sentences = read_sentences(path or str(files("fitune.data") / "harvard_sentences.txt"))
     settings = Settings.model_validate(read_settings(RunFolder(folder)))
     target = open_target(str(folder))
     rows = demo_rows(settings.data.train, target.renderer.tokenizer, settings.train.seed).rows
     trained = {row["prompt"] for row in rows}
-    fresh = [sentence for sentence in dict.fromkeys(sentences) if sentence not in trained]
+    fresh = [sentence for sentence in sentences if sentence not in trained]
     if count:
         fresh = random.Random(0).sample(fresh, min(count, len(fresh)))
     asked = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": sentence}] for sentence in fresh]
@@ -164,11 +204,10 @@ def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | N
     if svg:
         from rich.console import Console
 
-        with Path("/dev/null").open("w") as nowhere:
-            console = Console(record=True, width=150, file=nowhere)
-            name, rows = list(tables.items())[-1]
-            console.print(sentence_table(name, rows[:6]))
-            console.print(score_table(tables, scores))
+        console = Console(record=True, width=150, file=io.StringIO())
+        name, rows = list(tables.items())[-1]
+        console.print(sentence_table(name, rows[:6]))
+        console.print(score_table(tables, scores))
         console.save_svg(svg, title="fitune demo")
 
 

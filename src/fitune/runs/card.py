@@ -30,9 +30,11 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
     head: dict[str, Any] = {
         "library_name": "peft" if lora else "transformers",
         "pipeline_tag": "text-generation",
+        "license": "unknown",
         "tags": ["fitune", str(manifest.get("method")), *(["lora"] if lora else [])],
     }
-    if model.get("kind") == "hub":
+    on_hub = model.get("kind") == "hub"
+    if on_hub:
         head["base_model"] = model["name"]
     results = manifest.get("results", {})
     before, after = results.get("before") or {}, results.get("after") or {}
@@ -48,7 +50,7 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
         "",
         "## Trained on",
         "",
-        f"{data.get('train')}: {data.get('train_rows'):,} rows; {data.get('test_rows'):,} held out.",
+        f"{data.get('train')}: {data.get('train_rows', 0):,} rows; {data.get('test_rows', 0):,} held out.",
         *(f"- `{name}` SHA-256 or origin: `{digest}`" for name, digest in data.get("hashes", {}).items()),
         "",
         "## Measured on the held-out rows",
@@ -63,15 +65,23 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
     lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run)]
     lines += ["", "## Use", "", "```sh", f"fitune chat {run.path}", "```", ""]
     if lora:
-        lines += [
-            "It is a plain PEFT adapter; without fitune:",
-            "",
-            "```python",
-            "from peft import AutoPeftModelForCausalLM",
-            'model = AutoPeftModelForCausalLM.from_pretrained("adapter")',
-            "```",
-            "",
-        ]
+        lines += [*_in_plain_peft(str(model.get("name")), on_hub or model.get("kind") == "folder"), ""]
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
     lines += ["## Versions", "", versions, ""]
     return "\n".join(lines)
+
+
+def _in_plain_peft(base: str, loads_by_name: bool) -> list[str]:
+    """How the adapter opens without fitune; PEFT finds by name only a base that transformers finds by name."""
+    if loads_by_name:
+        code = [
+            "from peft import AutoPeftModelForCausalLM",
+            'model = AutoPeftModelForCausalLM.from_pretrained("adapter")',
+        ]
+    else:
+        code = [
+            "from peft import PeftModel",
+            f"# base: {base}, opened by transformers",
+            'model = PeftModel.from_pretrained(base, "adapter")',
+        ]
+    return ["It is a plain PEFT adapter; without fitune:", "", "```python", *code, "```"]

@@ -25,7 +25,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0;
   border-bottom: 1px solid var(--soft); overflow-wrap: anywhere; } td.number { font-variant-numeric: tabular-nums; }
-mark { background: none; color: var(--good); } figure { display: inline-block; margin: 0 1rem 1rem 0; }
+mark { background: none; color: var(--good); font-weight: 600; } figure { display: inline-block; margin: 0 1rem 1rem 0; }
 figcaption { font-weight: 600; } svg text { font: 11px system-ui, sans-serif; fill: var(--text); }
 svg path { fill: none; stroke: var(--line); stroke-width: 1.6; } svg line { stroke: var(--soft); }
 """.strip()
