@@ -101,6 +101,8 @@ def compare(workload: str, steps: int, threads: int, warm: int) -> dict[str, Any
         "tokens_a_row": round(sum(useful) / steps / len(batches[0]), 1),
         "computed_share": round(sum(computed) / sum(useful), 3),
         "speedup": round(middle(theirs_steps[i]["seconds"] / ours_steps[i]["seconds"] for i in kept), 2),
+        # On a machine that is not quiet, and with one thread, this is the fairer ratio: waiting is not counted.
+        "cpu_time_ratio": round(middle(theirs_steps[i]["cpu_seconds"] / ours_steps[i]["cpu_seconds"] for i in kept), 2),
         "fitune_tokens_per_second": round(middle(useful[i] / ours_steps[i]["seconds"] for i in kept), 1),
         "trl_tokens_per_second": round(middle(useful[i] / theirs_steps[i]["seconds"] for i in kept), 1),
         "floor_tokens_per_second": round(middle(useful[i] / floors[i] for i in kept), 1),

@@ -37,14 +37,22 @@ class Gate(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         sys.stdin.readline()
-        self.start = time.perf_counter()
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.seconds = time.perf_counter() - self.start
+        self.cpu_seconds = time.process_time() - self.cpu_start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" in logs:
-            self.answer({"seconds": self.seconds, "loss": logs["loss"], "peak_bytes": peak_bytes()})
+            self.answer(
+                {
+                    "seconds": self.seconds,
+                    "cpu_seconds": self.cpu_seconds,
+                    "loss": logs["loss"],
+                    "peak_bytes": peak_bytes(),
+                }
+            )
 
 
 def peak_bytes() -> int:
