@@ -112,7 +112,9 @@ def load_examples(
         DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
     """
     generated = is_demo(name)
-    rows = demo_rows(name, renderer.tokenizer, options.seed, exclude) if generated else read_rows(name, options.hub_split)
+    rows = (
+        demo_rows(name, renderer.tokenizer, options.seed, exclude) if generated else read_rows(name, options.hub_split)
+    )
     form = recognise(rows.columns, options.form, options.columns)
     if options.method == "lm" and form.name != "text":
         raise DataError(
