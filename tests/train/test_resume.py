@@ -39,6 +39,16 @@ step = rooms.FituneTrainer.training_step
 rooms.FituneTrainer.training_step = lambda *args, **kwargs: (time.sleep(0.1), step(*args, **kwargs))[1]
 """
 
+DIE_AFTER_LOGGING_STEP_11 = """
+from fitune.train import callbacks
+log = callbacks.RunLog.on_log
+def die(self, args, state, control, **kwargs):
+    log(self, args, state, control, **kwargs)
+    if state.global_step == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+callbacks.RunLog.on_log = die
+"""
+
 DIE_WHILE_SAVING = """
 mark = checkpoints.mark_whole
 def die(folder):
@@ -98,10 +108,8 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, 
     wanted = expected(uninterrupted, settings_of, tmp_path)
     settings = settings_of(**LONG)
     run = RunFolder(tmp_path / "runs" / "one")
-    child = start(settings, tmp_path, SLOW_STEPS)
-    wait_for_step(child, run, 11)
-    child.kill()
-    child.communicate(timeout=60)
+    child = start(settings, tmp_path, DIE_AFTER_LOGGING_STEP_11)
+    child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL
     assert manifests.read(run.manifest)["status"] == "running"
     assert read_rows(run.metrics)[-1]["step"] > step_of(whole_checkpoints(run.checkpoints)[-1])  # steps to take again
