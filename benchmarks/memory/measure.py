@@ -112,6 +112,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     try:
         program = Program(config, scenario, "cuda")
         phase("load", program.load)
+        torch.cuda.empty_cache()  # as Trainer.train does before its first step
 
         def step() -> None:
             for _ in range(scenario.accumulation):

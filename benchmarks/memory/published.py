@@ -7,8 +7,12 @@ Read out of the rows themselves, not fitted:
   foreach's square roots) plus the logits in 16 bits, and without checkpointing plus the keys and values of every layer:
   the loop still held the model's outputs, with their cache, when the optimizer stepped, and took one step. All rows agree.
 - 8-bit Adam equals the rows without an optimizer step: its states are not in torch's allocator (paged, managed memory).
-- LoRA is taken as PEFT's own defaults for these models (OPT: q_proj, v_proj; Falcon: query_key_value), rank 8, dropout
-  0.05; PEFT keeps adapters of 16-bit models in fp32.
+- LoRA is taken as PEFT's own defaults for these models (OPT and Qwen2: q_proj, v_proj; Falcon: query_key_value), with
+  dropout 0.05; PEFT keeps adapters of 16-bit models in fp32. Rank 8, PEFT's default, for the course's tables.
+- RTX 4080, NF4: between two lengths a token costs 16 B a logit (fp32 logits, their log-softmax and two gradients) and
+  4 B a hidden value and layer: embeddings and norms were lifted to fp32 (prepare_model_for_kbit_training) and no autocast
+  was on. With bf16 weights it is 14 B a logit: 16-bit logits, held by the loop, then the same three in fp32. What is left
+  over grows as fp32 adapters of rank 16 on q_proj and v_proj with two fp32 states.
 """
 
 from __future__ import annotations
@@ -134,6 +138,7 @@ def rtx_4080() -> list[Row]:
         scenario = Scenario(
             **RTX,
             weights="nf4" if "nf4" in line["weights"] else "bf16",
+            kbit_preparation="nf4" in line["weights"],
             seq_len=int(line["seq_len"]),
             batch=int(line["batch"]),
             gradient_checkpointing=line["grad_checkpointing"] == "yes",
@@ -157,7 +162,14 @@ def rtx_4080() -> list[Row]:
     return rows
 
 
-RTX: dict[str, Any] = {"loss": "logits", "rank": 16, "keep_outputs": True}
+RTX: dict[str, Any] = {
+    "loss": "logits",
+    "autocast": "none",
+    "rank": 16,
+    "targets": ("q_proj", "v_proj"),
+    "lora_dropout": 0.05,
+    "keep_outputs": True,
+}
 
 
 def published() -> list[Row]:

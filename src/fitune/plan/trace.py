@@ -74,6 +74,8 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
+        # transformers' Trainer.train begins with accelerator.free_memory: torch.cuda.empty_cache.
+        recorder.empty_cache()
         recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
         if mode:
