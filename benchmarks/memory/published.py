@@ -9,6 +9,8 @@ Read out of the rows themselves, not fitted:
 - 8-bit Adam equals the rows without an optimizer step: its states are not in torch's allocator (paged, managed memory).
 - LoRA is taken as PEFT's own defaults for these models (OPT and Qwen2: q_proj, v_proj; Falcon: query_key_value), with
   dropout 0.05; PEFT keeps adapters of 16-bit models in fp32. Rank 8, PEFT's default, for the course's tables.
+- 8-bit weights: with checkpointing, from 500 to 2,000 tokens, mixed precision saves 2.0 B a logit: the loop keeps the
+  16-bit logits as they are (plain torch.autocast, not accelerate's, which lifts outputs to fp32).
 - RTX 4080, NF4: between two lengths a token costs 16 B a logit (fp32 logits, their log-softmax and two gradients) and
   4 B a hidden value and layer: embeddings and norms were lifted to fp32 (prepare_model_for_kbit_training) and no autocast
   was on. With bf16 weights it is 14 B a logit: 16-bit logits, held by the loop, then the same three in fp32. What is left
@@ -108,6 +110,7 @@ def course_8bit(name: str, model: str, table: str) -> list[Row]:
                 compute="fp16",
                 kbit_preparation=True,
                 autocast="fp16" if mixed else "none",
+                lift_outputs=False,
                 loss="logits",
                 steps=1,
                 seq_len=int(line["seq_len"]),

@@ -276,11 +276,12 @@ class Program:
         from accelerate.utils.operations import convert_to_fp32
 
         forward, context = self.model.forward, self.autocast
+        lift = convert_to_fp32 if self.scenario.lift_outputs else lambda out: out
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with context():
                 out = forward(*args, **kwargs)
-            return convert_to_fp32(out)
+            return lift(out)
 
         self.model.forward = wrapped
 

@@ -85,6 +85,8 @@ class Scenario:
     """The forward pass fills a key-value cache (plain loops without checkpointing; fitune never)."""
     keep_outputs: bool = False
     """The loop holds the model's outputs until the next forward pass has ended (plain loops; fitune never)."""
+    lift_outputs: bool = True
+    """With autocast, 16-bit outputs are lifted to fp32, as accelerate prepares a model (Trainer); a plain loop's are not."""
     steps: int = 2
     """Steps until the peak is read: states exist from the second on."""
 

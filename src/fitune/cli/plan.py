@@ -1,0 +1,220 @@
+"""`fitune plan`: what a run will need on a card, before a weight is downloaded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fitune.cli.flags import SettingsCommand
+from fitune.cli.planned import Asked, ask
+
+DOES_NOT_FIT = 3  # exit status
+# --max: how far the search goes at most, and in which steps, where nothing else bounds it.
+MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
+ENDS = {
+    "seq-len": "the model knows no more positions",
+    "batch": "larger ones were not tried",
+    "rank": "a rank above the model's width adds nothing",
+}
+
+
+@click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
+@click.argument("words", nargs=-1, metavar="[MODEL] [RECIPE.yaml]")
+@click.option("--data", "data_file", metavar="FILE", help="Rows to train on: their longest batch counts.")
+@click.option("--seq-len", type=click.IntRange(1), metavar="TOKENS", help="Length of the rows, instead of --data.")
+@click.option("--gpu", "gpu_name", metavar="NAME", help='A card, for example "RTX 4090".  [default: the one here]')
+@click.option("--budget", metavar="SIZE", help="Or so much memory, for example 16GiB.")
+@click.option("--grid", "as_grid", is_flag=True, help="Every combination of the remedies, side by side.")
+@click.option(
+    "--max",
+    "most",
+    type=click.Choice(["seq-len", "batch", "rank", "model"]),
+    help="The largest that fits; for model, name several.",
+)
+@click.option("--explain", is_flag=True, help="The textbook's closed form beside the exact figure.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--svg", "svg_file", type=click.Path(dir_okay=False), help="Write a picture.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page: picture and tables.")
+@click.option("--expandable-segments", is_flag=True, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.")
+@click.pass_context
+def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: bool, **given: Any) -> None:
+    """Predict the memory of a run, without a GPU and without weights.
+
+    \b
+    fitune plan Qwen/Qwen2.5-7B --gpu "RTX 4090" --seq-len 2048
+    fitune plan my-model/config.json --budget 16GiB --train.gradient_checkpointing
+    fitune plan recipes/pig-latin.yaml --gpu T4
+    fitune plan Qwen/Qwen2.5-7B --gpu "RTX 4090" --max seq-len
+
+    MODEL is a hub id, a folder, a config.json, a GGUF file or a built-in name. All settings of `fitune train` are
+    taken, so that what is planned is what would be trained. Exit status: 0 it fits, 3 it does not, 1 an error.
+    """
+    models = [word for word in words if not word.endswith((".yaml", ".yml"))]
+    recipes = [word for word in words if word.endswith((".yaml", ".yml"))]
+    pictures = given["svg_file"] or given["html_file"] or given["explain"]
+    if as_grid + bool(most) + bool(pictures) > 1:
+        raise click.UsageError("--grid and --max answer by themselves: leave out the other, --svg, --html, --explain")
+    if len(recipes) > 1 or (len(models) > 1 and most != "model"):
+        raise click.UsageError("name one model and one recipe; several models go with --max model")
+    asked = ask(models[0] if models else None, recipes, ctx.meta["settings"], given)
+    if most == "model":
+        status = _answer_models(asked, models or [asked.config.name], given["as_json"])
+    elif most:
+        status = _answer_most(asked, most, given["as_json"])
+    elif as_grid:
+        status = _answer_grid(asked, given["as_json"])
+    else:
+        status = _answer(asked, given)
+    ctx.exit(status)
+
+
+def _answer(asked: Asked, given: dict[str, Any]) -> int:
+    """One plan."""
+    from fitune.console import results, say
+    from fitune.plan.picture import html, svg
+    from fitune.plan.render import print_plan
+    from fitune.plan.view import as_dict
+
+    scenario = asked.scenario()
+    made = asked.plan(scenario)
+    view = replace(asked.view(scenario, made), expandable_segments=asked.expandable)
+    explained = None
+    if given["explain"]:
+        from fitune.plan.closed_form import closed_form
+
+        explained = closed_form(asked.config.values, scenario)
+    if given["svg_file"]:
+        Path(given["svg_file"]).write_text(svg(view), encoding="utf-8")
+    if given["html_file"]:
+        page = html(view, shlex.join(["fitune", *sys.argv[1:]]))
+        Path(given["html_file"]).write_text(page, encoding="utf-8")
+    if given["as_json"]:
+        found = {**as_dict(view), "scenario": scenario.to_dict(), "config_from": asked.config.origin}
+        click.echo(json.dumps(found | ({"closed_form": explained} if explained else {}), indent=2, ensure_ascii=False))
+    else:
+        print_plan(results(), view)
+        if explained is not None:
+            from fitune.plan.closed_form import explain
+
+            results().print()
+            results().print(explain(made, explained))
+    for file in (given["svg_file"], given["html_file"]):
+        if file:
+            say(f"wrote {file}")
+    return 0 if asked.card is None or made.fits else DOES_NOT_FIT
+
+
+def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
+    """The largest length, batch or rank that fits."""
+    from fitune.console import results, say
+    from fitune.plan.limits import largest
+    from fitune.plan.render import print_plan
+    from fitune.plan.view import size_in, verdict
+
+    if asked.card is None:
+        raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")
+    settings, config = asked.settings, asked.config
+    width = config.width
+    start, ceiling, step, unit = {
+        "seq-len": (asked.tokens, config.context_tokens or MOST_TOKENS, LENGTH_STEP, "tokens a row"),
+        "batch": (settings.train.micro_batch_size or settings.train.batch_size, MOST_ROWS, 1, "rows a forward pass"),
+        "rank": (settings.lora.rank, width, 1, "rank"),
+    }[what]
+
+    def scenario_at(value: int) -> Any:
+        if what == "seq-len":
+            return asked.scenario(tokens=value)
+        if what == "rank":
+            return asked.scenario({"lora.rank": value})
+        return asked.scenario({"train.micro_batch_size": value, "train.batch_size": value})
+
+    def plan_at(value: int) -> Any:
+        made = asked.plan(scenario_at(value))
+        say(f"{value:,} {unit}: {size_in(made.smi_peak_bytes, asked.gpu.usable_bytes)}")
+        return made
+
+    limit = largest(plan_at, asked.gpu.usable_bytes, ceiling, start, step)
+    if as_json:
+        found = {
+            "max": what,
+            "value": limit.value,
+            "plan": limit.plan.to_dict(),
+            "too_large": limit.too_large,
+            "too_large_plan": limit.too_large_plan.to_dict() if limit.too_large_plan else None,
+        }
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif limit.value is None:
+        view = asked.view(scenario_at(limit.too_large or step), limit.plan)
+        results().print(f"no {what} fits: even {limit.too_large:,} {unit}", markup=False)
+        print_plan(results(), view)
+    else:
+        results().print(f"the largest {what} on {asked.card}: {limit.value:,} {unit}", markup=False, style="bold green")
+        if limit.too_large is not None and limit.too_large_plan is not None:
+            over = verdict(asked.view(scenario_at(limit.too_large), limit.too_large_plan))
+            results().print(f"{limit.too_large:,}: {over}", markup=False)
+        else:
+            results().print(f"the search ended there: {ENDS[what]}", markup=False)
+        results().print()
+        print_plan(results(), asked.view(scenario_at(limit.value), limit.plan))
+    return 0 if limit.value is not None else DOES_NOT_FIT
+
+
+def _answer_models(asked: Asked, names: list[str], as_json: bool) -> int:
+    """Which of several models fit, largest first."""
+    from fitune.console import results, say
+    from fitune.errors import ModelError, PlanError
+    from fitune.plan.question import config_of
+    from fitune.plan.render import print_models
+
+    if asked.card is None:
+        raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")
+    found, failed = [], {}
+    for name in names:
+        try:
+            one = replace(asked, config=config_of(name, asked.settings.model.revision))
+            scenario = one.scenario()
+            found.append(one.view(scenario, one.plan(scenario)))
+        except (ModelError, PlanError) as error:
+            failed[name] = str(error)
+    found.sort(key=lambda view: -view.plan.total_parameters)
+    if as_json:
+        rows = [{"model": view.model, **view.plan.to_dict()} for view in found]
+        click.echo(json.dumps({"card": asked.card, "models": rows, "failed": failed}, indent=2, ensure_ascii=False))
+    else:
+        print_models(results(), found, asked.card)
+        for name, error in failed.items():
+            say(f"{name}: {error}")
+    if not found:
+        return 1
+    return 0 if any(view.plan.fits for view in found) else DOES_NOT_FIT
+
+
+def _answer_grid(asked: Asked, as_json: bool) -> int:
+    """Every combination of the remedies."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fitune.console import results, talk
+    from fitune.plan.grid import cells, fill, print_grid
+    from fitune.plan.time import with_time
+
+    done = cells(asked.scenario)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=talk(), transient=True, disable=not talk().is_terminal) as progress:
+        task = progress.add_task(f"planning {asked.config.name}", total=len(done))
+        for place, cell in fill(done, asked.config.values, asked.gpu, asked.expandable):
+            timed = with_time(cell.plan, cell.scenario, asked.gpu) if cell.plan and cell.scenario else None
+            done[place] = replace(cell, plan=timed)
+            progress.advance(task)
+    if as_json:
+        rows = [cell.to_dict() for cell in done]
+        click.echo(json.dumps({"model": asked.config.name, "card": asked.card, "cells": rows}, indent=2))
+    else:
+        results().print(asked.heading(), markup=False)
+        print_grid(results(), done, asked.card)
+    return 0 if asked.card is None or any(cell.plan and cell.plan.fits for cell in done) else DOES_NOT_FIT

@@ -1,0 +1,175 @@
+"""The question of `fitune plan`, out of the command line's words: settings, model, rows, card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+UNKNOWN_LENGTH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The question: settings, model, rows, card."""
+
+    settings: Any
+    config: Any
+    rows: tuple[tuple[int, int], ...]
+    """(tokens, trained tokens) of each real row; empty when every row has ``tokens`` tokens."""
+    tokens: int
+    """The longest row."""
+    gpu: Any
+    card: str | None
+    """The card's name; None when none was found or named."""
+    expandable: bool
+    notes: tuple[str, ...] = ()
+
+    def scenario(self, changes: dict[str, Any] | None = None, tokens: int | None = None) -> Any:
+        """What `fitune train` would run, with some settings (dotted names) or the rows' length changed.
+
+        Raises:
+            PlanError: a combination that cannot be trained.
+        """
+        from fitune.errors import PlanError
+        from fitune.train.planning import rows_of_length, scenario_of
+
+        settings = self.settings
+        for key, value in (changes or {}).items():
+            section, _, name = key.partition(".")
+            part = getattr(settings, section).model_copy(update={name: value})
+            settings = settings.model_copy(update={section: part})
+        largest = (
+            largest_pass(settings, self.rows)
+            if self.rows and tokens is None
+            else rows_of_length(settings, tokens or self.tokens)
+        )
+        try:
+            return scenario_of(settings, **vars(largest), fast_bf16=self.gpu.capability >= (8, 0))
+        except ValueError as error:
+            raise PlanError(str(error)) from error
+
+    def plan(self, scenario: Any) -> Any:
+        """The plan of a scenario, its time estimated."""
+        from fitune.plan.predict import predict
+        from fitune.plan.time import with_time
+
+        made = predict(self.config.values, scenario, self.gpu, self.expandable)
+        return with_time(made, scenario, self.gpu)
+
+    def heading(self) -> str:
+        """Model and rows, for answers of many plans."""
+        count = self.settings.train.micro_batch_size or self.settings.train.batch_size
+        return f"{self.config.name}: {count} {'row' if count == 1 else 'rows'} of {self.tokens:,} tokens"
+
+    def view(self, scenario: Any, made: Any) -> Any:
+        """What is shown of it."""
+        from fitune.plan.view import View, describe
+
+        usable = None if self.card is None else self.gpu.usable_bytes
+        notes = (*self.notes, *self.config.notes)
+        return View(self.config.name, describe(scenario), made, self.card, usable, self.gpu.context_bytes, notes=notes)
+
+
+def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: dict[str, Any]) -> Asked:
+    """The question; ``given`` holds the command's own options.
+
+    Raises:
+        ModelError, SettingsError, DataError, PlanError: with the value and the fix.
+        click.UsageError: two answers to one question.
+    """
+    from fitune.plan.question import config_of
+    from fitune.settings import load_settings
+
+    named = {"model.name": model} if model else {}
+    named |= {"data.train": given["data_file"]} if given["data_file"] else {}
+    for key, value in named.items():
+        if overrides.get(key, value) != value:
+            raise click.UsageError(f"{value} and --{key} {overrides[key]} are two answers to one question; name one")
+    settings = load_settings(recipes[0] if recipes else None, {**overrides, **named})
+    config = config_of(settings.model.name, settings.model.revision)
+    gpu, card, notes = _card(given["gpu_name"], given["budget"])
+    has_data = given["data_file"] or recipes or "data.train" in overrides
+    if has_data and given["seq_len"] is None:
+        rows = _rows(settings, settings.model.name)
+        tokens, note = max(length for length, _ in rows), ()
+    else:
+        rows = ()
+        tokens, note = _tokens(settings, config, given["seq_len"])
+    return Asked(settings, config, rows, tokens, gpu, card, given["expandable_segments"], (*notes, *note))
+
+
+def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
+    """(card, its name for the verdict or None, notes)."""
+    from fitune.plan import catalogue
+
+    if name and budget:
+        raise click.UsageError("--gpu and --budget are two answers to one question; name one")
+    if name:
+        gpu = catalogue.find_gpu(name)
+        return gpu, gpu.name, ()
+    if budget:
+        gpu = catalogue.budget(catalogue.parse_bytes(budget))
+        return gpu, gpu.name, ()
+    if (gpu := catalogue.present()) is not None:
+        return gpu, gpu.name, ()
+    gpu = catalogue.budget(2**50)
+    kind = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+    return gpu, None, (f"no GPU was found or named: kernels and CUDA context are those of a card of {kind}",)
+
+
+def _tokens(settings: Any, config: Any, seq_len: int | None) -> tuple[int, tuple[str, ...]]:
+    """(length of every row, notes)."""
+    context = config.context_tokens
+    if seq_len is None and settings.data.max_length is None:
+        length = min(UNKNOWN_LENGTH_TOKENS, context or UNKNOWN_LENGTH_TOKENS)
+        return length, (f"rows of {length:,} tokens are assumed; name yours by --data or --seq-len",)
+    length = seq_len or settings.data.max_length
+    beyond = context is not None and length > context
+    return length, (f"rows have {length:,} tokens and the model knows {context:,} positions",) if beyond else ()
+
+
+def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
+    """(tokens, trained tokens) of each row, rendered and tokenized as training does."""
+    from fitune.errors import ModelError
+    from fitune.models.load import load_config
+    from fitune.models.source import ModelSource, resolve
+    from fitune.models.template import resolve_template
+    from fitune.models.tokenizer import load_tokenizer
+    from fitune.train.ready import make_renderer, read_data
+
+    if name.endswith(".json"):
+        raise ModelError(
+            f"the rows' lengths need a tokenizer, and {name} is a config alone; "
+            "name the model's folder or hub id, or give --seq-len"
+        )
+    # A folder needs no weights here.
+    folder = Path(name).expanduser()
+    is_folder = folder.is_dir()
+    source = ModelSource("folder", name, str(folder)) if is_folder else resolve(name, settings.model.revision)
+    tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
+    config = load_config(source, settings.model.trust_remote_code)
+    renderer = make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config)
+    return tuple((len(row.input_ids), row.num_trained) for row in read_data(settings, config, renderer, ()).train)
+
+
+def largest_pass(settings: Any, rows: Sequence[tuple[int, int]]) -> Any:
+    """`LargestPass` that a run over ``rows`` can meet, whatever rows the shuffle brings together.
+
+    A padded batch: the longest row beside the most trained tokens. A pack holds rows of one step side by side, at most
+    as many tokens as a padded batch of the longest (packing.choose_packing); prefixes that rows share make it shorter.
+    """
+    from fitune.train.planning import LargestPass, packs_rows
+
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    lengths = sorted((length for length, _ in rows), reverse=True)
+    trained = sorted((count for _, count in rows), reverse=True)
+    padded = micro * lengths[0]
+    if not packs_rows(settings):
+        return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
+    pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
+    share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
+    return LargestPass(lengths[0], min(1.0, share), pack, pack)

@@ -1,0 +1,173 @@
+"""A plan made ready to be shown: its verdict, its three figures, the pieces of its bar, its question in words.
+
+In: a `Plan`, its scenario and its card. Out: texts and `Layer`s that the terminal (render.py), the picture
+(picture.py) and JSON share. Imports nothing but the standard library and the plan's own plain objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fitune.plan.predict import Plan
+from fitune.plan.scenario import Scenario
+
+MIB, GIB = 2**20, 2**30
+
+# Part → (letter in a bar without colour, colour, what it is), in the order of the bar: what stays, what comes with the
+# batch, what the machine adds. Blues and greens stay, warm colours come and go, greys are overhead.
+LOOKS: dict[str, tuple[str, str, str]] = {
+    "weights": ("W", "#1f5fa8", "the base, as it is stored"),
+    "adapters": ("L", "#4f9bd9", "LoRA's matrices"),
+    "fp32 copies": ("F", "#8cc1e8", "values lifted to fp32"),
+    "gradients": ("G", "#1b8a7a", "of what is trained"),
+    "optimizer states": ("S", "#6cc3a0", "kept from the first step on"),
+    "activations": ("A", "#d9581e", "kept for the backward pass"),
+    "attention": ("T", "#f0a030", "scores and what the kernel keeps"),
+    "logits and loss": ("H", "#b8336a", "the output head's side"),
+    "activation gradients": ("B", "#e8899a", "of the backward pass"),
+    "dequantization buffers": ("D", "#8a5fb0", "16-bit copies of quantized weights"),
+    "optimizer temporaries": ("O", "#b9a3d6", "while the optimizer steps"),
+    "kernel workspace": ("K", "#6b7280", "scratch memory of kernels"),
+    "workspace": ("U", "#9097a1", "cuBLAS"),
+    "fragmentation": ("f", "#b5bac1", "reserved, and not allocated at the peak"),
+    "paged states": ("P", "#c9ccd1", "managed memory; the driver moves it to the host when the card is full"),
+    "CUDA context": ("x", "#d8dade", "driver and kernels"),
+}
+UNKNOWN = ("?", "#555555", "")
+FREE = "#eceef0"
+
+
+@dataclass(frozen=True)
+class View:
+    """All that is shown of one plan."""
+
+    model: str
+    question: str
+    """What would be trained, in a line."""
+    plan: Plan
+    card: str | None
+    """Name of the card or budget; None when there is none: no verdict then."""
+    usable_bytes: int | None
+    context_bytes: int
+    expandable_segments: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """What is left on the card; negative is missing."""
+        return None if self.usable_bytes is None else self.usable_bytes - self.plan.smi_peak_bytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One piece of the bar; all pieces sum to what nvidia-smi shows."""
+
+    name: str
+    num_bytes: int
+    letter: str
+    colour: str
+    about: str
+
+
+def layers(plan: Plan, context_bytes: int) -> list[Layer]:
+    """Parts of the allocated peak, then what lies between it and the reserved figure, and nvidia-smi's."""
+    order = {name: place for place, name in enumerate(LOOKS)}
+    sizes = dict(sorted(plan.parts.items(), key=lambda item: order.get(item[0], len(order))))
+    sizes["fragmentation"] = plan.reserved_peak_bytes - plan.allocated_peak_bytes
+    sizes["paged states"] = plan.smi_peak_bytes - plan.reserved_peak_bytes - context_bytes
+    sizes["CUDA context"] = context_bytes
+    return [Layer(name, size, *LOOKS.get(name, UNKNOWN)) for name, size in sizes.items() if size > 0]
+
+
+def size_in(num_bytes: float, whole_bytes: float) -> str:
+    """``1,520 MiB`` or ``12.34 GiB``: one unit for all figures of a plan whose largest is ``whole_bytes``."""
+    if whole_bytes < 10 * GIB:
+        return f"{num_bytes / MIB:,.0f} MiB" if abs(num_bytes) >= MIB or num_bytes == 0 else "< 1 MiB"
+    return f"{num_bytes / GIB:,.2f} GiB" if abs(num_bytes) >= 0.005 * GIB or num_bytes == 0 else "< 0.01 GiB"
+
+
+def scale(view: View) -> int:
+    """The figure that chooses the unit, and the bar's whole width."""
+    return max(view.plan.smi_peak_bytes, view.usable_bytes or 0)
+
+
+def verdict(view: View) -> str:
+    """The first line: does it fit, and by how much."""
+    plan, whole = view.plan, scale(view)
+    needs = size_in(plan.smi_peak_bytes, whole)
+    if view.card is None or view.usable_bytes is None or view.spare_bytes is None:
+        return f"needs {needs}; no GPU here and none named, so no verdict (--gpu NAME or --budget 16GiB)"
+    usable = size_in(view.usable_bytes, whole)
+    if plan.fits and view.spare_bytes >= 0:
+        return f"fits {view.card}: needs {needs} of {usable}, {size_in(view.spare_bytes, whole)} to spare"
+    if plan.fits:
+        return f"fits {view.card}, only just: {usable}, and the allocator has to give cached memory back on the way"
+    return f"does not fit {view.card}: needs {needs}, has {usable}, {size_in(-view.spare_bytes, whole)} too much"
+
+
+def figures(view: View) -> list[tuple[str, str, str]]:
+    """(name, size, what it is) of the three figures, which are never mixed."""
+    plan, whole = view.plan, scale(view)
+    beside = "CUDA context" + (" + paged states" if _paged_bytes(view) else "")
+    return [
+        (
+            "allocated",
+            size_in(plan.allocated_peak_bytes, whole),
+            "tensors alive together: torch's max_memory_allocated",
+        ),
+        ("reserved", size_in(plan.reserved_peak_bytes, whole), "held by torch's allocator: max_memory_reserved"),
+        ("nvidia-smi", size_in(plan.smi_peak_bytes, whole), f"the whole process: reserved + {beside}"),
+    ]
+
+
+def facts(view: View) -> list[str]:
+    """Trained share and the time of a step, where known."""
+    plan, found = view.plan, []
+    if plan.total_parameters:
+        share = plan.trained_parameters / plan.total_parameters
+        found.append(f"trained: {plan.trained_parameters:,} of {plan.total_parameters:,} parameters ({share:.2%})")
+    if plan.seconds_per_step is not None:
+        found.append(f"time: about {seconds(plan.seconds_per_step)} an optimizer step (an estimate, to rank by)")
+    return found
+
+
+def describe(scenario: Scenario) -> str:
+    """What is trained, in a line."""
+    weights = f"{scenario.weights} weights"
+    if scenario.tuning == "lora":
+        targets = "all linear layers" if isinstance(scenario.targets, str) else ", ".join(scenario.targets)
+        tuning = f"{'DoRA' if scenario.dora else 'LoRA'} rank {scenario.rank} on {targets}"
+    else:
+        tuning = "full fine-tuning" + (f", first {scenario.frozen_layers} layers frozen" * bool(scenario.frozen_layers))
+    parts = [weights, tuning, scenario.optimizer, f"attention {scenario.attention}"]
+    parts += [f"{scenario.autocast} autocast"] if scenario.autocast != "none" else []
+    parts += ["gradient checkpointing"] if scenario.gradient_checkpointing else []
+    rows = "row" if scenario.batch == 1 else "rows"
+    size = f"{scenario.batch} {'packed ' if scenario.rows == 'packed' else ''}{rows} of {scenario.seq_len:,} tokens"
+    times = f", {scenario.accumulation} times a step" if scenario.accumulation > 1 else ""
+    return f"{', '.join(parts)}; {size}{times}"
+
+
+def as_dict(view: View) -> dict[str, Any]:
+    """The whole answer as plain values, for JSON; sizes in bytes."""
+    sizes = {layer.name: layer.num_bytes for layer in layers(view.plan, view.context_bytes)}
+    return {
+        "model": view.model,
+        "card": view.card,
+        "usable_bytes": view.usable_bytes,
+        "fits": None if view.card is None else view.plan.fits,
+        "spare_bytes": view.spare_bytes,
+        "smi_parts": sizes,
+        **{key: value for key, value in view.plan.to_dict().items() if key not in ("fits", "notes")},
+        "notes": [*view.notes, *view.plan.notes],
+    }
+
+
+def seconds(value: float) -> str:
+    """``0.83 s`` or ``12 s``, two significant digits."""
+    return f"{value * 1000:.0f} ms" if value < 0.1 else f"{value:.2f} s" if value < 10 else f"{value:,.0f} s"
+
+
+def _paged_bytes(view: View) -> int:
+    return view.plan.smi_peak_bytes - view.plan.reserved_peak_bytes - view.context_bytes

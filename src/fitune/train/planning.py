@@ -1,0 +1,168 @@
+"""What `fitune train` would do on a CUDA card, as the plan's plain values. Torch is not imported.
+
+In: settings, and what is known of the rows. Out: `fitune.plan.scenario.Scenario`.
+Knows nothing of models and cards. Each value stands beside the place in this room that makes it so; a change there is
+a change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fitune.config import Settings
+from fitune.plan.scenario import Scenario
+
+# Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
+NEVER = {
+    "kbit_preparation": "models/quantize.py does not lift what stays in 16 bits",
+    "frozen_layers": "there is no such setting: full trains every layer",
+    "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
+    "optimizer_step": "a run ends with an optimizer step",
+    "reentrant": "arguments._checkpointing asks for the kind without re-entry",
+    "loss": "loss.py takes logits where there is a label",
+    "use_cache": "loss.py passes use_cache=False",
+    "keep_outputs": "a step's outputs go with its loss",
+    "steps": "the second step has every state",
+    "save": "every run writes checkpoints",
+}
+
+
+@dataclass(frozen=True)
+class LargestPass:
+    """What the rows say about memory: the largest forward pass of the run."""
+
+    longest_tokens: int
+    """Tokens of the longest row."""
+    label_share: float
+    """Share of the pass's positions that have a label."""
+    pack_tokens: int | None = None
+    """Computed tokens of the largest pack; None when rows are padded."""
+    eval_pack_tokens: int | None = None
+    """The same of the held-out rows."""
+    prompt_tokens: int | None = None
+    """The longest prompt that is answered in an evaluation; None is taken for a whole row."""
+
+
+def scenario_of(
+    settings: Settings,
+    *,
+    longest_tokens: int,
+    label_share: float,
+    pack_tokens: int | None,
+    eval_pack_tokens: int | None = None,
+    prompt_tokens: int | None = None,
+    new_tokens: int = 0,
+    fast_bf16: bool = True,
+) -> Scenario:
+    """The training step, evaluation and checkpoint of ``settings`` on a CUDA card.
+
+    Args:
+        longest_tokens, label_share, pack_tokens, eval_pack_tokens, prompt_tokens: as in `LargestPass`.
+        new_tokens: tokens that the chat template adds to the model, whose embedding rows are trained.
+        fast_bf16: whether the card multiplies bf16 fast (compute capability 8.0 and up), for precision auto.
+
+    Raises:
+        ValueError: a combination that cannot be trained.
+    """
+    train = settings.train
+    precision = precision_on_card(settings.model.precision, fast_bf16)
+    micro = train.micro_batch_size or train.batch_size
+    packed = pack_tokens is not None
+    return Scenario(
+        **_base(settings, precision),
+        **_adapters(settings, new_tokens),
+        tuning=train.tuning,
+        optimizer=train.optimizer,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=train.gradient_checkpointing,
+        # packed: at most so many packs a step
+        accumulation=train.batch_size // micro,
+        # arguments.training_arguments: Trainer's autocast follows the precision
+        autocast="none" if precision == "fp32" else precision,
+        attention=_attention(settings, packed),
+        rows="packed" if packed else "padded",
+        batch=1 if packed else micro,
+        seq_len=pack_tokens if pack_tokens is not None else longest_tokens,
+        label_share=label_share,
+        save=True,
+        **_evaluation(settings, longest_tokens, pack_tokens, eval_pack_tokens, prompt_tokens),
+    )
+
+
+def precision_on_card(asked: str, fast_bf16: bool) -> Any:
+    """`choose_precision` for a card that need not be there."""
+    return asked if asked != "auto" else "bf16" if fast_bf16 else "fp16"
+
+
+def packs_rows(settings: Settings) -> bool:
+    """Whether training will try to pack rows (packing.choose_packing may still find that the model refuses)."""
+    return settings.data.packing != "off" and settings.model.attention != "flash_attention_2"
+
+
+def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) -> LargestPass:
+    """The largest pass when every row has ``tokens`` tokens, for a plan without data."""
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    pack = micro * tokens if packs_rows(settings) else None
+    return LargestPass(tokens, label_share, pack, pack)
+
+
+def _base(settings: Settings, precision: str) -> dict[str, Any]:
+    """How the base is stored. What does not matter keeps its default, so that equal questions are equal."""
+    if settings.train.tuning == "full":
+        return {"weights": "fp32"}  # build.load: the masters of full fine-tuning
+    if settings.model.quantization == "none":
+        return {"weights": precision}
+    double = settings.model.quantization != "int8" and getattr(settings.model, "double_quant", False)
+    return {"weights": settings.model.quantization, "compute": precision, "double_quant": double}
+
+
+def _adapters(settings: Settings, new_tokens: int) -> dict[str, Any]:
+    """What LoRA trains; nothing for full fine-tuning."""
+    lora = settings.lora
+    if settings.train.tuning == "full":
+        return {}
+    return {
+        "rank": lora.rank,
+        "targets": lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),
+        "lora_dropout": lora.dropout,
+        "bias": lora.bias,
+        "train_norms": lora.train_norms,
+        "dora": lora.dora,
+        "modules_to_save": tuple(lora.modules_to_save),
+        "new_tokens": new_tokens,
+    }
+
+
+def _attention(settings: Settings, packed: bool) -> Any:
+    """FlexAttention over a pack holds what the flash kernel holds (query, key, value, result, log-sum-exp), and like it
+    no square mask: the plan traces flash for it."""
+    asked = settings.model.attention
+    if packed:
+        return "flash_attention_2"
+    return "sdpa" if asked == "auto" else asked
+
+
+def _evaluation(
+    settings: Settings, longest: int, pack: int | None, eval_pack: int | None, prompt: int | None
+) -> dict[str, int]:
+    """Batches beside the step; empty when nothing is held out."""
+    if settings.data.test is None and settings.data.test_share == 0:
+        return {}
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    values = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
+    answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
+    if answers and settings.method == "sft":
+        values |= {
+            "generate_batch": answers,
+            "prompt_tokens": longest if prompt is None else prompt,
+            "new_answer_tokens": settings.eval.max_new_tokens,
+        }
+    return values
+
+
+def label_share_of(rows: Sequence[Any]) -> float:
+    """Trained tokens of the longest row over its tokens; some rows of a batch have more, the longest decides."""
+    longest = max(rows, key=lambda row: len(row.input_ids))
+    return max(longest.num_trained, 1) / max(len(longest.input_ids) - 1, 1)

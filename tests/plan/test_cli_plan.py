@@ -1,0 +1,216 @@
+"""`fitune plan` as a user calls it, on tiny configs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from fitune import cli as frame
+from fitune import console
+from fitune.errors import ModelError, PlanError, SettingsError
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+SMALL = ("--seq-len", "64", "--train.batch_size", "2", "--data.test_share", "0")
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    console.results.cache_clear()
+    console.talk.cache_clear()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path / "config.json")
+
+
+def run(*words: str) -> int:
+    """Exit status of `fitune plan WORDS`."""
+    return frame.cli.main(["plan", *words], prog_name="fitune", standalone_mode=False)
+
+
+def test_it_fits(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--gpu", "RTX 4090", *SMALL) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("fits ") and "RTX 4090" in lines[0] and "to spare" in lines[0]
+    text = "\n".join(lines)
+    for word in ("allocated", "reserved", "nvidia-smi", "weights", "adapters", "the peak: step 2", "load"):
+        assert word in text, word
+
+
+def test_it_does_not_fit_is_status_3(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--budget", "560MiB", *SMALL) == 3
+    assert capsys.readouterr().out.startswith("does not fit ")
+
+
+def test_without_a_card_there_is_no_verdict(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fitune.plan.catalogue.present", lambda: None)
+    assert run(model, *SMALL) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("needs ") and "no verdict" in said and "no GPU was found or named" in said
+
+
+def test_json_is_whole_and_alone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(model, "--gpu", "RTX 4090", "--json", *SMALL)
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["parts"].values()) == found["allocated_peak_bytes"] < found["reserved_peak_bytes"]
+    assert sum(found["smi_parts"].values()) == found["smi_peak_bytes"]
+    assert found["fits"] is True and found["scenario"]["tuning"] == "lora" and found["config_from"] == model
+
+
+def test_settings_are_those_of_train(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{name: {json.dumps(model)}}}\nlora: {{rank: 4}}\n")
+    run(str(recipe), "--budget", "16GiB", "--json", "--train.gradient_checkpointing", *SMALL)
+    scenario = json.loads(capsys.readouterr().out)["scenario"]
+    assert scenario["rank"] == 4 and scenario["gradient_checkpointing"] is True
+    with pytest.raises(SettingsError, match='did you mean "rank"'):
+        run(model, "--lora.rnak", "4")
+
+
+def test_a_longer_row_needs_more(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needs = []
+    for length in ("64", "256"):
+        run(model, "--budget", "16GiB", "--json", *SMALL, "--seq-len", length)
+        needs.append(json.loads(capsys.readouterr().out)["allocated_peak_bytes"])
+    assert needs[0] < needs[1]
+
+
+def test_the_longest_real_batch_counts(
+    tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "The pig", "completion": "igpay " * count} for count in (1, 2, 20, 10)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (str(tiny_model("llama")), "--data", str(file), "--budget", "16GiB", "--json", "--data.test_share", "0")
+    found = {}
+    for packing in ("off", "auto"):
+        run(*words, "--data.packing", packing, "--train.batch_size", "2")
+        found[packing] = json.loads(capsys.readouterr().out)["scenario"]
+    padded, packed = found["off"], found["auto"]
+    assert (padded["rows"], padded["batch"]) == ("padded", 2) and (packed["rows"], packed["batch"]) == ("packed", 1)
+    # The two longest rows side by side are shorter than two rows padded to the longest.
+    assert padded["seq_len"] < packed["seq_len"] < 2 * padded["seq_len"]
+    assert 0 < padded["label_share"] < 1
+
+
+def test_the_largest_pass_of_real_rows() -> None:
+    from fitune.cli.planned import largest_pass
+    from fitune.settings import load_settings
+
+    rows = [(10, 3), (40, 5), (20, 18), (30, 4)]
+    padded = largest_pass(load_settings(None, {"train.batch_size": 2, "data.packing": "off"}), rows)
+    # Two rows of 40: 78 positions predict something; the most that two rows train is 18 + 5.
+    assert (padded.longest_tokens, padded.pack_tokens) == (40, None) and padded.label_share == 23 / 78
+    whole = {"train.batch_size": 4, "data.packing": "auto"}
+    # Packs of a step of four rows hold at most two of the longest: 80 tokens, though all four have 100.
+    packed = largest_pass(load_settings(None, {**whole, "train.micro_batch_size": 2}), rows)
+    assert packed.pack_tokens == 80 and packed.label_share == 30 / 79
+    assert largest_pass(load_settings(None, whole), rows).pack_tokens == 100
+    assert largest_pass(load_settings(None, {**whole, "train.batch_size": 1}), rows).pack_tokens == 40
+
+
+def test_data_without_a_tokenizer_says_what_to_do(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.txt"
+    file.write_text("a\nb\n")
+    with pytest.raises(ModelError, match="give --seq-len"):
+        run(model, "--data", str(file), "--budget", "16GiB")
+
+
+def test_assumed_lengths_are_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(model, "--budget", "16GiB", "--data.test_share", "0", "--train.batch_size", "1")
+    assert "rows of 512 tokens are assumed" in capsys.readouterr().out  # the model knows no more positions
+    run(model, "--budget", "16GiB", *SMALL, "--seq-len", "600")
+    assert "600 tokens and the model knows 512" in capsys.readouterr().out
+
+
+def test_pictures_are_written(model: str, tmp_path: Path) -> None:
+    svg, html = tmp_path / "a.svg", tmp_path / "a.html"
+    run(model, "--budget", "16GiB", "--svg", str(svg), "--html", str(html), *SMALL)
+    assert ET.fromstring(svg.read_text()).tag.endswith("svg")
+    assert "<svg" in html.read_text() and "fitune" in html.read_text()
+
+
+def test_the_closed_form_stands_beside(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(model, "--budget", "16GiB", "--explain", *SMALL)
+    assert "closed form" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["seq-len", "batch", "rank"])
+def test_the_question_turned_round(what: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--budget", "620MiB", "--max", what, "--json", *SMALL) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["max"] == what and found["value"] >= 1 and found["plan"]["fits"]
+    if found["too_large"] is not None:
+        assert found["too_large"] > found["value"] and not found["too_large_plan"]["fits"]
+
+
+def test_which_models_fit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wide").mkdir()
+    wide = tmp_path / "wide" / "config.json"
+    wide.write_text(json.dumps({**CONFIG, "vocab_size": 500_000, "hidden_size": 512}))
+    status = run(model, str(wide), "none/such.json", "--max", "model", "--budget", "700MiB", *SMALL)
+    shown = capsys.readouterr()
+    assert status == 0 and "".join(shown.out.splitlines()[:2]).startswith("the largest that fits")
+    assert "such.json" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a", "b"), "several models go with --max model"),
+        (("--grid", "--max", "batch"), "answer by themselves"),
+        (("--gpu", "T4", "--budget", "16GiB"), "two answers to one question"),
+        (("x.json", "--model.name", "y.json"), "two answers to one question"),
+        (("--max", "width"), "width"),
+        (("--seq-len", "0"), "0"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], said: str, model: str) -> None:
+    with pytest.raises(click.UsageError, match=said):
+        run(*([model] if not words[0].endswith((".json", "a")) else []), *words)
+
+
+def test_bad_input_is_one_sentence(model: str) -> None:
+    with pytest.raises(PlanError, match="did you mean"):
+        run(model, "--gpu", "RTX 4091", *SMALL)
+    with pytest.raises(PlanError, match="banana"):
+        run(model, "--budget", "banana", *SMALL)
+    with pytest.raises(SettingsError, match="cannot be trained"):
+        run(model, "--budget", "16GiB", "--model.quantization", "int8", "--train.tuning", "full", *SMALL)
+
+
+def test_from_the_cache_nothing_heavy_is_imported(model: str) -> None:
+    words = [model, "--gpu", "RTX 4090", *SMALL]
+    run(*words)
+    code = (
+        f"import sys\nfrom fitune.cli import main\nsys.argv = ['fitune', 'plan', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'peft', 'bitsandbytes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.slow
+def test_the_cache_answers_in_half_a_second(model: str) -> None:
+    words = [sys.executable, "-m", "fitune.cli", "plan", model, "--gpu", "RTX 4090", *SMALL]
+    run(*words[4:])
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(words, capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5  # the best of five: the machine may be busy
