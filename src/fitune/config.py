@@ -35,8 +35,14 @@ class ModelSettings(Section):
     """Where to train; auto takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the base weights and of the arithmetic; auto takes bf16 where the hardware multiplies it fast."""
-    quantization: Literal["none"] = "none"
-    """Store the base weights in fewer bits."""
+    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Store the base's linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4 of QLoRA, arXiv 2305.14314, or FP4),
+    frozen under the adapters. Arithmetic is done in `precision`."""
+    double_quant: bool = False
+    """With nf4 or fp4: store the scales of the blocks in 8 bits too, 0.37 bits less a weight."""
+    unquantized: list[str] = []
+    """With a quantization: linear layers kept in `precision`, by name endings such as `[down_proj]`. Embeddings, norms and
+    the output head always are."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel; auto takes SDPA."""
     chat_template: str = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from fitune.adapters.fast_lora import use_fast_lora
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load import input_weight
+from fitune.models.quantize import is_quantized, numel
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
 INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "debug": False}
@@ -48,6 +50,7 @@ def lora_config(
         _check_names("lora.targets", targets, linear_names(model), "linear layers")
     _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
     ends = {name.split(".")[-1] for name in modules_to_save}
+    _refuse_quantized(model, ends, init)
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
@@ -72,6 +75,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     plain LoRA over the untouched base, for which the initial A and B are kept here.
     """
     dtype = input_weight(model).dtype
+    remember_biases(model, config.bias)
     use_fast_lora(config, model)
     adapted = cast(PeftModel, get_peft_model(model, config))
     cast_trained_to_fp32(adapted)
@@ -100,10 +104,13 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
         parameter.dtype == torch.float32 and ".lora_" not in name and "trainable_tokens" not in name
         for name, parameter in model.named_parameters()
     )
-    if dtype == torch.float32 or not mixed:
+    base = model.get_base_model()
+    if dtype == torch.float32 or not mixed or undo_of(base).hooks:
         return
-    for module in model.modules():
+    for module in base.modules():
         if isinstance(module, nn.LayerNorm):  # on a CPU it takes no 16-bit weight with an fp32 bias or input
+            if module.weight is not None:
+                undo_of(base).casts.append((module, module.weight.dtype))
             module.float()
     device, entered = next(model.parameters()).device.type, []
     if device == "meta":  # the memory plan sets autocast itself
@@ -116,15 +123,51 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
     def leave(*_: Any) -> None:
         entered.pop().__exit__(None, None, None)
 
-    base = model.get_base_model()
-    base.register_forward_pre_hook(enter)
-    base.register_forward_hook(leave, always_call=True)
+    undo_of(base).hooks += [
+        base.register_forward_pre_hook(enter),
+        base.register_forward_hook(leave, always_call=True),
+    ]
+
+
+@dataclass
+class Undo:
+    """What an adapter changed in the base itself: hooks, types of norms, and biases, which PEFT trains in place."""
+
+    hooks: list[Any] = field(default_factory=list)
+    casts: list[tuple[nn.Module, torch.dtype]] = field(default_factory=list)
+    biases: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def undo_of(base: nn.Module) -> Undo:
+    """The base's own list of what to undo, empty at first."""
+    if not isinstance(getattr(base, "fitune_undo", None), Undo):
+        base.fitune_undo = Undo()  # type: ignore[assignment]
+    return cast(Undo, base.fitune_undo)
+
+
+def remember_biases(base: nn.Module, bias: str) -> None:
+    """Copy the biases that an adapter with ``bias: all`` or ``lora_only`` is about to train in place."""
+    if bias != "none":
+        held = {name: weight.detach().clone() for name, weight in base.named_parameters() if name.endswith("bias")}
+        undo_of(base).biases = {**held, **undo_of(base).biases}
+
+
+def undo(base: nn.Module) -> None:
+    """After PEFT's own `unload`: hooks off, norms and biases as they were."""
+    steps = undo_of(base)
+    for hook in steps.hooks:
+        hook.remove()
+    for module, dtype in steps.casts:
+        module.to(dtype)
+    for name, value in steps.biases.items():
+        base.get_parameter(name).data = value.clone()
+    base.fitune_undo = Undo()  # type: ignore[assignment]
 
 
 def trained_share(model: nn.Module) -> tuple[int, int]:
-    """(parameters that are trained, all parameters)."""
+    """(parameters that are trained, all parameters); a 4-bit weight counts as one, though two share a byte."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trained, sum(parameter.numel() for parameter in model.parameters())
+    return trained, sum(numel(parameter) for parameter in model.parameters())
 
 
 def linear_names(model: nn.Module) -> set[str]:
@@ -184,6 +227,18 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int], in_full: set[str]) -
         embedding = model.get_input_embeddings()
         names = [name for name in names if model.get_submodule(name) is embedding]
     return {name: list(ids) for name in names if name.split(".")[-1] not in in_full}
+
+
+def _refuse_quantized(model: PreTrainedModel, in_full: set[str], init: str) -> None:
+    """Raises ModelError for what needs weights that can be moved, on a layer that is stored in 8 or 4 bits."""
+    stored = {name.split(".")[-1] for name, module in model.named_modules() if is_quantized(module)}
+    if named := sorted(in_full & stored):
+        raise ModelError(
+            f"lora.modules_to_save has {named[0]}, which is quantized and cannot be trained in full; add it to "
+            "model.unquantized, or adapt it with LoRA"
+        )
+    if stored and init == "pissa":
+        raise ModelError("lora.init is pissa, which moves weights, and this base is quantized; use default")
 
 
 def _check_names(setting: str, names: Sequence[str], known: set[str], what: str = "modules") -> None:

@@ -17,9 +17,10 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
-from fitune.adapters.attach import compute_in
+from fitune.adapters.attach import compute_in, remember_biases
 from fitune.errors import ModelError
 from fitune.models.load import LoadedBase, add_template_tokens, input_weight
+from fitune.models.quantize import Quantization, stored_as
 from fitune.models.template import Template
 
 FACTS = "fitune.json"
@@ -44,6 +45,7 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
             "sha256": hashlib.sha256(base.template.text.encode()).hexdigest(),
         },
         "precision": base.precision.name,
+        "quantization": base.quantization.to_dict() if base.quantization.on else None,
     }
 
 
@@ -112,6 +114,40 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     Raises:
         ModelError: another base (architecture, shapes, vocabulary), or a damaged adapter file.
     """
+    tensors = check_belongs(base, folder)
+    dtype = input_weight(base).dtype
+    remember_biases(base, _config(folder).get("bias", "none"))
+    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    _restore_fp32(model, tensors, "default")
+    compute_in(model, dtype)
+    return model
+
+
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Load the adapter of `folder` as `name` beside those that lie on the model already; it is not switched to.
+
+    Raises:
+        ModelError: as `load_adapter`; and two adapters that both train biases, which live in the base itself.
+    """
+    base = cast(PreTrainedModel, model.get_base_model())
+    tensors = check_belongs(base, folder)
+    others = [other for other, config in model.peft_config.items() if getattr(config, "bias", "none") != "none"]
+    if _config(folder).get("bias", "none") != "none" or others:
+        raise ModelError(
+            f"{others[0] if others else folder} trains biases, which are the base's own; it cannot lie beside another"
+        )
+    dtype = input_weight(base).dtype
+    model.load_adapter(str(folder), adapter_name=name, torch_device=str(next(model.parameters()).device))
+    _restore_fp32(model, tensors, name)
+    compute_in(model, dtype)
+
+
+def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, once it is sure that they belong to this base.
+
+    Raises:
+        ModelError: another base, another quantization where that matters, pickled or damaged weights.
+    """
     facts, config = read_facts(folder), base.config
     found = {
         "model_type": config.model_type,
@@ -126,31 +162,35 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
                 f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
                 f"this model's is {value}. It was trained on {facts['base']['name']}"
             )
+    if facts.get("init") == "loftq" and stored_as(base) != (wanted := Quantization.from_dict(facts["quantization"])):
+        raise ModelError(
+            f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "
+            f"that quantization, and this base is stored in {stored_as(base).name}"
+        )
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():
         raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters are not loaded")
     try:
-        tensors = load_file(weights)
+        return load_file(weights)
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
-    dtype = input_weight(base).dtype
-    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-    _restore_fp32(model, tensors)
-    compute_in(model, dtype)
-    return model
 
 
-def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor], name_of: str) -> None:
     """Put back in fp32 what was trained in full: PEFT has rounded it to the base's type on loading."""
     saved = {name.split(".", 2)[2] for name in tensors if ".lora_" not in name}
     plain = {name: name.split(".", 2)[2] for name, _ in model.named_parameters()}
-    whole = {name for name, inner in plain.items() if inner.replace(".modules_to_save.default", "") in saved}
+    whole = {name for name, inner in plain.items() if inner.replace(f".modules_to_save.{name_of}", "") in saved}
     whole |= {name for name, inner in plain.items() if inner.replace(".base_layer.", ".") in saved}
     for name, parameter in model.named_parameters():
         if name in whole and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     if whole:
-        set_peft_model_state_dict(model, tensors)
+        set_peft_model_state_dict(model, tensors, adapter_name=name_of)
 
 
 def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: Template) -> None:

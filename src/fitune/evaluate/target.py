@@ -12,6 +12,7 @@ from fitune.data.render import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import choose_precision, detect
 from fitune.models.load import load_base
+from fitune.models.quantize import Quantization
 from fitune.models.source import resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
@@ -53,7 +54,8 @@ def open_target(name: str, runs_folder: str = "runs", device: str = "auto", prec
     template = resolve_template(tokenizer)
     if saved:
         template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
-    base = load_base(source, tokenizer, template, hardware, chosen)
+    quantization = Quantization.from_dict(facts.get("quantization"))  # the base answers as it did in training
+    base = load_base(source, tokenizer, template, hardware, chosen, quantization=quantization)
     grow_for(base.model, tokenizer, facts, template)
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)

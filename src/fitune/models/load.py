@@ -12,6 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from fitune.errors import ModelError
 from fitune.models.gguf import load_dense
 from fitune.models.hardware import Hardware, Precision
+from fitune.models.quantize import (
+    NO_QUANTIZATION,
+    Quantization,
+    bnb_config,
+    describe,
+    keep_standard_layout,
+    only_plain_linear,
+    quantize_in_place,
+    quantized_layers,
+)
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
@@ -32,6 +42,7 @@ class LoadedBase:
     stop_ids: tuple[int, ...]
     new_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    quantization: Quantization = NO_QUANTIZATION
 
 
 def load_config(source: ModelSource, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -65,6 +76,7 @@ def load_base(
     precision: Precision,
     attention: str = "auto",
     trust_remote_code: bool = False,
+    quantization: Quantization = NO_QUANTIZATION,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
@@ -72,9 +84,19 @@ def load_base(
     so that whatever is saved from here chats exactly as it was trained.
 
     Raises:
-        ModelError: weights missing, damaged, or pickled.
+        ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
     """
     config = load_config(source, trust_remote_code)
+    refuse_second_quantization(source, config, quantization)
+    options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}
+    # One device by its number: the bare word "cuda" accelerate 1.15 takes for another one than cuda:0.
+    device = torch.cuda.current_device() if hardware.device == "cuda" else hardware.device
+    packing = None
+    if quantization.on:
+        skeleton = build_on_meta(config, precision.dtype, attention)
+        packing = bnb_config(quantization, precision.dtype, skeleton)
+        if not source.gguf_file and only_plain_linear(skeleton):
+            options |= {"quantization_config": packing, "device_map": {"": device}}
     try:
         if source.gguf_file:
             path = Path(source.path) / source.gguf_file
@@ -84,11 +106,10 @@ def load_base(
                 source.path,
                 config=config,
                 revision=source.revision,
-                dtype=precision.dtype,
-                attn_implementation=attention_name(attention),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **options,
             )
             model, report = loaded
     except Exception as error:  # transformers raises many kinds here; each means the same to the user
@@ -96,22 +117,40 @@ def load_base(
     if missing := sorted(report["missing_keys"]):
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
+    if packing is not None and "quantization_config" not in options:
+        quantize_in_place(model, packing, device)
     notes = [f"precision {precision.name}: {precision.reason}"]
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
+    if quantized_layers(model):
+        keep_standard_layout(model)
+        notes.append(describe(model, quantization, precision.name, precision.dtype.itemsize))
     new_ids = add_template_tokens(model, tokenizer, template)
     if template.origin == "chatml":
         notes.append(f"no chat template in {source.name}: ChatML is used and saved with the result")
     if new_ids:
         notes.append(f"tokens {', '.join(template.added_tokens)} added; of the embeddings only their rows are trained")
     tokenizer.chat_template = template.text
-    cast(Any, model).to(hardware.device)
+    if not quantization.on:  # a quantized base is made where it stays
+        cast(Any, model).to(hardware.device)
     model.config.use_cache = True
     stops = stop_ids(tokenizer, model.generation_config, template)
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes))
+    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization)
+
+
+def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: Quantization) -> None:
+    """Raises ModelError when the base on the disk is quantized already and another quantization is asked for."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None or not quantization.on or source.gguf_file:
+        return
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    raise ModelError(
+        f"{source.name} is quantized already ({getattr(method, 'value', method)}), and model.quantization is "
+        f"{quantization.kind}; leave it at none to use the model as it is, or name the unquantized model"
+    )
 
 
 def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ def cross_faults(settings: Settings) -> Iterator[Fault]:
     yield from _loss_on(settings)
     yield from _evaluation(settings)
     yield from _ignored(settings)
+    yield from _quantization(settings)
     if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
         yield ("model.attention", "model.device"), "is flash_attention_2, which needs a GPU; use sdpa on the CPU"
     if settings.run.name is not None and (set(settings.run.name) & set("/\\") or settings.run.name in (".", "..")):
@@ -76,6 +77,33 @@ def _evaluation(settings: Settings) -> Iterator[Fault]:
                 ("eval.best_metric", "data.test_share", "data.test"),
                 f"is {metric}, and there are no held-out rows (data.test is null, data.test_share 0); hold some out",
             )
+
+
+def _quantization(settings: Settings) -> Iterator[Fault]:
+    kind, lora = settings.model.quantization, settings.lora
+    if kind == "none":
+        if settings.model.unquantized:
+            yield (
+                ("model.unquantized", "model.quantization"),
+                "is set, and model.quantization is none; set model.quantization to int8, nf4 or fp4, or remove this",
+            )
+    elif settings.train.tuning == "full":
+        yield (
+            ("model.quantization", "train.tuning"),
+            f"is {kind}, and train.tuning is full: quantized weights cannot be trained. Use train.tuning lora (adapters "
+            "over the quantized base), or model.quantization none with train.optimizer adamw_8bit to save memory",
+        )
+    elif lora.init == "pissa":
+        yield (
+            ("lora.init", "model.quantization"),
+            f"is pissa, which moves a part of each weight into the adapter, and model.quantization is {kind}, whose "
+            "weights cannot be moved; use default, or model.quantization none",
+        )
+    if settings.model.double_quant and kind not in ("nf4", "fp4"):
+        yield (
+            ("model.double_quant", "model.quantization"),
+            f"is true, and model.quantization is {kind}, which has no block scales; use nf4 or fp4, or remove this",
+        )
 
 
 def _ignored(settings: Settings) -> Iterator[Fault]:

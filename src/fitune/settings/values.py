@@ -16,6 +16,7 @@ EXAMPLES = {
     "data.columns": "prompt=question,completion=answer",
     "lora.targets": "q_proj,v_proj",
     "lora.modules_to_save": "lm_head",
+    "model.unquantized": "down_proj",
     "run.report_to": "tensorboard",
     "train.learning_rate": "2e-4",
     "train.micro_batch_size": "2",

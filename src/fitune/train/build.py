@@ -17,6 +17,7 @@ from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.collate import pad_collate
 from fitune.models.load import LoadedBase, load_base
+from fitune.models.quantize import Quantization, refuse_full_tuning
 from fitune.runs.folder import RunFolder
 from fitune.train.arguments import LEARNING_RATES, Schedule, schedule_of, training_arguments
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
@@ -94,6 +95,7 @@ def load(settings: Settings, ready: Ready) -> LoadedBase:
         precision,
         settings.model.attention,
         settings.model.trust_remote_code,
+        Quantization(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
     )
     for note in base.notes:
         say(note)
@@ -103,6 +105,7 @@ def load(settings: Settings, ready: Ready) -> LoadedBase:
 def adapt(settings: Settings, base: LoadedBase) -> Any:
     """The model with its trained parameters marked."""
     if settings.train.tuning == "full":
+        refuse_full_tuning(base.model, base.source.name)
         base.model.requires_grad_(True)
         return base.model
     lora = settings.lora

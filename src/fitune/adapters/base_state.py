@@ -1,0 +1,176 @@
+"""The frozen base under an adapter: what it was, whether it still is, and putting it back.
+
+In: a model, bare or with adapters. Out: digests of the base's stored tensors, copies of the layers that a merge
+changes, and how well a base came back.
+Knows nothing of files.
+
+An adapter's own tensors are no part of the base. Names are those of the bare model.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from fitune.models.quantize import dense_weight, is_quantized, scales
+
+# PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
+WRAPPERS = ("base_layer", "original_module", "token_adapter")
+TRAINED = ("modules_to_save", "trainable_tokens_delta", "trainable_tokens_original")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """How a base came back. `bits` are those of each layer's largest weight that are right; None when all are."""
+
+    exact: bool
+    bits: float | None
+    tensors: int
+    worst: str | None = None
+
+    def __str__(self) -> str:
+        if self.exact:
+            return f"the base is restored bit for bit ({self.tensors} tensors compared)"
+        return (
+            f"the base is restored to {self.bits:.1f} bits of each layer's largest weight (worst: {self.worst}); "
+            "the rest was rounded away by the merge"
+        )
+
+
+@dataclass
+class Copies:
+    """What the layers held before a merge: {name: (layer, its stored tensors)}."""
+
+    layers: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the copies take."""
+        kept = [value for _, state in self.layers.values() for value in state.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept if isinstance(tensor, Tensor))
+
+
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every stored tensor of the base by its name in the bare model: weights, biases, scales of quantized layers."""
+    found: dict[str, Tensor] = {}
+    for name, module in _base_modules(model):
+        for kind, parameter in module._parameters.items():
+            if parameter is not None:
+                found[f"{name}.{kind}"] = parameter.detach()
+        if is_quantized(module):
+            found |= {f"{name}.weight.scales.{index}": scale for index, scale in enumerate(scales(module))}
+    return found
+
+
+def digests(model: nn.Module, every: int = 1) -> dict[str, str]:
+    """SHA-256 of each of the base's tensors, type and shape included.
+
+    Args:
+        every: 1 takes all values; 1,000 takes each thousandth, for a proof by sample that costs no time.
+    """
+    return {
+        name: hashlib.sha256(
+            f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+            + tensor.flatten()[::every].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in base_tensors(model).items()
+    }
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Names whose digests differ, or that are on one side only."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name in the bare model, frozen layer) of every layer that an adapter lies over."""
+    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, module in root.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield _plain(name), module.get_base_layer()
+
+
+def copy_layers(model: nn.Module) -> Copies:
+    """The stored weights of the adapted layers, beside the model: on the CPU, or for a quantized layer where it is."""
+    copies = Copies()
+    for name, layer in adapted_layers(model):
+        copies.layers[name] = (layer, _stored(layer))
+    return copies
+
+
+def put_back(copies: Copies) -> None:
+    """Give each layer what it held when it was copied."""
+    for layer, state in copies.layers.values():
+        bias = state.get("bias")
+        if bias is not None:
+            layer.bias.data = bias.to(layer.bias.device)
+        if "parameter" not in state:
+            layer.weight.data = state["weight"].to(layer.weight.device)
+            continue
+        parameter = state["parameter"]
+        parameter.data = state["weight"]
+        if "quant_state" in state:
+            # PEFT 0.21 marks the old weight as not quantized when it merges.
+            parameter.quant_state, parameter.bnb_quantized = state["quant_state"], True
+            layer.quant_state = state["quant_state"]
+        else:
+            parameter.CB, parameter.SCB = state["weight"], state["scales"]
+            layer.state.CB = layer.state.SCB = None  # taken from the weight again at the next forward pass
+        layer.weight = parameter
+
+
+def compare(copies: Copies) -> Restored:
+    """The layers as they are against what they were when copied."""
+    worst, name_of_worst, exact = math.inf, None, True
+    for name, (layer, state) in copies.layers.items():
+        now, then = dense_weight(layer).float().cpu(), _dense(layer, state).float().cpu()
+        largest, error = then.abs().max().item(), (now - then).abs().max().item()
+        if is_quantized(layer):
+            exact &= torch.equal(layer.weight.data.cpu(), state["weight"].cpu()) and error == 0
+        exact &= error == 0
+        if error > 0 and (bits := math.log2(largest / error)) < worst:
+            worst, name_of_worst = bits, name
+    return Restored(exact, None if exact else worst, len(copies.layers), name_of_worst)
+
+
+def _stored(layer: Any) -> dict[str, Any]:
+    bias = getattr(layer, "bias", None)
+    state: dict[str, Any] = {"bias": None if bias is None else bias.detach().clone()}
+    if not is_quantized(layer):
+        return {**state, "weight": layer.weight.detach().to("cpu", copy=True)}
+    # PEFT replaces a quantized weight by a new one, so the old tensors need no second copy.
+    state |= {"parameter": layer.weight, "weight": layer.weight.data}
+    if getattr(layer.weight, "quant_state", None) is not None:
+        return {**state, "quant_state": copy.copy(layer.weight.quant_state)}
+    return {**state, "scales": layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB}
+
+
+def _dense(layer: Any, state: dict[str, Any]) -> Tensor:
+    """The weights that a copy stands for."""
+    if "parameter" not in state:
+        return state["weight"]
+    import bitsandbytes as bnb
+
+    if "quant_state" in state:
+        return bnb.functional.dequantize_4bit(state["weight"], state["quant_state"])
+    return bnb.functional.int8_vectorwise_dequant(state["weight"], state["scales"])
+
+
+def _base_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, module in root.named_modules():
+        parts = name.split(".")
+        if not any(part.startswith("lora_") or part in TRAINED for part in parts):
+            yield _plain(name), module
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
