@@ -12,8 +12,10 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import fitune
+from fitune.cli import cli
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import is_whole, step_of, whole_checkpoints
@@ -191,6 +193,13 @@ def test_other_settings_are_refused_and_every_difference_named(settings_of, stop
     words = str(caught.value)
     assert "lora.rank was 16 and is 8" in words and "train.learning_rate was 0.01 and is 0.005" in words
     assert "run.log_steps" not in words  # does not matter
+
+
+def test_flags_beside_resume_are_laid_over_the_runs_own_settings(stopped):
+    refused = CliRunner().invoke(cli, ["train", "--resume", str(stopped.path), "--lora.rank", "8"])
+    assert "lora.rank was 16 and is 8" in str(refused.exception) and "learning_rate" not in str(refused.exception)
+    done = CliRunner().invoke(cli, ["train", "--resume", str(stopped.path), "--run.log_steps", "2"])
+    assert done.exit_code == 0, done.output
 
 
 def test_other_data_are_refused_even_under_the_same_name(settings_of, stopped, backwards):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -27,15 +28,24 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     mappings prompt=question,completion=answer; nothing is written null.
     """
     overrides = ctx.meta["settings"]
-    # A resumed run has its own settings; what is given beside it must agree with them.
     settings = None
     if resume is None or recipe is not None or overrides:
         from fitune.settings import load_settings
 
-        settings = load_settings(recipe, overrides)
+        settings = load_settings(recipe or _own_settings(resume, overrides), overrides)
     from fitune.train.run import train as run
 
     result = run(settings, resume=resume or False)
     if as_json:
         click.echo(json.dumps({**asdict(result), "folder": str(result.folder)}, default=str, ensure_ascii=False))
     ctx.exit(result.exit_code)
+
+
+def _own_settings(resume: str | None, overrides: dict[str, str]) -> Path | None:
+    """The file of a resumed run's own settings, over which flags are laid; None for a new run."""
+    if resume is None:
+        return None
+    from fitune.runs.compare import find_run
+    from fitune.runs.folder import RunFolder
+
+    return RunFolder(find_run(resume, overrides.get("run.folder", "runs"))).settings

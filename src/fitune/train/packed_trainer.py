@@ -76,7 +76,8 @@ class PackedTrainer(FituneTrainer):
         total = torch.zeros((), device=self.args.device)
         for tree in inputs[PACKS]:
             self.last_row_numbers = list(tree.row_numbers)
-            with self.compute_loss_context_manager():
+            # Accelerate's own autocast is wrapped around the model's forward, which packs do not go through.
+            with self.accelerator.autocast():
                 loss = pack_loss(self.model, to_pack(tree, self.args.device), num_items_in_batch)
             if not torch.isfinite(loss):
                 self.halt(f"the loss is {loss.item()}")
