@@ -5,7 +5,8 @@ FituneError                      anything below; the command line prints it with
 ├── DataError (ValueError)       a data set that cannot be read, recognised, rendered or trained on
 ├── ModelError (ValueError)      a model, tokenizer or template that cannot be found, read or used
 ├── RunError (RuntimeError)      a run folder, checkpoint or resume that cannot go on
-│   └── TrainingHalted           training stopped itself: the loss was NaN or infinite
+│   ├── TrainingHalted           training stopped itself: the loss was NaN or infinite
+│   └── RewardError              a reward raised, took too long, or returned what is no reward
 ├── PlanError (RuntimeError)     a memory plan that cannot be made
 │   └── DoesNotFit               nothing that the user left free fits the memory
 └── MissingExtra (ImportError)   an optional package is needed and absent
@@ -46,6 +47,10 @@ class RunError(FituneError, RuntimeError):
 
 class TrainingHalted(RunError):
     """Training stopped itself: the loss was NaN or infinite."""
+
+
+class RewardError(RunError):
+    """A reward raised, took too long, or returned what is not one finite number an answer."""
 
 
 class PlanError(FituneError, RuntimeError):

@@ -1,0 +1,115 @@
+"""Calling a reward that somebody else wrote: whatever it does wrong becomes one clear `RewardError`.
+
+On a main thread the time limit is an alarm of the operating system, which also ends a regular expression that never
+comes back; elsewhere (and where there is no such alarm) the reward runs in a thread that is given up.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from fitune.errors import RewardError
+
+
+class _TimeUp(BaseException):
+    """No Exception, so that a reward that catches all exceptions does not catch this one."""
+
+
+def call(name: str, reward: Callable[..., Any], arguments: Mapping[str, Sequence[Any]], seconds: float) -> list[float]:
+    """The reward's numbers for `arguments` (lists with one item an answer).
+
+    Args:
+        name: the reward as the user wrote it, for the error.
+        seconds: limit of time for the whole call.
+
+    Raises:
+        RewardError: the reward raised, took too long, or returned what is not one finite number an answer.
+    """
+    began = time.monotonic()
+    try:
+        found = _within(seconds, lambda: reward(**arguments))
+    except _TimeUp:
+        spent = time.monotonic() - began
+        raise RewardError(
+            f"the reward {name} had not returned after {spent:.1f} s (rl.reward_seconds {seconds:g}); "
+            "make it faster, or raise the limit"
+        ) from None
+    except Exception as error:
+        raise RewardError(f"the reward {name} raised {type(error).__name__}: {error}; correct it and resume") from error
+    return _checked(name, found, arguments)
+
+
+def _checked(name: str, found: Any, arguments: Mapping[str, Sequence[Any]]) -> list[float]:
+    """One finite number an answer, from whatever list, array or tensor came back."""
+    answers = next(iter(arguments.values()))
+    try:
+        values = list(found.tolist() if hasattr(found, "tolist") else found)
+    except TypeError:
+        raise RewardError(
+            f"the reward {name} returned {found!r:.60}; return a list with one number an answer"
+        ) from None
+    if len(values) != len(answers):
+        raise RewardError(
+            f"the reward {name} returned {len(values)} numbers for {len(answers)} answers; return one for each"
+        )
+    for place, value in enumerate(values):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(
+                f"the reward {name} gave {value!r:.40} for the answer {str(answers[place])!r:.80}; "
+                "return a finite number for every answer"
+            )
+        values[place] = number
+    return values
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` returns; `_TimeUp` when it takes longer."""
+    alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if alarm:
+        with _alarm(seconds):
+            return work()
+    return _in_thread(seconds, work)
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _in_thread(seconds: float, work: Callable[[], Any]) -> Any:
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = work()
+        except BaseException as error:  # handed over to the caller
+            outcome["error"] = error
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(seconds)
+    if worker.is_alive():
+        raise _TimeUp
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
