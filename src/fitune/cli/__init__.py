@@ -21,6 +21,10 @@ COMMANDS = {
     "chat": ("fitune.cli.chat:chat", "Talk to a run or a model."),
     "generate": ("fitune.cli.generate:generate", "Answer prompts; --top N shows the likeliest next tokens."),
     "evaluate": ("fitune.cli.evaluate:evaluate", "Measure a run or a model on a data set."),
+    "export": (
+        "fitune.cli.export:export",
+        "Take a result elsewhere: adapter, merged, GGUF or Ollama, with a fidelity report.",
+    ),
     "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
     "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),

@@ -12,57 +12,88 @@ from fitune.data.render import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import choose_precision, detect
 from fitune.models.load import load_base
-from fitune.models.quantize import Quantization
-from fitune.models.source import resolve
+from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model ready to be asked. `adapter` is None for a bare model."""
+    """A model ready to be asked. `adapter` is None for a bare model; `source` is where the (base) model came from."""
 
     model: Any
     renderer: Renderer
     base_name: str
     adapter: Path | None
+    source: ModelSource | None = None
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """A context in which the base answers alone."""
         return self.model.disable_adapter() if self.adapter else nullcontext()
 
 
-def open_target(name: str, runs_folder: str = "runs", device: str = "auto", precision: str = "auto") -> Target:
+def open_target(
+    name: str,
+    runs_folder: str = "runs",
+    device: str = "auto",
+    precision: str = "auto",
+    base_name: str | None = None,
+    as_trained: bool = True,
+) -> Target:
     """Load a run's result (by name or folder), an adapter folder, or any model that training takes.
+
+    Args:
+        base_name: where an adapter's base is now; None takes what the adapter names.
+        as_trained: quantize an adapter's base as it was in training; False leaves it in `precision`.
 
     Raises:
         RunError: a run that has saved nothing yet.
-        ModelError: nothing of that name, or an adapter whose base cannot be had.
+        ModelError: nothing of that name, or an adapter whose base cannot be had, or is another one.
     """
-    found = _find(name, runs_folder)
+    found = find_target(name, runs_folder)
     hardware = detect(device)
     chosen = choose_precision(precision, hardware)
     if found is None or not (found / "adapter_config.json").exists():
         source = resolve(str(found) if found else name)
         tokenizer = load_tokenizer(source)
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen)
-        return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None)
+        return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
     facts = read_facts(found)
-    source = resolve(str(facts["base"]["name"]), facts["base"]["revision"])
+    source = base_of(found, facts["base"], base_name)
     tokenizer = load_tokenizer_of(found) or load_tokenizer(source)
     saved = facts.get("template")
     template = resolve_template(tokenizer)
     if saved:
         template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
-    quantization = Quantization.from_dict(facts.get("quantization"))  # the base answers as it did in training
+    # The base answers as it did in training, unless its own 16 bits are asked for.
+    quantization = Quantization.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
     base = load_base(source, tokenizer, template, hardware, chosen, quantization=quantization)
     grow_for(base.model, tokenizer, facts, template)
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)
-    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found)
+    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
 
 
-def _find(name: str, runs_folder: str) -> Path | None:
+def base_of(adapter: Path, facts: dict[str, Any], name: str | None) -> ModelSource:
+    """The adapter's base found.
+
+    Raises:
+        ModelError: it is not where it was; with the way to say where it is.
+    """
+    try:
+        return resolve(name or str(facts["name"]), None if name else facts["revision"])
+    except ModelError as error:
+        if name:
+            raise
+        at = f" at revision {facts['revision']}" if facts["revision"] else ""
+        raise ModelError(
+            f"the adapter in {adapter} was trained on {facts['name']}{at}, which cannot be found: {error}. "
+            "Put it back, or say where it is now with --base (export), or in base.name of the adapter's fitune.json"
+        ) from error
+
+
+def find_target(name: str, runs_folder: str) -> Path | None:
     """The folder of a run's result or of an adapter, or None when the name is that of a model."""
     for path in (Path(name).expanduser(), Path(runs_folder) / name):
         if (path / "adapter_config.json").exists():

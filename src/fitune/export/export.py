@@ -1,0 +1,199 @@
+"""An export from top to bottom: open, ask, merge, write, read back, compare; the folder appears when all of it is done."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fitune.adapters.folder import load_tokenizer_of, read_facts
+from fitune.console import say, warn
+from fitune.errors import ModelError
+from fitune.evaluate.target import Target, base_of, find_target, open_target
+from fitune.export.check import refuse_unconvertible
+from fitune.export.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
+from fitune.export.forms import FORMS, GGUF_FORMS, loss_of, reopen, write
+from fitune.export.merge import merge, settle
+from fitune.export.place import new_folder, refuse_taken
+from fitune.export.prompts import choose_prompts, run_of
+from fitune.models.hardware import DTYPES, detect
+from fitune.models.load import build_on_meta, load_config
+from fitune.models.quantize import Quantization
+from fitune.models.source import ModelSource, resolve
+from fitune.models.template import resolve_template
+from fitune.models.tokenizer import load_tokenizer
+from fitune.runs.space import folder_bytes, size
+
+REPORT = "fidelity.json"
+# Beside the weights: logits of the probe, activations of one prompt, Python itself.
+SPARE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export left: its folder, the file or folder to hand on, bytes, and how faithful it is."""
+
+    folder: Path
+    main: Path
+    num_bytes: int
+    report: Report
+
+
+def export(
+    name: str,
+    to: str,
+    out: Path | None = None,
+    *,
+    gguf_type: str = "f16",
+    base_name: str | None = None,
+    num_prompts: int = 20,
+    prompts_file: str | None = None,
+    device: str = "auto",
+    runs_folder: str = "runs",
+) -> Exported:
+    """Write a copy of a run's result, an adapter or a model, and measure it.
+
+    Args:
+        name: a run (name or folder), an adapter folder, or a model.
+        to: one of FORMS.
+        out: a folder that is not there yet; None takes `export/FORM` in the run's folder.
+        gguf_type: a key of `gguf_file.TYPES`, for gguf and ollama.
+        base_name: where the adapter's 16-bit base is now, when it is not where the adapter says.
+        num_prompts: prompts that are asked of every copy.
+
+    Raises:
+        RunError: the folder is taken, or the disk has no room.
+        ModelError: the base cannot be had, or the model cannot be converted.
+    """
+    found = find_target(name, runs_folder)
+    title, out = _title(name, found), _out(name, found, to, gguf_type, out)
+    refuse_taken(out)
+    source, facts = _origin(name, found, base_name)
+    _refuse(name, to, source, facts, found)
+    precision = _arithmetic(source, device)
+    say(f"opening {name}")
+    trained = open_target(name, runs_folder, device, precision, base_name)
+    run = run_of(found) if found else None
+    conversations = choose_prompts(run, trained.renderer, num_prompts, prompts_file)
+    say(f"asking {len(conversations)} prompts")
+    probe = make_probe(trained.model, trained.renderer, conversations)
+    whole, rows = _sixteen_bit_base(trained, name, probe, runs_folder, device, precision, base_name)
+    del trained
+    if to != "adapter":
+        whole = merge(whole)
+        settle(whole.model)
+        if found is not None and (found / "adapter_config.json").exists():
+            rows.append(compare(probe, whole.model, "merged", "16-bit"))
+    with new_folder(out) as folder:
+        main = write(to, whole, folder, title, gguf_type, found)
+        say("reading the copy back")
+        model, tokenizer, notes = reopen(to, whole, main, precision, device)
+        del whole
+        gc.collect()
+        rows.append(compare(probe, model, f"exported, {gguf_type if to in GGUF_FORMS else to}", loss_of(to, gguf_type)))
+        same, first = same_prompts(probe, tokenizer) if tokenizer is not None else (None, None)
+        tokens = sum(len(answer) for answer in probe.answers)
+        report = Report(_reference(found), precision, len(probe.prompts), tokens, tuple(rows), same, first, notes)
+        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
+    for text in report.warnings():
+        warn(text)
+    say(f"exported to {out} ({size(num_bytes)})")
+    return Exported(out, out / relative, num_bytes, report)
+
+
+def _out(name: str, found: Path | None, to: str, gguf_type: str, out: Path | None) -> Path:
+    """The folder to make: as asked, or `export/FORM` in the run, or beside an adapter."""
+    if out is not None:
+        if out.suffix == ".gguf":
+            raise ModelError(f"--out {out} names a file, and an export is a folder (the file, its report); drop .gguf")
+        return out
+    kind = f"{to}-{gguf_type}" if to in GGUF_FORMS else to
+    if found is not None:
+        return found.parent / "export" / kind if run_of(found) else found.parent / f"{found.name}-{kind}"
+    return Path(f"{Path(name).name}-{kind}")
+
+
+def _title(name: str, found: Path | None) -> str:
+    """What the model is called in file names."""
+    if found is None:
+        return Path(name).stem
+    return found.resolve().parent.name if found.name in ("adapter", "model") else found.resolve().name
+
+
+def _origin(name: str, found: Path | None, base_name: str | None) -> tuple[ModelSource, dict[str, Any]]:
+    """Where the (base) model's weights are, and what the adapter's folder says of itself."""
+    if found is None or not (found / "adapter_config.json").exists():
+        if base_name is not None:
+            raise ModelError(f"--base is for an adapter, and {name} is a whole model")
+        return resolve(str(found) if found else name), {}
+    facts = read_facts(found)
+    return base_of(found, facts["base"], base_name), facts
+
+
+def _refuse(name: str, to: str, source: ModelSource, facts: dict[str, Any], found: Path | None) -> None:
+    """Everything that can be known to fail before a weight is loaded.
+
+    Raises:
+        ModelError: no such form, nothing to export in it, a base that is stored quantized, a model or tokenizer that
+            GGUF or Ollama cannot hold.
+    """
+    if to not in FORMS:
+        raise ModelError(f'there is no form "{to}"; use one of {", ".join(FORMS)}')
+    if to == "adapter":
+        if not facts:
+            raise ModelError(f"{name} has no adapter: it is a whole model. `--to merged` writes that")
+        return
+    config = load_config(source)
+    if facts and getattr(config, "quantization_config", None) is not None and not source.gguf_file:
+        raise ModelError(
+            f"the adapter's base {source.name} is stored quantized, and a merge needs its 16-bit weights; "
+            "name the unquantized model it was made from with --base"
+        )
+    if facts.get("init") == "loftq":
+        raise ModelError(
+            "a LoftQ adapter makes up for the error of its quantized base and fits no other weights; "
+            "export it with --to adapter"
+        )
+    if to in GGUF_FORMS:
+        tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
+        template = resolve_template(tokenizer)
+        refuse_unconvertible(config, tokenizer, template, [to])
+
+
+def _arithmetic(source: ModelSource, device: str) -> str:
+    """fp32 where the whole model fits twice in that (a copy is read back beside it), else 16 bits.
+
+    In fp32 the differences that are measured are those of the weights alone.
+    """
+    free = detect(device).free_bytes
+    if 2 * 4 * build_on_meta(load_config(source), DTYPES["fp32"]).num_parameters() + SPARE_BYTES < free:
+        return "fp32"
+    say(
+        "the model does not fit twice in fp32: copies are compared in 16 bits, whose own rounding is part of the figures"
+    )
+    return "auto"
+
+
+def _sixteen_bit_base(
+    trained: Target, name: str, probe: Probe, runs_folder: str, device: str, precision: str, base_name: str | None
+) -> tuple[Target, list[Row]]:
+    """The same adapter over the base's own 16 bits, when it was trained over a quantized one; measured."""
+    if trained.adapter is None or not read_facts(trained.adapter).get("quantization"):
+        return trained, []
+    trained.model.to("cpu")
+    say("opening the 16-bit base")
+    whole = open_target(name, runs_folder, device, precision, base_name, as_trained=False)
+    return whole, [compare(probe, whole.model, "adapter over the 16-bit base", "base")]
+
+
+def _reference(found: Path | None) -> str:
+    """What copies are compared with, in words."""
+    if found is None:
+        return "the model as it is"
+    if not (found / "adapter_config.json").exists():
+        return "the model as it was trained"
+    quantization = read_facts(found).get("quantization")
+    return f"the adapter over its base{f' in {Quantization.from_dict(quantization).name}' if quantization else ''}"

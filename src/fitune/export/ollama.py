@@ -1,0 +1,27 @@
+"""A Modelfile: Ollama's recipe for one GGUF file, its template filled in so that the prompt is the one that was trained."""
+
+from __future__ import annotations
+
+from fitune.data.render import Renderer
+from fitune.export.go_template import derive
+from fitune.export.vocabulary import adds_bos
+
+
+def modelfile(gguf_name: str, renderer: Renderer) -> str:
+    """The text of a Modelfile beside the GGUF file; `ollama create NAME -f Modelfile` reads it.
+
+    Greedy decoding, as everywhere in fitune: Ollama's own default is a temperature of 0.8.
+
+    Raises:
+        ModelError: the chat template cannot be written as a Go template.
+    """
+    tokenizer = renderer.tokenizer
+    turns = derive(tokenizer, renderer.template_text, tokenizer.bos_token if adds_bos(tokenizer)[0] else "")
+    stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.end_ids))]
+    lines = [
+        f"FROM ./{gguf_name}",
+        f'TEMPLATE """{turns.go()}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in stops),
+        "PARAMETER temperature 0",
+    ]
+    return "\n".join(lines) + "\n"
