@@ -33,7 +33,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "config.json")
 
 
-def run(*words: str) -> int:
+def run(*words: str) -> int | None:
     """Exit status of `fitune plan WORDS`."""
     return frame.cli.main(["plan", *words], prog_name="fitune", standalone_mode=False)
 
@@ -77,6 +77,12 @@ def test_settings_are_those_of_train(model: str, tmp_path: Path, capsys: pytest.
     assert scenario["rank"] == 4 and scenario["gradient_checkpointing"] is True
     with pytest.raises(SettingsError, match='did you mean "rank"'):
         run(model, "--lora.rnak", "4")
+
+
+def test_the_catalogue_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--gpu", "list", "--json") is None
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) >= 60 and all(row["source"] for row in rows)
 
 
 def test_a_longer_row_needs_more(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ ENDS = {
 @click.argument("words", nargs=-1, metavar="[MODEL] [RECIPE.yaml]")
 @click.option("--data", "data_file", metavar="FILE", help="Rows to train on: their longest batch counts.")
 @click.option("--seq-len", type=click.IntRange(1), metavar="TOKENS", help="Length of the rows, instead of --data.")
-@click.option("--gpu", "gpu_name", metavar="NAME", help='A card, for example "RTX 4090".  [default: the one here]')
+@click.option(
+    "--gpu", "gpu_name", metavar="NAME", help='A card, for example "RTX 4090"; list shows all.  [default: the one here]'
+)
 @click.option("--budget", metavar="SIZE", help="Or so much memory, for example 16GiB.")
 @click.option("--grid", "as_grid", is_flag=True, help="Every combination of the remedies, side by side.")
 @click.option(
@@ -55,6 +57,9 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     MODEL is a hub id, a folder, a config.json, a GGUF file or a built-in name. All settings of `fitune train` are
     taken, so that what is planned is what would be trained. Exit status: 0 it fits, 3 it does not, 1 an error.
     """
+    if given["gpu_name"] == "list":
+        _list_cards(given["as_json"])
+        return
     models = [word for word in words if not word.endswith((".yaml", ".yml"))]
     recipes = [word for word in words if word.endswith((".yaml", ".yml"))]
     pictures = given["svg_file"] or given["html_file"] or given["explain"]
@@ -72,6 +77,19 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     else:
         status = _answer(asked, given)
     ctx.exit(status)
+
+
+def _list_cards(as_json: bool) -> None:
+    """The catalogue."""
+    from fitune.console import results
+    from fitune.plan.catalogue import catalogue
+    from fitune.plan.render import print_cards
+
+    if as_json:
+        rows = [asdict(card) for card in catalogue().values()]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        print_cards(results(), list(catalogue().values()))
 
 
 def _answer(asked: Asked, given: dict[str, Any]) -> int:

@@ -137,8 +137,12 @@ def _in_short(error: Exception) -> str:
 
 def fastest(done: list[Cell]) -> Cell | None:
     """The cell that fits and takes the least time; None without times or without a fit."""
-    timed = [cell for cell in done if cell.plan and cell.plan.fits and cell.plan.seconds_per_step is not None]
-    return min(timed, key=lambda cell: cell.plan.seconds_per_step or 0.0, default=None) if timed else None
+    timed = {
+        place: cell.plan.seconds_per_step
+        for place, cell in enumerate(done)
+        if cell.plan and cell.plan.fits and cell.plan.seconds_per_step is not None
+    }
+    return done[min(timed, key=timed.__getitem__)] if timed else None
 
 
 def print_grid(console: Console, done: list[Cell], card: str | None) -> None:

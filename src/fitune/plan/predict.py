@@ -47,8 +47,8 @@ class Plan:
     """Whether the card holds it; the allocator gives cached blocks back before it fails."""
     trained_parameters: int = 0
     total_parameters: int = 0
-    work: dict[str, float] = field(default_factory=dict)
-    """Of one micro-batch's forward and backward: {"flops", "moved_bytes", "kernels"}; and "optimizer_moved_bytes"."""
+    work: dict[str, Any] = field(default_factory=dict)
+    """Of one micro-batch's forward and backward: {"operators": [[kind, flops, moved bytes, how often], …]}."""
     seconds_per_step: float | None = None
     """Filled in by `fitune.plan.time`."""
     notes: tuple[str, ...] = ()

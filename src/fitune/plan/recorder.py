@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 EMPTY_CACHE = 0
 aten = torch.ops.aten
+NO_WORK = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.detach.default}
 # Operator → place of its left factor.
 MATMULS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
 
@@ -50,9 +51,8 @@ class Recorder(TorchDispatchMode):
         self.label: str | None = None  # a category that overrides all others
         self.workspace_bytes = 0
         self._workspaces: set[bool] = set()
-        self.flops = 0
-        self.moved_bytes = 0
-        self.kernels_launched = 0
+        self.work: dict[tuple[str, int, int], int] | None = None
+        """While it is a dict: (kind, flops, moved bytes) of an operator → how often it ran. See fitune.plan.time."""
         self._names: dict[str, int] = {}
         self._alive: dict[int, tuple[Any, int]] = {}
         self._scopes: list[str] = []
@@ -236,8 +236,17 @@ class Recorder(TorchDispatchMode):
             self.sizes.append(self.workspace_bytes)
             self.categories.append("workspace")
             self._event(len(self.sizes))
-        left, right = args[MATMULS[func]], args[MATMULS[func] + 1]
-        self.flops += 2 * left.numel() * right.shape[-1]
+
+    def _count(self, func: Any, args: tuple, out: Any) -> None:
+        """Note an operator's work; views and what only makes room take none."""
+        if self.work is None or func.is_view or func in NO_WORK:
+            return
+        made = [item for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, torch.Tensor)]
+        read = [item for item in args if isinstance(item, torch.Tensor)]
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
+        kind, flops = operator_work(func, args)
+        key = (kind, flops, moved)
+        self.work[key] = self.work.get(key, 0) + 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -251,7 +260,34 @@ class Recorder(TorchDispatchMode):
             for item in out:
                 if isinstance(item, torch.Tensor):
                     self.see(item)
+        self._count(func, args, out)
         return out
+
+
+def operator_work(func: Any, args: tuple) -> tuple[str, int]:
+    """(kind, floating point operations) of an operator; ("", 0) for what only moves bytes.
+
+    Products: two a term. Attention by flash or efficient kernels: two products of S x S x D a head forward, five
+    backward, half of it when causal (Dao, arXiv 2205.14135).
+    """
+    if func in MATMULS:
+        left, right = args[MATMULS[func]], args[MATMULS[func] + 1]
+        kind = "fp32" if left.dtype == torch.float32 else "matrix"
+        return kind, 2 * left.numel() * right.shape[-1]
+    name = func._schema.name
+    if "dot_product" in name and "attention" in name:
+        backward = "backward" in name
+        query, key = args[1 if backward else 0], args[2 if backward else 1]
+        place = [argument.name for argument in func._schema.arguments].index("is_causal")
+        causal = place < len(args) and args[place]
+        whole = 2 * query.numel() * key.shape[-2] * (5 if backward else 2)
+        return "attention", whole // 2 if causal else whole
+    if name == "bitsandbytes::gemm_4bit":
+        return "matrix", 2 * args[0].numel() * args[2][0]
+    if name in ("bitsandbytes::int8_mixed_scaled_mm", "bitsandbytes::int8_scaled_mm"):
+        left, right = (args[1], args[2]) if "mixed" in name else (args[0], args[1])
+        return "int8", 2 * left.numel() * right.shape[0]
+    return "", 0
 
 
 def part_name(path: str, num_layers: int) -> str:

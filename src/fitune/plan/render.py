@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fitune.plan.view import View, facts, figures, layers, scale, size_in, verdict
+from fitune.plan.view import GIB, View, facts, figures, layers, scale, size_in, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fitune.plan.catalogue import Gpu
 
 
 def print_plan(console: Console, view: View) -> None:
@@ -63,6 +65,27 @@ def print_models(console: Console, views: list[View], card: str) -> None:
         sizes = (plan.allocated_peak_bytes, plan.reserved_peak_bytes, plan.smi_peak_bytes, view.spare_bytes or 0)
         shown = [size_in(num_bytes, whole) for num_bytes in sizes]
         table.add_row(view.model, f"{plan.total_parameters / 1e9:.2f} B", *shown, style="" if plan.fits else "red")
+    console.print(table, soft_wrap=False)
+
+
+def print_cards(console: Console, cards: list[Gpu]) -> None:
+    """The catalogue: what a process may use, and how fast the card is."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("card", "memory", "usable", "context", "architecture", "bandwidth", "16-bit products"):
+        table.add_column(name, justify="left" if name in ("card", "architecture") else "right", no_wrap=True)
+    for card in cards:
+        table.add_row(
+            card.name,
+            f"{card.memory_bytes / GIB:.0f} GiB",
+            f"{card.usable_bytes / GIB:.2f} GiB",
+            f"{card.context_bytes / GIB:.2f} GiB",
+            f"{card.architecture} {card.capability[0]}.{card.capability[1]}",
+            f"{(card.bandwidth_bytes_s or 0) / 1e9:,.0f} GB/s",
+            f"{(card.matrix_flops or 0) / 1e12:,.0f} TFLOP/s",
+        )
     console.print(table, soft_wrap=False)
 
 

@@ -38,7 +38,8 @@ class Trace:
     total_parameters: int
     managed_bytes: int = 0
     """Paged optimizer states: CUDA managed memory, which torch's allocator does not count."""
-    work: dict[str, float] = field(default_factory=dict)
+    work: dict[str, Any] = field(default_factory=dict)
+    """Of one micro-batch: {"operators": [[kind, flops, moved bytes, how often], …]}; see `Recorder.work`."""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     recorder.vocabulary = getattr(config, "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
     managed = 0
+    work: dict[tuple[str, int, int], int] = {}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -82,8 +84,10 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
             stack.enter_context(mode)
         for step in range(1, scenario.steps + 1):
             recorder.begin(f"step {step}")
-            for _ in range(min(scenario.accumulation, 2)):
+            for micro in range(min(scenario.accumulation, 2)):
+                recorder.work = work if step == scenario.steps and micro == 0 else None
                 program.micro_batch()
+                recorder.work = None
                 recorder.mark([p.grad for p in program.trained()], "gradients")
             if scenario.optimizer_step:
                 managed = optimizer_step(recorder, program)
@@ -101,5 +105,5 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     return Trace(
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
         sum(p.numel() for p in program.trained()), total, managed,
-        {"flops": recorder.flops, "moved_bytes": recorder.moved_bytes, "kernels": recorder.kernels_launched},
+        {"operators": [[*operator, count] for operator, count in work.items()]},
     )  # fmt: skip

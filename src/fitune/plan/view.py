@@ -159,7 +159,7 @@ def as_dict(view: View) -> dict[str, Any]:
         "fits": None if view.card is None else view.plan.fits,
         "spare_bytes": view.spare_bytes,
         "smi_parts": sizes,
-        **{key: value for key, value in view.plan.to_dict().items() if key not in ("fits", "notes")},
+        **{key: value for key, value in view.plan.to_dict().items() if key not in ("fits", "notes", "work")},
         "notes": [*view.notes, *view.plan.notes],
     }
 

@@ -23,6 +23,7 @@ NEVER = {
     "reentrant": "arguments._checkpointing asks for the kind without re-entry",
     "loss": "loss.py takes logits where there is a label",
     "use_cache": "loss.py passes use_cache=False",
+    "lift_outputs": "Trainer's accelerate always lifts them",
     "keep_outputs": "a step's outputs go with its loss",
     "steps": "the second step has every state",
     "save": "every run writes checkpoints",
@@ -111,6 +112,13 @@ def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) ->
 def _base(settings: Settings, precision: str) -> dict[str, Any]:
     """How the base is stored. What does not matter keeps its default, so that equal questions are equal."""
     if settings.train.tuning == "full":
+        if (
+            settings.model.quantization != "none"
+        ):  # settings/cross.py refuses it too; a grid changes settings after that
+            raise ValueError(
+                "quantized weights cannot be trained; train.tuning is full and model.quantization "
+                f"{settings.model.quantization}: use train.tuning lora, or model.quantization none"
+            )
         return {"weights": "fp32"}  # build.load: the masters of full fine-tuning
     if settings.model.quantization == "none":
         return {"weights": precision}
@@ -146,12 +154,12 @@ def _attention(settings: Settings, packed: bool) -> Any:
 
 def _evaluation(
     settings: Settings, longest: int, pack: int | None, eval_pack: int | None, prompt: int | None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Batches beside the step; empty when nothing is held out."""
     if settings.data.test is None and settings.data.test_share == 0:
         return {}
     micro = settings.train.micro_batch_size or settings.train.batch_size
-    values = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
+    values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
     answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
     if answers and settings.method == "sft":
         values |= {
