@@ -57,6 +57,32 @@ FAMILIES = [
 ]
 
 
+# Rows of whole blocks of 64 weights; the tests' usual 32 is what bitsandbytes' CPU kernel computes wrongly.
+WIDE: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 64, "n_inner": 128},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64},
+    **{family: {"head_dim": 16} for family in ("qwen3", "gemma", "gemma2")},
+}
+
+
+@pytest.fixture(scope="session")
+def wide(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
+    """`wide(family)` → folder of a tiny model with 64 hidden and 128 inner units."""
+
+    def make(family: str = "llama", **options: Any) -> Path:
+        sizes = {} if family == "gpt2" else {"hidden_size": 64}
+        sizes |= {} if family in ("gpt2", "opt", "falcon") else {"intermediate_size": 128}
+        return tiny_model(family, **{**sizes, **WIDE.get(family, {}), **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(wide: Callable[..., Path]) -> Path:
+    """A Llama with tied embeddings, as SmolLM2's are."""
+    return wide("llama", tie_word_embeddings=True)
+
+
 def open_quantized(
     folder: Path, quantization: Quantization = NO_QUANTIZATION, dtype: torch.dtype = torch.bfloat16
 ) -> LoadedBase:
@@ -89,9 +115,9 @@ def train(model: Any, steps: int = 2) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_plan_quantizes_the_same_layers(tiny_model: Callable[..., Path], family: str, kind: str):
+def test_the_plan_quantizes_the_same_layers(wide: Callable[..., Path], family: str, kind: str):
     """The plan's skeleton against what transformers' own loader made."""
-    folder = tiny_model(family)
+    folder = wide(family)
     loaded = open_quantized(folder, KINDS[kind]).model
     meta = build_on_meta(AutoConfig.from_pretrained(folder), torch.bfloat16)
     quantize_skeleton(meta, Scenario(weights=KINDS[kind].kind, double_quant=KINDS[kind].double_quant))
@@ -100,42 +126,42 @@ def test_the_plan_quantizes_the_same_layers(tiny_model: Callable[..., Path], fam
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_head_embeddings_and_norms_stay(tiny_model: Callable[..., Path], family: str):
-    model = open_quantized(tiny_model(family), KINDS["nf4"]).model
+def test_head_embeddings_and_norms_stay(wide: Callable[..., Path], family: str):
+    model = open_quantized(wide(family), KINDS["nf4"]).model
     kept = [model.get_submodule(name) for name in unquantized_layers(model)]
     assert model.get_input_embeddings() in kept and model.get_output_embeddings() in kept
     assert {weight.dtype for module in kept for weight in module.parameters(recurse=False)} == {torch.bfloat16}
 
 
-def test_named_layers_stay_and_the_head_with_them(tiny_llama: Path):
+def test_named_layers_stay_and_the_head_with_them(llama: Path):
     """Naming a layer takes transformers' own exceptions away; they are named again."""
-    model = open_quantized(tiny_llama, Quantization("nf4", unquantized=("down_proj",))).model
+    model = open_quantized(llama, Quantization("nf4", unquantized=("down_proj",))).model
     names = {name.split(".")[-1] for name in quantized_layers(model)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"}
     with pytest.raises(ModelError, match=r'"down_prj".*did you mean "down_proj".*linear layers are: down_proj, gate'):
-        open_quantized(tiny_llama, Quantization("nf4", unquantized=("down_prj",)))
+        open_quantized(llama, Quantization("nf4", unquantized=("down_prj",)))
 
 
-def test_stored_bytes_by_hand(tiny_llama: Path):
-    """hidden 32, inner 64, two layers: q, o 32×32; k, v 16×32; gate, up, down 64×32 = 9,216 weights a layer.
+def test_stored_bytes_by_hand(llama: Path):
+    """hidden 64, inner 128, two layers: q, o 64×64; k, v 32×64; gate, up, down 128×64 = 36,864 weights a layer.
 
     NF4 keeps half a byte a weight, an fp32 scale for 64 weights, and 16 fp32 levels a layer.
     """
-    dense, packed = open_quantized(tiny_llama).model, open_quantized(tiny_llama, KINDS["nf4"]).model
-    weights, layers = 2 * 9216, 14
+    dense, packed = open_quantized(llama).model, open_quantized(llama, KINDS["nf4"]).model
+    weights, layers = 2 * 36_864, 14
     assert stored_bytes(dense) - stored_bytes(packed) == 2 * weights - (weights // 2 + 4 * weights // 64 + 64 * layers)
-    octets = open_quantized(tiny_llama, KINDS["int8"]).model
-    rows = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)
+    octets = open_quantized(llama, KINDS["int8"]).model
+    rows = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)
     assert stored_bytes(dense) - stored_bytes(octets) == 2 * weights - (weights + 4 * rows)
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("int8", 1 / 127), ("nf4", 0.152), ("fp4", 0.17), ("nf4 double", 0.17)])
-def test_error_of_a_weight_is_bounded_by_the_widest_gap(tiny_llama: Path, kind: str, largest: float):
+def test_error_of_a_weight_is_bounded_by_the_widest_gap(llama: Path, kind: str, largest: float):
     """|error| / absmax of the row (int8) or block of 64: half the widest gap between levels, and bf16's rounding.
 
     NF4 (QLoRA, appendix E): −1 to −0.6962, half is 0.152. FP4: 2/3 to 1, half is 0.167. int8: 1/127, half is 0.004.
     """
-    dense, packed = open_quantized(tiny_llama).model, open_quantized(tiny_llama, KINDS[kind]).model
+    dense, packed = open_quantized(llama).model, open_quantized(llama, KINDS[kind]).model
     for name in quantized_layers(packed):
         exact, rough = (dense_weight(model.get_submodule(name)).float() for model in (dense, packed))
         blocks = exact.abs() if kind == "int8" else exact.reshape(-1, 64).abs()
@@ -143,10 +169,29 @@ def test_error_of_a_weight_is_bounded_by_the_widest_gap(tiny_llama: Path, kind: 
         assert 0 < error.max() < largest * 1.02, name
 
 
+def test_rows_of_broken_blocks_stay_unquantized_on_a_cpu(tiny_model: Callable[..., Path]):
+    base = open_quantized(tiny_model("llama", hidden_size=64, intermediate_size=96), KINDS["nf4"])
+    assert {name.split(".")[-1] for name in unquantized_layers(base.model)} >= {"down_proj", "lm_head"}
+    assert any("2 layers with inputs that are no multiple of 64 stay in bf16" in note for note in base.notes)
+
+
+def test_why_they_stay():
+    """bitsandbytes 0.50 begins a block with each row. Where this is skipped, the exception can go."""
+    import bitsandbytes as bnb
+
+    weight = torch.randn(4, 96, generator=torch.Generator().manual_seed(0))
+    packed, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    halves = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten().long()
+    by_hand = (state.code[halves] * state.absmax.repeat_interleave(64)).reshape(4, 96)
+    assert (by_hand - weight).abs().max() < 0.153 * weight.abs().max()
+    if torch.equal(bnb.functional.dequantize_4bit(packed, state), by_hand):
+        pytest.skip("this machine's kernel unpacks them rightly")
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_trains_after_an_evaluation_and_comes_back(tiny_llama: Path, tmp_path: Path, kind: str):
+def test_trains_after_an_evaluation_and_comes_back(llama: Path, tmp_path: Path, kind: str):
     """An evaluation first, as runs do: bitsandbytes' CPU layout would cut the gradient of every layer below."""
-    base = open_quantized(tiny_llama, KINDS[kind])
+    base = open_quantized(llama, KINDS[kind])
     before = logits(base.model)
     torch.manual_seed(0)
     model = attach(base.model, lora_config(base.model, rank=4, alpha=8))
@@ -158,24 +203,24 @@ def test_trains_after_an_evaluation_and_comes_back(tiny_llama: Path, tmp_path: P
     after = logits(model)
     assert (after - before).abs().max() > 0.1
     save_adapter(model, base.tokenizer, base.template, tmp_path / "a", base_facts(base))
-    again = load_adapter(open_quantized(tiny_llama, KINDS[kind]).model, tmp_path / "a")
+    again = load_adapter(open_quantized(llama, KINDS[kind]).model, tmp_path / "a")
     torch.testing.assert_close(logits(again), after, atol=0, rtol=0)
     facts = json.loads((tmp_path / "a" / "fitune.json").read_text())
     assert Quantization.from_dict(facts["quantization"]) == KINDS[kind]
 
 
-def test_all_parameters_are_counted(tiny_llama: Path):
-    plain, packed = open_quantized(tiny_llama).model, open_quantized(tiny_llama, KINDS["nf4"]).model
+def test_all_parameters_are_counted(llama: Path):
+    plain, packed = open_quantized(llama).model, open_quantized(llama, KINDS["nf4"]).model
     assert trained_share(packed)[1] == trained_share(plain)[1] == sum(weight.numel() for weight in plain.parameters())
 
 
 def test_a_gguf_file_is_quantized_as_its_folder_is(tiny_llama: Path, tiny_gguf: Path):
-    folder, file = (open_quantized(path, KINDS["nf4"]).model for path in (tiny_llama, tiny_gguf))
+    folder, file = (open_quantized(path, KINDS["int8"]).model for path in (tiny_llama, tiny_gguf))
     torch.testing.assert_close(logits(file), logits(folder), atol=0, rtol=0)
 
 
-def test_a_quantized_folder_is_neither_quantized_again_nor_trained_in_full(tiny_llama: Path, tmp_path: Path):
-    base = open_quantized(tiny_llama, KINDS["nf4"])
+def test_a_quantized_folder_is_neither_quantized_again_nor_trained_in_full(llama: Path, tmp_path: Path):
+    base = open_quantized(llama, KINDS["nf4"])
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is quantized already"):
@@ -186,8 +231,8 @@ def test_a_quantized_folder_is_neither_quantized_again_nor_trained_in_full(tiny_
         refuse_full_tuning(again, "it")
 
 
-def test_what_quantized_layers_cannot_do_is_refused(tiny_llama: Path):
-    model = open_quantized(tiny_llama, KINDS["nf4"]).model
+def test_what_quantized_layers_cannot_do_is_refused(llama: Path):
+    model = open_quantized(llama, KINDS["nf4"]).model
     with pytest.raises(ModelError, match=r"q_proj, which is quantized.*model\.unquantized"):
         lora_config(model, modules_to_save=["q_proj"])
     with pytest.raises(ModelError, match="pissa"):
@@ -212,13 +257,13 @@ def test_settings_that_do_not_go_together(given: dict[str, str], fault: str):
         load_settings(None, given)
 
 
-def test_compute_type_is_the_precision(tiny_llama: Path):
-    meta = build_on_meta(AutoConfig.from_pretrained(tiny_llama), torch.float16)
+def test_compute_type_is_the_precision(llama: Path):
+    meta = build_on_meta(AutoConfig.from_pretrained(llama), torch.float16)
     assert bnb_config(KINDS["nf4"], torch.float16, meta).bnb_4bit_compute_dtype is torch.float16
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4 double"])
-def test_a_whole_run(tiny_llama: Path, tmp_path: Path, kind: str):
+def test_a_whole_run(llama: Path, tmp_path: Path, kind: str):
     """`fitune train` over a quantized base: the result is opened over the same base and answers as it was measured."""
     rows = [{"prompt": f"the pig {word}", "completion": f"{word} away"} for word in ("eats", "slid", "glue", "well")]
     data = tmp_path / "rows.jsonl"
@@ -226,7 +271,7 @@ def test_a_whole_run(tiny_llama: Path, tmp_path: Path, kind: str):
     settings = load_settings(
         None,
         {
-            "model.name": str(tiny_llama), "model.precision": "bf16", "model.device": "cpu",
+            "model.name": str(llama), "model.precision": "bf16", "model.device": "cpu",
             "model.quantization": KINDS[kind].kind, "model.double_quant": KINDS[kind].double_quant,
             "data.train": str(data), "data.test_share": 0.25, "train.max_steps": 3, "train.learning_rate": 1e-2,
             "eval.samples": 0, "run.folder": str(tmp_path / "runs"), "run.name": "q",

@@ -16,11 +16,13 @@ from fitune.models.quantize import (
     NO_QUANTIZATION,
     Quantization,
     bnb_config,
+    broken_blocks,
     describe,
     keep_standard_layout,
     only_plain_linear,
     quantize_in_place,
     quantized_layers,
+    refuse_broken_blocks,
 )
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
@@ -94,7 +96,7 @@ def load_base(
     packing = None
     if quantization.on:
         skeleton = build_on_meta(config, precision.dtype, attention)
-        packing = bnb_config(quantization, precision.dtype, skeleton)
+        packing = bnb_config(quantization, precision.dtype, skeleton, device)
         if not source.gguf_file and only_plain_linear(skeleton):
             options |= {"quantization_config": packing, "device_map": {"": device}}
     try:
@@ -124,7 +126,14 @@ def load_base(
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if quantized_layers(model):
         keep_standard_layout(model)
+        if device == "cpu":
+            refuse_broken_blocks(model, source.name)
         notes.append(describe(model, quantization, precision.name, precision.dtype.itemsize))
+        if packing is not None and device == "cpu" and packing.load_in_4bit and (left := broken_blocks(model)):
+            notes.append(
+                f"{len(left)} layers with inputs that are no multiple of 64 stay in {precision.name}, {left[0]} first: "
+                "bitsandbytes computes their 4 bits wrongly on a CPU"
+            )
     new_ids = add_template_tokens(model, tokenizer, template)
     if template.origin == "chatml":
         notes.append(f"no chat template in {source.name}: ChatML is used and saved with the result")

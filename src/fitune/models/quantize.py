@@ -27,6 +27,7 @@ from fitune.errors import ModelError, did_you_mean
 FOUR_BIT = ("nf4", "fp4")
 KINDS = ("none", "int8", *FOUR_BIT)
 # bitsandbytes' layers, by the name of their weight's class: its import takes a second and is left to those who need it.
+BLOCK = 64  # weights that share a scale in 4 bits, bitsandbytes' default
 STORED = {"Int8Params": "int8", "Params4bit": "4-bit"}
 
 
@@ -62,26 +63,52 @@ class Quantization:
 NO_QUANTIZATION = Quantization()
 
 
-def bnb_config(quantization: Quantization, compute: torch.dtype, skeleton: PreTrainedModel) -> BitsAndBytesConfig:
+def bnb_config(
+    quantization: Quantization, compute: torch.dtype, skeleton: PreTrainedModel, device: str | int = "cuda"
+) -> BitsAndBytesConfig:
     """transformers' own options for a quantization.
 
     Args:
         compute: type of the products; a 4-bit weight is unpacked into it.
         skeleton: the model on the meta device, asked for its layers' names.
+        device: where the weights will lie.
 
     Raises:
         ModelError: `unquantized` names a layer that the model does not have.
     """
+    left = {*_named(skeleton, quantization.unquantized)}
+    if device == "cpu" and quantization.kind in FOUR_BIT:
+        left |= {*broken_blocks(skeleton)}
     # Naming any layer takes transformers' own exceptions (the head, whatever is tied) away, so they are named as well.
-    skipped = sorted({*get_keys_to_not_convert(skeleton), *_named(skeleton, quantization.unquantized)})
+    skipped = sorted({*get_keys_to_not_convert(skeleton), *left})
     return BitsAndBytesConfig(
         load_in_8bit=quantization.kind == "int8",
         load_in_4bit=quantization.kind in FOUR_BIT,
-        llm_int8_skip_modules=skipped if quantization.unquantized else None,
+        llm_int8_skip_modules=skipped if left else None,
         bnb_4bit_quant_type=quantization.kind if quantization.kind in FOUR_BIT else "nf4",
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def broken_blocks(model: nn.Module) -> list[str]:
+    """Linear layers whose input is no whole number of blocks of 64: bitsandbytes 0.50 unpacks these wrongly on a CPU.
+
+    Its packed values and scales are right, but its CPU kernel begins a new block with each row, so that a weight is off
+    by up to its block's largest. Most models have none of these (hidden sizes are multiples of 64).
+    """
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return [name for name, module in linear if _inputs(module) % BLOCK]
+
+
+def refuse_broken_blocks(model: nn.Module, name: str) -> None:
+    """Raises ModelError for a base that came in 4 bits from the disk and that a CPU would compute wrongly."""
+    four = {layer for layer in quantized_layers(model) if hasattr(model.get_submodule(layer).weight, "quant_state")}
+    if wrong := sorted(four & {*broken_blocks(model)}):
+        raise ModelError(
+            f"{name} holds {len(wrong)} 4-bit layers whose inputs are no multiple of {BLOCK}, {wrong[0]} first, which "
+            "bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
+        )
 
 
 def only_plain_linear(model: nn.Module) -> bool:
@@ -221,6 +248,11 @@ def describe(model: nn.Module, quantization: Quantization, dtype_name: str, dens
         f"{count} linear layers are stored in {how}: the base takes {stored_bytes(model) / 1e6:,.1f} MB "
         f"instead of {total * dense_itemsize / 1e6:,.1f} MB; in {dtype_name} stay {', '.join(kinds)}"
     )
+
+
+def _inputs(layer: Any) -> int:
+    """Input features of a linear layer; Conv1D stores its weight the other way round."""
+    return layer.nx if isinstance(layer, Conv1D) else layer.in_features
 
 
 def _named(model: nn.Module, endings: Sequence[str]) -> list[str]:
