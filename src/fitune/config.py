@@ -84,6 +84,9 @@ class DataSettings(Section):
 class LoraSettings(Section):
     """LoRA adapters, in the terms of the PEFT library (Hu et al. 2021, arXiv 2106.09685)."""
 
+    continue_from: str | None = None
+    """Train a saved adapter further: a run (name or folder) or an adapter's folder, over the same base. It keeps its own
+    rank, targets and so on; the other settings of this section stay away."""
     rank: PositiveInt = 16
     """Rank r of the update B·A."""
     alpha: Annotated[float, Field(gt=0)] = 32

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
-from fitune.adapters.attach import compute_in, remember_biases
+from fitune.adapters.attach import cast_trained_to_fp32, compute_in, remember_biases
+from fitune.adapters.fast_lora import use_fast_lora
+from fitune.adapters.places import read_config
 from fitune.errors import ModelError
 from fitune.models.load import LoadedBase, add_template_tokens, input_weight
 from fitune.models.quantize import Quantization, stored_as
@@ -42,7 +44,7 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
             "origin": base.template.origin,
             "end_of_turn": base.template.end_of_turn,
             "added_tokens": list(base.template.added_tokens),
-            "sha256": hashlib.sha256(base.template.text.encode()).hexdigest(),
+            "sha256": template_digest(base.template),
         },
         "precision": base.precision.name,
         "quantization": base.quantization.to_dict() if base.quantization.on else None,
@@ -111,16 +113,44 @@ def load_tokenizer_of(folder: Path):
 def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
     """The base with the adapter of `folder` on it.
 
+    Args:
+        trainable: to be trained further, as `attach` would have made it; else to be asked.
+
     Raises:
         ModelError: another base (architecture, shapes, vocabulary), or a damaged adapter file.
     """
     tensors = check_belongs(base, folder)
     dtype = input_weight(base).dtype
-    remember_biases(base, _config(folder).get("bias", "none"))
-    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    remember_biases(base, read_config(folder).get("bias", "none"))
+    config = PeftConfig.from_pretrained(folder)
+    if trainable:
+        use_fast_lora(cast(LoraConfig, config), base)
+    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
     _restore_fp32(model, tensors, "default")
+    if trainable:
+        cast_trained_to_fp32(model)
     compute_in(model, dtype)
     return model
+
+
+def continue_adapter(base: LoadedBase, folder: Path) -> PeftModel:
+    """The base with a saved adapter that is trained further: the start of a second run, of PPO after SFT, and so on.
+
+    Raises:
+        ModelError: as `load_adapter`; and another chat template than the adapter's.
+    """
+    saved = read_facts(folder).get("template", {}).get("sha256")
+    if saved not in (None, template_digest(base.template)):
+        raise ModelError(
+            f"the adapter in {folder} was trained with another chat template; "
+            f"set model.chat_template to {folder / 'chat_template.jinja'}"
+        )
+    return load_adapter(base.model, folder, trainable=True)
+
+
+def template_digest(template: Template) -> str:
+    """SHA-256 of a chat template's text."""
+    return hashlib.sha256(template.text.encode()).hexdigest()
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
@@ -132,7 +162,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     base = cast(PreTrainedModel, model.get_base_model())
     tensors = check_belongs(base, folder)
     others = [other for other, config in model.peft_config.items() if getattr(config, "bias", "none") != "none"]
-    if _config(folder).get("bias", "none") != "none" or others:
+    if read_config(folder).get("bias", "none") != "none" or others:
         raise ModelError(
             f"{others[0] if others else folder} trains biases, which are the base's own; it cannot lie beside another"
         )
@@ -174,10 +204,6 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
         return load_file(weights)
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
 
 
 def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor], name_of: str) -> None:

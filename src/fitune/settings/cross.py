@@ -117,6 +117,13 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
             ("data.test_share", "data.test"),
             "is set, and data.test names the held-out rows; remove one of the two",
         )
+    if settings.lora.continue_from is not None and settings.train.tuning == "lora":
+        for key, field in all_fields().items():
+            if field.section == "lora" and field.name != "continue_from" and _value(settings, key) != field.default:
+                yield (
+                    (key, "lora.continue_from"),
+                    "is set, and lora.continue_from goes on with an adapter that has options of its own; remove it",
+                )
     sources = settings.data.train, settings.data.test or ""
     if settings.data.hub_split != "train" and not any(source.startswith("hub:") for source in sources):
         yield ("data.hub_split", "data.train", "data.test"), "is set, and no data comes from the hub; remove it"

@@ -14,6 +14,7 @@ from fitune.settings.fields import Field
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 EXAMPLES = {
     "data.columns": "prompt=question,completion=answer",
+    "lora.continue_from": "runs/first",
     "lora.targets": "q_proj,v_proj",
     "lora.modules_to_save": "lm_head",
     "model.unquantized": "down_proj",

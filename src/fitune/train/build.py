@@ -13,6 +13,8 @@ import torch
 from transformers import TrainingArguments
 
 from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.folder import continue_adapter
+from fitune.adapters.places import lora_options
 from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.collate import pad_collate
@@ -25,7 +27,7 @@ from fitune.train.examine import Examiner, questions_of
 from fitune.train.memory import peak_memory_bytes
 from fitune.train.packed_trainer import PackedTrainer
 from fitune.train.packing import Packing, choose_packing
-from fitune.train.ready import Ready
+from fitune.train.ready import Ready, start_of
 from fitune.train.trainer import FituneTrainer
 
 
@@ -108,11 +110,19 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
         refuse_full_tuning(base.model, base.source.name)
         base.model.requires_grad_(True)
         return base.model
-    lora = settings.lora
-    if lora.bias != "none":
-        warn(f"lora.bias is {lora.bias}: trained biases change the base model even with the adapter off")
-    options = {**lora.model_dump(), "new_token_ids": base.new_token_ids}
+    if (start := start_of(settings)) is not None:
+        options = lora_options(start)
+        say(f"going on with the adapter in {start}: rank {options['rank']}, alpha {options['alpha']:g}")
+        _tell_bias(options["bias"])
+        return continue_adapter(base, start)
+    _tell_bias(settings.lora.bias)
+    options = {**settings.lora.model_dump(exclude={"continue_from"}), "new_token_ids": base.new_token_ids}
     return attach(base.model, lora_config(base.model, **options))
+
+
+def _tell_bias(bias: str) -> None:
+    if bias != "none":
+        warn(f"lora.bias is {bias}: trained biases change the base model even with the adapter off")
 
 
 def make_trainer(

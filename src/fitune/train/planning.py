@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.config import Settings
+from fitune.adapters.places import find_adapter, lora_options
+from fitune.config import LoraSettings, Settings
 from fitune.plan.scenario import Scenario
 
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
@@ -128,9 +129,11 @@ def _base(settings: Settings, precision: str) -> dict[str, Any]:
 
 def _adapters(settings: Settings, new_tokens: int) -> dict[str, Any]:
     """What LoRA trains; nothing for full fine-tuning."""
-    lora = settings.lora
     if settings.train.tuning == "full":
         return {}
+    lora = settings.lora
+    if lora.continue_from is not None:
+        lora = LoraSettings(**lora_options(find_adapter(lora.continue_from, settings.run.folder, "lora.continue_from")))
     return {
         "rank": lora.rank,
         "targets": lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitune.adapters.places import digest, find_adapter
 from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
@@ -58,6 +59,7 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     Raises:
         ModelError, DataError, SettingsError: with the place, the value and the fix.
     """
+    start = start_of(settings)  # a name that is not there is told before the data is read
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
     say(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
@@ -68,7 +70,16 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     renderer = make_renderer(tokenizer, template, config)
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
-    return Ready(hardware, precision, source, tokenizer, template, renderer, data, facts(source, template, precision))
+    found = facts(source, template, precision)
+    if start is not None:
+        found["continues"] = {"adapter": str(start.resolve()), "sha256": digest(start)}
+    return Ready(hardware, precision, source, tokenizer, template, renderer, data, found)
+
+
+def start_of(settings: Settings) -> Path | None:
+    """The folder of the adapter that the run goes on with; None when it begins a new one."""
+    name = settings.lora.continue_from
+    return find_adapter(name, settings.run.folder, "lora.continue_from") if name is not None else None
 
 
 def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:

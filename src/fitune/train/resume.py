@@ -65,6 +65,8 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
         for name in ("fingerprint", "template_hash", "precision")
         if base.get(name) != model.get(name)
     ]
+    if base.get("continues", {}).get("sha256") != model.get("continues", {}).get("sha256"):
+        changed.append("the adapter that it goes on with")
     if changed:
         raise RunError(
             f"{run.path} cannot be resumed: {' and '.join(changed)} changed since it began; "

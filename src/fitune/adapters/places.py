@@ -1,0 +1,89 @@
+"""Adapters on disk by name, and what their files tell without opening a weight. Torch is not imported.
+
+In: a run's name or folder, or an adapter's folder. Out: its path, its LoRA options, its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fitune.errors import ModelError, RunError, did_you_mean
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def find_adapter(name: str, runs_folder: str | Path = "runs", setting: str = "") -> Path:
+    """The folder of an adapter that is named by a run (name or folder) or by its own folder.
+
+    Args:
+        setting: the setting that names it, for the error.
+
+    Raises:
+        ModelError: there is none of that name.
+        RunError: a run that trained in full, or has saved nothing yet.
+    """
+    said = f"{setting} is {name}: " if setting else ""
+    for path in (Path(name).expanduser(), Path(runs_folder) / name):
+        for folder in (path, path / "adapter"):
+            if (folder / CONFIG).is_file():
+                return folder
+        if (path / "model").is_dir():
+            raise RunError(f"{said}run {path} trained in full and has no adapter; name its model: {path / 'model'}")
+        if (path / "manifest.json").is_file():
+            raise RunError(f"{said}run {path} has saved no adapter yet; finish it with: fitune train --resume {path}")
+    runs = Path(runs_folder)
+    known = sorted(entry.parent.parent.name for entry in runs.glob(f"*/adapter/{CONFIG}"))
+    near = did_you_mean(name, known)
+    listed = f"; runs with an adapter in {runs}: {', '.join(known)}" if known and not near else ""
+    raise ModelError(f'{said}there is no run or adapter "{name}"{near}{listed}')
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json.
+
+    Raises:
+        ModelError: it is absent or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder} holds no adapter: it has no {CONFIG}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+
+
+def lora_options(folder: Path) -> dict[str, Any]:
+    """The options of a saved LoRA in fitune's words, as `settings.lora` has them.
+
+    Norms that were trained in full are among `modules_to_save`.
+
+    Raises:
+        ModelError: an adapter of another kind than LoRA.
+    """
+    config = read_config(folder)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"the adapter in {folder} is of kind {config.get('peft_type')}; fitune trains LoRA")
+    targets = config["target_modules"]
+    return {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": config.get("lora_dropout", 0.0),
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "bias": config.get("bias", "none"),
+        "rslora": config.get("use_rslora", False),
+        "dora": config.get("use_dora", False),
+        "modules_to_save": list(config.get("modules_to_save") or ()),
+    }
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the adapter's weights, by which it is known again."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}; pickled adapters are not loaded")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

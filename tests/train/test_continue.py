@@ -1,0 +1,112 @@
+"""Training a saved adapter further (`lora.continue_from`): it begins where the first run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fitune
+from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.folder import load_adapter, read_facts
+from fitune.errors import ModelError, RunError, SettingsError
+from fitune.models.hardware import Precision, detect
+from fitune.models.load import LoadedBase, load_base
+from fitune.models.source import resolve
+from fitune.models.template import resolve_template
+from fitune.models.tokenizer import load_tokenizer
+from fitune.settings import load_settings
+from fitune.train.planning import scenario_of
+
+NO_LORA = {"lora": {}}
+
+
+def adapter_bytes(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def first(settings_of: Any) -> Path:
+    """A finished run of two steps, DoRA with norms and biases trained: everything that an adapter can hold."""
+    lora = {"rank": 4, "alpha": 8, "train_norms": True, "bias": "lora_only", "dora": True}
+    return fitune.train(settings_of(lora=lora, train__max_steps=2)).folder
+
+
+def test_it_begins_where_the_first_run_ended(first: Path, settings_of: Any, tmp_path: Path):
+    ended = json.loads((first / "manifest.json").read_text())["results"]["after"]["loss"]
+    second = fitune.train(settings_of(lora={"continue_from": "one"}, run__name="two", train__max_steps=2))
+    manifest = json.loads((second.folder / "manifest.json").read_text())
+    assert second.before["loss"] == ended
+    assert second.after["loss"] != ended
+    assert manifest["model"]["continues"]["adapter"] == str((first / "adapter").resolve())
+    before, after = (read_facts(folder / "adapter") for folder in (first, second.folder))
+    assert before == after and adapter_bytes(first) != adapter_bytes(second.folder)
+    configs = [json.loads((f / "adapter" / "adapter_config.json").read_text()) for f in (first, second.folder)]
+    assert configs[0] == configs[1]
+
+
+def test_a_continued_run_resumes_bit_for_bit(first: Path, settings_of: Any):
+    lora = {"continue_from": str(first)}
+    whole = fitune.train(settings_of(lora=lora, run__name="whole", train__max_steps=4, run__checkpoint_steps=2))
+    fitune.train(settings_of(lora=lora, run__name="cut", train__max_steps=4, run__checkpoint_steps=2))
+    cut = first.parent / "cut"
+    for name in ("checkpoint-4", "../adapter"):
+        for path in sorted((cut / "checkpoints" / name).glob("*")):
+            path.unlink()
+        (cut / "checkpoints" / name).rmdir()
+    manifest = json.loads((cut / "manifest.json").read_text())
+    (cut / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    again = fitune.train(resume=cut)
+    assert again.status == "finished" and adapter_bytes(cut) == adapter_bytes(whole.folder)
+
+    (cut / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    weights = first / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(RunError, match="the adapter that it goes on with changed"):
+        fitune.train(resume=cut)
+
+
+@pytest.mark.parametrize("option", [{}, {"dora": True, "train_norms": True}, {"bias": "all"}, {"init": "pissa"}])
+def test_the_same_is_trained_as_in_a_new_adapter(settings_of: Any, option: dict[str, Any]):
+    run = fitune.train(settings_of(lora={"rank": 4, **option}, train__max_steps=1)).folder
+    kinds = []
+    for load in (
+        lambda base: load_adapter(base.model, run / "adapter", trainable=True),
+        lambda base: attach(base.model, lora_config(base.model, rank=4, new_token_ids=base.new_token_ids, **option)),
+    ):
+        model = load(open_base(settings_of().model.name))
+        kinds.append({name: (w.dtype, w.requires_grad) for name, w in model.named_parameters()})
+    assert kinds[0] == kinds[1]
+
+
+def open_base(name: str) -> LoadedBase:
+    import torch
+
+    source = resolve(name)
+    tokenizer = load_tokenizer(source)
+    return load_base(source, tokenizer, resolve_template(tokenizer), detect("cpu"), Precision(torch.bfloat16, "test"))
+
+
+def test_the_plan_knows_its_options(first: Path, settings_of: Any):
+    settings = settings_of(lora={"continue_from": "one"})
+    scenario = scenario_of(settings, longest_tokens=20, label_share=0.5, pack_tokens=None)
+    assert (scenario.rank, scenario.dora, scenario.bias) == (4, True, "lora_only")
+    assert set(scenario.modules_to_save) >= {"input_layernorm", "final_layer_norm"}
+
+
+def test_faults(first: Path, settings_of: Any, tmp_path: Path, tiny_model: Any):
+    with pytest.raises(SettingsError, match=r"lora\.rank is set, and lora\.continue_from goes on with an adapter"):
+        load_settings(None, {"lora.continue_from": "one", "lora.rank": "8"})
+    with pytest.raises(SettingsError, match=r"train\.tuning is full, which has no adapters"):
+        load_settings(None, {"lora.continue_from": "one", "train.tuning": "full"})
+    with pytest.raises(ModelError, match=r'lora.continue_from is onw: there is no run or adapter "onw" \(did you mean'):
+        fitune.train(settings_of(lora={"continue_from": "onw"}, run__name="two"))
+    other = str(tiny_model("llama"))
+    with pytest.raises(ModelError, match=r"was trained with another chat template|belongs to another base"):
+        fitune.train(settings_of(lora={"continue_from": "one"}, run__name="two", model__name=other))
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    with pytest.raises(ModelError, match=r"another chat template; set model.chat_template to .*chat_template.jinja"):
+        fitune.train(settings_of(lora={"continue_from": "one"}, run__name="two", model__chat_template=str(template)))
