@@ -37,6 +37,7 @@ def first(settings_of: Any) -> Path:
 def test_it_begins_where_the_first_run_ended(first: Path, settings_of: Any, tmp_path: Path):
     ended = json.loads((first / "manifest.json").read_text())["results"]["after"]["loss"]
     second = fitune.train(settings_of(lora={"continue_from": "one"}, run__name="two", train__max_steps=2))
+    assert second.before is not None and second.after is not None
     manifest = json.loads((second.folder / "manifest.json").read_text())
     assert second.before["loss"] == ended
     assert second.after["loss"] != ended

@@ -22,6 +22,7 @@ NO_MEMORY = {
     "model.chat_template": "new_tokens tells what a template adds",
     "model.trust_remote_code": "no weights",
     "data": "largest_pass and label_share tell what the rows need",
+    "lora.continue_from": "its options count, as test_continue.py shows",
     "lora.alpha": "a factor",
     "lora.rslora": "a factor",
     "lora.init": "values; PiSSA's decomposition happens before the first step and is not planned",
