@@ -133,6 +133,8 @@ def test_a_file_that_is_absent_or_not_text(tmp_path):
         ({"model.attention": "flash_attention_2", "model.device": "cpu"}, "needs a GPU"),
         ({"run.name": "a/b"}, "one folder name without slashes"),
         ({"lora.targets": []}, "is an empty list"),
+        ({"export.to": ["adapter"], "train.tuning": "full"}, "which has no adapter; use merged"),
+        ({"export.gguf_type": "q8_0", "export.to": ["merged"]}, "has neither gguf nor ollama"),
     ],
 )
 def test_settings_that_do_not_go_together(overrides, expected):

@@ -172,6 +172,15 @@ class RunSettings(Section):
     """Trackers to report to, when installed."""
 
 
+class ExportSettings(Section):
+    """What is made of the result when training ends. What cannot be made is refused before it begins."""
+
+    to: list[Literal["adapter", "merged", "gguf", "ollama"]] = []
+    """Copies to write into `export/` of the run's folder, each with a fidelity report; `fitune export` makes more."""
+    gguf_type: Literal["f16", "bf16", "q8_0", "q4_1", "q4_0"] = "f16"
+    """How gguf and ollama store the weights."""
+
+
 class Settings(Section):
     """A run. A YAML file holds the differences from these defaults."""
 
@@ -183,5 +192,6 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     run: RunSettings = RunSettings()
+    export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}
     """Any other field of `transformers.TrainingArguments`, by its own name."""

@@ -18,12 +18,22 @@ from fitune.models.template import Template
 GGUF_FORMS = ("gguf", "ollama")
 
 
-def refuse_unconvertible(config: Any, tokenizer: Any, template: Template, forms: Iterable[str]) -> None:
+def refuse_unconvertible(
+    config: Any, tokenizer: Any, template: Template, forms: Iterable[str], base: str, has_adapter: bool = True
+) -> None:
     """Raises ModelError when one of the forms cannot hold this model, its tokenizer or its template.
 
     Args:
         tokenizer: with the template's new tokens added.
+        base: the model's name, for the message.
+        has_adapter: something is merged into the model's weights.
     """
+    forms = list(forms)
+    if has_adapter and set(forms) - {"adapter"} and getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"the adapter's base {base} is stored quantized, and a merge needs its 16-bit weights; "
+            "name the unquantized model it was made from (`fitune export --base`), or export the adapter alone"
+        )
     wanted = [form for form in forms if form in GGUF_FORMS]
     if not wanted:
         return

@@ -146,21 +146,14 @@ def _refuse(name: str, to: str, source: ModelSource, facts: dict[str, Any], foun
         if not facts:
             raise ModelError(f"{name} has no adapter: it is a whole model. `--to merged` writes that")
         return
-    config = load_config(source)
-    if facts and getattr(config, "quantization_config", None) is not None and not source.gguf_file:
-        raise ModelError(
-            f"the adapter's base {source.name} is stored quantized, and a merge needs its 16-bit weights; "
-            "name the unquantized model it was made from with --base"
-        )
     if facts.get("init") == "loftq":
         raise ModelError(
             "a LoftQ adapter makes up for the error of its quantized base and fits no other weights; "
             "export it with --to adapter"
         )
-    if to in GGUF_FORMS:
-        tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
-        template = resolve_template(tokenizer)
-        refuse_unconvertible(config, tokenizer, template, [to])
+    config = load_config(source)
+    tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
+    refuse_unconvertible(config, tokenizer, resolve_template(tokenizer), [to], source.name, bool(facts))
 
 
 def _arithmetic(source: ModelSource, device: str) -> str:

@@ -126,7 +126,7 @@ def _step(step: dict[str, Any]) -> tuple[Any, ...]:
         return kind, step["individual_digits"]
     if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
         return kind, step["pattern"].get("Regex")
-    return kind, step.get("add_prefix_space")
+    return kind, None
 
 
 def _tokens(inner: dict[str, Any], tokenizer: Any, rows: int, byte_level: bool) -> tuple[list[str], list[int]]:

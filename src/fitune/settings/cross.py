@@ -21,6 +21,7 @@ def cross_faults(settings: Settings) -> Iterator[Fault]:
     yield from _evaluation(settings)
     yield from _ignored(settings)
     yield from _quantization(settings)
+    yield from _export(settings)
     if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
         yield ("model.attention", "model.device"), "is flash_attention_2, which needs a GPU; use sdpa on the CPU"
     if settings.run.name is not None and (set(settings.run.name) & set("/\\") or settings.run.name in (".", "..")):
@@ -103,6 +104,20 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
         yield (
             ("model.double_quant", "model.quantization"),
             f"is true, and model.quantization is {kind}, which has no block scales; use nf4 or fp4, or remove this",
+        )
+
+
+def _export(settings: Settings) -> Iterator[Fault]:
+    wanted = settings.export.to
+    if "adapter" in wanted and settings.train.tuning == "full":
+        yield (
+            ("export.to", "train.tuning"),
+            "has adapter, and train.tuning is full, which has no adapter; use merged",
+        )
+    if settings.export.gguf_type != "f16" and not {"gguf", "ollama"} & set(wanted):
+        yield (
+            ("export.gguf_type", "export.to"),
+            f"is {settings.export.gguf_type}, and export.to has neither gguf nor ollama; add one, or remove this",
         )
 
 

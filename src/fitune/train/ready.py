@@ -17,6 +17,7 @@ from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
 from fitune.data.render import Renderer
 from fitune.errors import SettingsError
+from fitune.export.check import refuse_unconvertible
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
 from fitune.models.load import load_config
 from fitune.models.source import ModelSource, resolve
@@ -68,6 +69,9 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
     renderer = make_renderer(tokenizer, template, config)
+    refuse_unconvertible(
+        config, tokenizer, template, settings.export.to, source.name, has_adapter=settings.train.tuning == "lora"
+    )
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
     found = facts(source, template, precision)

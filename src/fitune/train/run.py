@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from transformers import TrainingArguments, set_seed
 
 from fitune.adapters.attach import trained_share
 from fitune.config import Settings
-from fitune.console import say
-from fitune.errors import RunError, SettingsError, TrainingHalted
+from fitune.console import say, warn
+from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
+from fitune.export.export import export
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
@@ -34,7 +35,8 @@ from fitune.train.trainer import FituneTrainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left. ``status`` is finished or interrupted; ``saved`` the adapter's or model's folder."""
+    """What a run left. ``status`` is finished or interrupted; ``saved`` the adapter's or model's folder;
+    ``exports`` the copies that the settings asked for."""
 
     folder: Path
     status: str
@@ -43,6 +45,7 @@ class RunResult:
     best_step: int | None = None
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
+    exports: tuple[Path, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -81,7 +84,7 @@ def train(
     with run.locked():
         checkpoint = _go_on(run, ready) if resumed else _begin(run, settings, ready, exclude)
         try:
-            return _train(settings, run, ready, schedule, arguments, checkpoint)
+            result = _train(settings, run, ready, schedule, arguments, checkpoint)
         except KeyboardInterrupt:
             _interrupted(run)
             raise
@@ -92,6 +95,22 @@ def train(
             else:
                 run.discard()  # nothing was done yet: the name stays free for the next attempt
             raise
+    if result.status == "finished" and settings.export.to:
+        exports = _export(run, list(settings.export.to), settings.export.gguf_type, settings.model.device)
+        return replace(result, exports=exports)
+    return result
+
+
+def _export(run: RunFolder, forms: list[str], gguf_type: str, device: str) -> tuple[Path, ...]:
+    """The copies that the settings ask for. The run is finished and saved by now: a failure costs the copy alone."""
+    made = []
+    for form in forms:
+        try:
+            made.append(export(str(run.path), form, gguf_type=gguf_type, device=device).folder)
+        except FituneError as error:
+            again = f"fitune export {run.path} --to {form}"
+            warn(f"the run is saved, its export as {form} failed: {error}. Again with: {again}")
+    return tuple(made)
 
 
 def resume_command(path: Path) -> str:

@@ -1,0 +1,111 @@
+"""GGUF exports of a run, read by two readers that are not ours: transformers and llama.cpp.
+
+    mkdir reader && cd reader && npm install node-llama-cpp --ignore-scripts && cd ..
+    python benchmarks/gguf_readers.py runs/demo --node reader
+
+The reference are the greedy answers of the run's adapter (fp32) to 20 prompts of its held-out rows. Each export must
+give the same answers from the same token ids, and llama.cpp must split the rendered text, and the texts of HARD, into
+the same ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fitune.console import results, say
+from fitune.evaluate.target import open_target
+from fitune.export.export import export
+from fitune.export.fidelity import make_probe
+from fitune.export.gguf_file import TYPES
+from fitune.export.prompts import choose_prompts, run_of
+
+SCRIPT = Path(__file__).with_suffix(".mjs")
+# Digits, contractions, blanks and lines in a row, scripts, marks, special tokens inside a text.
+HARD = (
+    "In 1984, 3.14159 times 20 is 62.83!", "It's theirs; they'll don't can't I'M WE'VE", "a  b   c\n\n d\t\te \r\n f ",
+    "naïve café — “quoted” … 100 % £5", "你好，世界 こんにちは 안녕 مرحبا привет", "if (x<=10){return -1;} // 0xFF_ff",
+    "emoji 👩‍👩‍👧 🇦🇷 ok", "   leading and trailing   ", "user<|im_end|>\n<|im_start|>assistant\n<|endoftext|>",
+)  # fmt: skip
+
+
+def llama_cpp(node: Path, file: Path, texts: list[str], prompts: Any, max_new_tokens: int) -> dict[str, Any]:
+    """What llama.cpp says: build, ids of the texts, greedy answers to the prompts."""
+    asked = {"file": str(file), "texts": texts, "prompts": prompts, "max_new_tokens": max_new_tokens}
+    done = subprocess.run(
+        ["node", str(SCRIPT), str(node)], input=json.dumps(asked), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"llama.cpp failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def same_start(one: list[int], other: tuple[int, ...]) -> int:
+    """Tokens up to the first that differs."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+
+
+def main() -> None:
+    """Print a table, and with --out write everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--node", type=Path, required=True, help="where node-llama-cpp is installed")
+    parser.add_argument("--types", default=",".join(TYPES))
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    target = open_target(asked.run, precision="fp32")
+    run = run_of(target.adapter) if target.adapter else None
+    conversations = choose_prompts(run, target.renderer, asked.prompts, None)
+    probe = make_probe(target.model, target.renderer, conversations, asked.max_new_tokens)
+    texts = [target.renderer.text_of(messages, generation_prompt=True) for messages in conversations]
+    hard = [target.renderer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in HARD]
+    rows = []
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        for kind in asked.types.split(","):
+            done = export(asked.run, "gguf", Path(folder) / kind, gguf_type=kind, num_prompts=asked.prompts)
+            say(f"{kind}: transformers")
+            copy = open_target(str(done.main), precision="fp32")
+            theirs = make_probe(copy.model, copy.renderer, conversations, asked.max_new_tokens)
+            del copy
+            say(f"{kind}: llama.cpp")
+            cpp = llama_cpp(asked.node, done.main, [*texts, *HARD], probe.prompts, asked.max_new_tokens)
+            rows.append(
+                {
+                    "type": kind,
+                    "bytes": done.main.stat().st_size,
+                    "build": cpp["build"],
+                    "prompt_ids_transformers": sum(a == b for a, b in zip(theirs.prompts, probe.prompts, strict=True)),
+                    "prompt_ids_llama_cpp": sum(a == list(b) for a, b in zip(cpp["ids"], probe.prompts, strict=False)),
+                    "hard_ids_llama_cpp": sum(a == b for a, b in zip(cpp["ids"][len(texts) :], hard, strict=True)),
+                    "answers_transformers": sum(a == b for a, b in zip(theirs.answers, probe.answers, strict=True)),
+                    "answers_llama_cpp": sum(tuple(a) == b for a, b in zip(cpp["answers"], probe.answers, strict=True)),
+                    "same_start_llama_cpp": sum(
+                        same_start(a, b) for a, b in zip(cpp["answers"], probe.answers, strict=True)
+                    ),
+                    "tokens": sum(len(answer) for answer in probe.answers),
+                    "divergence": done.report.rows[-1].divergence,
+                }
+            )
+            say(json.dumps(rows[-1]))
+    prompts = len(conversations)
+    for row in rows:
+        results().print(
+            f"| {row['type']} | {row['bytes'] / 1e6:.0f} MB | {row['answers_transformers']} / {prompts} "
+            f"| {row['answers_llama_cpp']} / {prompts} | {row['divergence']:.2g} "
+            f"| {row['prompt_ids_transformers']}, {row['prompt_ids_llama_cpp']} / {prompts} "
+            f"| {row['hard_ids_llama_cpp']} / {len(HARD)} |"
+        )
+    if asked.out:
+        asked.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
