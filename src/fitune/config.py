@@ -155,6 +155,27 @@ class EvalSettings(Section):
     """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
 
 
+class MemorySettings(Section):
+    """What memory the run may take, and what may be given up for it (`fit`)."""
+
+    budget: str | None = None
+    """Memory that the run may take, for example 16GiB; null takes what is free on the GPU, and sets no limit on a CPU."""
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of that memory which the plan must leave free: as much as a plan has been seen to miss by."""
+    may_change: list[
+        Literal[
+            "train.micro_batch_size",
+            "train.gradient_checkpointing",
+            "train.optimizer",
+            "train.tuning",
+            "model.quantization",
+            "data.max_length",
+        ]
+    ] = []
+    """What `fit` may change though it was set: train.tuning takes LoRA instead of full fine-tuning, data.max_length leaves
+    the longest rows out."""
+
+
 class RunSettings(Section):
     """Where the run lives, and what it leaves there."""
 
@@ -186,11 +207,15 @@ class Settings(Section):
 
     method: Literal["sft", "lm"] = "sft"
     """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text."""
+    fit: Literal["auto", "off"] = "auto"
+    """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
+    loaded; what was set stays as it was set. off: train as asked, nothing is planned."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
+    memory: MemorySettings = MemorySettings()
     run: RunSettings = RunSettings()
     export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}

@@ -2,7 +2,8 @@
 
 Keys: fitune, status (running, finished, interrupted, halted, failed), started, ended, command, method, tuning,
 versions, hardware, model, data, seeds, parameters {trained, total, share}, training {steps, ...derived values},
-results {before, after, best_step, ...}, resumed [{at, from_step}], error.
+results {before, after, best_step, ...}, memory {room, ladder, step_downs, predicted, measured, comparison},
+resumed [{at, from_step}], error.
 Times are ISO 8601 in UTC. Written whole and moved into place, so a reader never sees half of it.
 """
 
@@ -74,6 +75,12 @@ def update(path: Path, **values: Any) -> dict[str, Any]:
         manifest[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     write(path, manifest)
     return manifest
+
+
+def append(path: Path, section: str, key: str, value: Any) -> None:
+    """Append to the list ``section.key``."""
+    held = read(path).get(section, {}).get(key, [])
+    update(path, **{section: {key: [*held, value]}})
 
 
 def folder_fingerprint(path: Path) -> str:

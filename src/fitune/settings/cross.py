@@ -10,6 +10,7 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.settings.fields import all_fields
+from fitune.sizes import parse_bytes
 
 Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown
 
@@ -22,6 +23,7 @@ def cross_faults(settings: Settings) -> Iterator[Fault]:
     yield from _ignored(settings)
     yield from _quantization(settings)
     yield from _export(settings)
+    yield from _memory(settings)
     if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
         yield ("model.attention", "model.device"), "is flash_attention_2, which needs a GPU; use sdpa on the CPU"
     if settings.run.name is not None and (set(settings.run.name) & set("/\\") or settings.run.name in (".", "..")):
@@ -119,6 +121,27 @@ def _export(settings: Settings) -> Iterator[Fault]:
             ("export.gguf_type", "export.to"),
             f"is {settings.export.gguf_type}, and export.to has neither gguf nor ollama; add one, or remove this",
         )
+
+
+def _memory(settings: Settings) -> Iterator[Fault]:
+    memory = settings.memory
+    if memory.budget is not None:
+        try:
+            parse_bytes(memory.budget)
+        except ValueError as error:
+            yield ("memory.budget",), str(error)
+        if settings.model.device == "mps":
+            yield (
+                ("memory.budget", "model.device"),
+                "is set, and model.device is mps, whose memory cannot be planned yet; remove it, or use cpu or cuda",
+            )
+    if settings.fit == "off":
+        for name in ("budget", "may_change", "margin"):
+            if getattr(memory, name) != all_fields()[f"memory.{name}"].default:
+                yield (
+                    (f"memory.{name}", "fit"),
+                    "is set, and fit is off, which plans nothing; use fit auto, or remove it",
+                )
 
 
 def _ignored(settings: Settings) -> Iterator[Fault]:

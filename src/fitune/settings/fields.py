@@ -83,6 +83,20 @@ def all_fields() -> dict[str, Field]:
     return {field.key: field for field in [*top, *(field for field in _walk(Settings, "") if "." in field.key)]}
 
 
+def given(settings: Settings) -> frozenset[str]:
+    """Dotted names of what was set on purpose: in a file, by a flag, or as an argument.
+
+    null and auto leave the choice to fitune, whoever wrote them.
+    """
+    found = set()
+    for key in all_fields():
+        section, _, name = key.rpartition(".")
+        part = getattr(settings, section) if section else settings
+        if name in part.model_fields_set and getattr(part, name) not in (None, "auto"):
+            found.add(key)
+    return frozenset(found)
+
+
 @cache
 def sections() -> dict[str, str]:
     """Section → what it is about."""

@@ -16,6 +16,8 @@ EXAMPLES = {
     "data.columns": "prompt=question,completion=answer",
     "lora.continue_from": "runs/first",
     "lora.targets": "q_proj,v_proj",
+    "memory.budget": "16GiB",
+    "memory.may_change": "data.max_length",
     "lora.modules_to_save": "lm_head",
     "model.unquantized": "down_proj",
     "run.report_to": "tensorboard",
@@ -43,6 +45,8 @@ def fit(field: Field, value: Any, is_text: bool = False) -> Any:
         if field.nullable:
             return None
         raise Misfit(f"is null; use {field.kind}{_example(field)}")
+    if value is False and "off" in field.choices:
+        return "off"  # YAML 1.1 reads off as false
     if isinstance(value, str) and value in field.choices:
         return value
     for kind in field.kinds:

@@ -20,15 +20,16 @@ from fitune.console import say, warn
 from fitune.data.collate import pad_collate
 from fitune.models.load import LoadedBase, load_base
 from fitune.models.quantize import Quantization, refuse_full_tuning
+from fitune.runs import manifest as manifests
 from fitune.runs.folder import RunFolder
 from fitune.train.arguments import LEARNING_RATES, Schedule, schedule_of, training_arguments
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
 from fitune.train.examine import Examiner, questions_of
+from fitune.train.fit_run import batches_of
 from fitune.train.memory import peak_memory_bytes
-from fitune.train.packed_trainer import PackedTrainer
 from fitune.train.packing import Packing, choose_packing
 from fitune.train.ready import Ready, start_of
-from fitune.train.trainer import FituneTrainer
+from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
 
 
 def make_schedule(settings: Settings, num_rows: int) -> Schedule:
@@ -133,7 +134,7 @@ def make_trainer(
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
-) -> FituneTrainer:
+) -> SurvivingTrainer | SurvivingPackedTrainer:
     """The trainer with everything that listens to it."""
     questions = questions_of(ready.data.test_examples, settings.eval.samples)
     rows_at_once = settings.train.batch_size
@@ -144,19 +145,26 @@ def make_trainer(
         metric = settings.eval.best_metric
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=settings.eval.patience))
     packing = lay_out(settings, ready, model, arguments)
-    kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)
+    kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
+    if ready.hardware.device == "cuda":  # a CPU kills the process instead of telling it
+        callbacks.append(TriedFirst())
+    collate = partial(pad_collate, pad_id=ready.tokenizer.pad_token_id)
     trainer = kind(
         model,
         arguments,
         train_rows=ready.data.train,
         test_rows=ready.data.test,
-        collate=partial(pad_collate, pad_id=ready.tokenizer.pad_token_id),
+        collate=collate,
         examine=examiner if questions else None,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
     for callback in callbacks:
         callback.trainer = trainer
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = batches_of(settings, micro, packing.mode, len(ready.data.train))
+    trainer.longest = partial(largest_inputs, ready.data.train, batches, collate)
+    trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
     return trainer
 
 

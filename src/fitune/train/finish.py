@@ -10,10 +10,12 @@ from typing import Any
 from fitune.adapters.folder import base_facts, save_adapter
 from fitune.console import say, warn
 from fitune.models.load import LoadedBase
+from fitune.runs import manifest as manifests
 from fitune.runs.card import write_card
 from fitune.runs.checkpoints import is_whole, step_of
 from fitune.runs.folder import RunFolder, read_rows
 from fitune.runs.report import write_report
+from fitune.train.memory import compare
 from fitune.train.trainer import FituneTrainer
 
 
@@ -37,6 +39,19 @@ def finish(run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
     return saved, results if after is None else {**results, "after": after}
+
+
+def tell_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, int]) -> None:
+    """Predicted and measured peak side by side: said, and kept in the manifest; a warning when they part."""
+    facts: dict[str, Any] = {"predicted": predicted, "measured": measured}
+    comparison = compare(predicted, measured)
+    if comparison is not None:
+        facts["comparison"] = comparison.to_dict()
+        for line in comparison.lines():
+            say(line)
+        if warning := comparison.warning():
+            warn(warning)
+    manifests.update(run.manifest, memory=facts)
 
 
 def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:

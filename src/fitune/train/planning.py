@@ -7,7 +7,7 @@ a change here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,38 @@ def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) ->
     micro = settings.train.micro_batch_size or settings.train.batch_size
     pack = micro * tokens if packs_rows(settings) else None
     return LargestPass(tokens, label_share, pack, pack)
+
+
+def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> LargestPass:
+    """The largest pass over rows of which only lengths are known, whatever rows the shuffle brings together.
+
+    A padded batch: the longest row beside the most trained tokens. A pack holds rows of one step side by side, at most
+    as many tokens as a padded batch of the longest (packing.choose_packing); prefixes that rows share make it shorter.
+
+    Args:
+        rows: (tokens, trained tokens) of each row.
+    """
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    lengths = sorted((length for length, _ in rows), reverse=True)
+    trained = sorted((count for _, count in rows), reverse=True)
+    padded = micro * lengths[0]
+    if not packs_rows(settings):
+        return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
+    pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
+    share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
+    return LargestPass(lengths[0], min(1.0, share), pack, pack)
+
+
+def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The same settings with some (dotted names) changed."""
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        if not section:
+            settings = settings.model_copy(update={name: value})
+            continue
+        part = getattr(settings, section).model_copy(update={name: value})
+        settings = settings.model_copy(update={section: part})
+    return settings
 
 
 def _base(settings: Settings, precision: str) -> dict[str, Any]:

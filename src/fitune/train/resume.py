@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import drop_incomplete, newest_whole, read_carried, step_of
 from fitune.runs.compare import flat, read_settings
 from fitune.runs.folder import RunFolder
+from fitune.train.planning import with_changes
 
 # Changing these leaves the training what it was. A data file may move: its contents are compared by hash.
 FREE = (
@@ -23,11 +25,20 @@ FREE = (
     "data.test",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
+    "fit",
+    "memory.",
     "eval.every_steps",
     "eval.samples",
     "eval.max_new_tokens",
     "eval.patience",
 )
+
+
+def with_fit_of(run: RunFolder, settings: Settings) -> Settings:
+    """The settings with what the fit ladder changed when the run began; the same choice holds to its end."""
+    changes = manifests.read(run.manifest).get("memory", {}).get("ladder", {}).get("changes", {})
+    asked = flat(settings.model_dump(mode="json"))
+    return with_changes(settings, {key: one["is"] for key, one in changes.items() if asked.get(key) == one["was"]})
 
 
 def check_same_settings(run: RunFolder, asked: dict[str, Any]) -> None:

@@ -27,9 +27,12 @@ from fitune.runs.space import bytes_needed, check_space, folder_bytes
 from fitune.train.arguments import Schedule, check_trackers
 from fitune.train.build import adapt, load, make_arguments, make_schedule, make_trainer, tell_plan
 from fitune.train.callbacks import ProgressLine, StopOnInterrupt
-from fitune.train.finish import finish, write_pages
+from fitune.train.finish import finish, tell_memory, write_pages
+from fitune.train.fit import Fitted
+from fitune.train.fit_run import changes_rows, fit_run, predicted_run
+from fitune.train.memory import begin_measuring
 from fitune.train.ready import Ready, make_ready
-from fitune.train.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over
+from fitune.train.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
 from fitune.train.trainer import FituneTrainer
 
 
@@ -76,13 +79,17 @@ def train(
     if resumed:
         exclude = manifests.read(run.manifest)["data"]["exclude"]
     ready = make_ready(settings, exclude)
+    fitted = Fitted(settings) if resumed else fit_run(settings, ready)
+    if changes_rows(fitted, settings):
+        ready = make_ready(fitted.settings, exclude)
+    settings = fitted.settings
     schedule = make_schedule(settings, len(ready.data.train))
     arguments = make_arguments(settings, ready, schedule, run)
     tell_plan(settings, schedule, len(ready.data.train))
     if not resumed:
         run = RunFolder.create(run.path)
     with run.locked():
-        checkpoint = _go_on(run, ready) if resumed else _begin(run, settings, ready, exclude)
+        checkpoint = _go_on(run, ready) if resumed else _begin(run, fitted, ready, exclude)
         try:
             result = _train(settings, run, ready, schedule, arguments, checkpoint)
         except KeyboardInterrupt:
@@ -138,6 +145,7 @@ def _open(settings: Settings | None, resume: bool | str | Path) -> tuple[Setting
     if settings is None:
         settings = Settings(**read_settings(run))
     else:
+        settings = with_fit_of(run, settings)
         check_same_settings(run, settings.model_dump(mode="json"))
     return settings, run
 
@@ -149,8 +157,9 @@ def _new_name(settings: Settings) -> str:
     return "-".join([*filter(None, words), datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def _begin(run: RunFolder, settings: Settings, ready: Ready, exclude: Sequence[str]) -> None:
+def _begin(run: RunFolder, fitted: Fitted, ready: Ready, exclude: Sequence[str]) -> None:
     """Write down what this run is."""
+    settings = fitted.settings
     run.write_settings(settings.model_dump(mode="json"))
     manifests.write(
         run.manifest,
@@ -166,6 +175,7 @@ def _begin(run: RunFolder, settings: Settings, ready: Ready, exclude: Sequence[s
             "model": ready.base_facts,
             "data": ready.data_facts(settings.data.train, settings.data.test, exclude),
             "seeds": {"seed": settings.train.seed},
+            "memory": fitted.facts,
             "resumed": [],
         },
     )
@@ -191,6 +201,7 @@ def _train(
     checkpoint: Path | None,
 ) -> RunResult:
     """From prepared rows to the saved result."""
+    meter = begin_measuring(ready.hardware.device)
     set_seed(settings.train.seed)  # grown embedding rows start at random
     base = load(settings, ready)
     set_seed(settings.train.seed)
@@ -218,6 +229,8 @@ def _train(
         return RunResult(run.path, "interrupted", step)
 
     saved, results = finish(run, trainer, base, settings.train.tuning)
+    measured = meter.measured()
+    tell_memory(run, predicted_run(settings, ready, trainer.layout), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run)
     before = whole["results"].get("before")

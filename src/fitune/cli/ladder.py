@@ -1,0 +1,114 @@
+"""`fitune plan --ladder`: the fastest way of training that fits, and the price of each concession."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fitune.cli.planned import Asked
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DOES_NOT_FIT = 3  # exit status, as of `fitune plan`
+
+
+def answer_ladder(asked: Asked, as_json: bool) -> int:
+    """Search, show, and say how to train so."""
+    from fitune.console import results, say
+    from fitune.errors import DoesNotFit
+    from fitune.plan.view import size_in
+
+    if asked.card is None:
+        raise click.UsageError("--ladder needs a card: --gpu NAME or --budget SIZE")
+    usable, margin = asked.gpu.usable_bytes, asked.settings.memory.margin
+    small = replace(asked.gpu, usable_bytes=int(usable * (1 - margin)))
+
+    def plan_of(scenario: Any) -> Any:
+        made = replace(asked, gpu=small).plan(scenario)
+        say(f"{_changed(scenario, asked)}: {size_in(made.smi_peak_bytes, usable)}{'' if made.fits else ' ×'}")
+        return made
+
+    try:
+        found = _search(asked, plan_of)
+    except DoesNotFit as error:
+        if as_json:
+            click.echo(json.dumps({"card": asked.card, "fits": False, "why": str(error)}, ensure_ascii=False, indent=2))
+        else:
+            results().print(f"nothing fits {asked.card}: {error}", markup=False, style="bold red")
+        return DOES_NOT_FIT
+    if as_json:
+        answer = {"card": asked.card, "fits": True, "usable_bytes": usable, "margin": margin, **found.to_dict()}
+        click.echo(json.dumps({**answer, "plan": found.plan.to_dict()}, ensure_ascii=False, indent=2))
+        return 0
+    results().print(asked.heading(), markup=False)
+    print_ladder(results(), found, asked.card, usable, margin)
+    return 0
+
+
+def _search(asked: Asked, plan_of: Any) -> Any:
+    from fitune.train.fit import Rows, search
+    from fitune.train.planning import largest_pass_of, rows_of_length
+
+    def largest_of(settings: Any) -> Any:
+        limit = settings.data.max_length if settings.data != asked.settings.data else None
+        if asked.rows:
+            return largest_pass_of(settings, [row for row in asked.rows if limit is None or row[0] <= limit])
+        return rows_of_length(settings, min(asked.tokens, limit or asked.tokens))
+
+    lengths = [length for length, _ in asked.rows] or [asked.tokens]
+    bf16 = asked.gpu.capability >= (8, 0)
+    # A base that is quantized on the disk is planned as its original, with a note; what fitune trains is the original.
+    return search(asked.settings, Rows(lengths, largest_of), plan_of, bf16)
+
+
+def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, margin: float) -> None:
+    """A row a step: what it needs, saves and costs; then the flags that train so."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from fitune.plan.ladder import shown, time_factor
+    from fitune.plan.view import seconds, size_in
+
+    whole = max(usable_bytes, found.asked.smi_peak_bytes)
+    limit = size_in(usable_bytes * (1 - margin), whole)
+    head = "fits as asked" if not found.steps else "fits with concessions, in the order of their price"
+    console.print(Text(f"{card}: {head}; {limit} may be used (a margin of {margin:.0%} is kept)", style="bold green"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("", "needs", "saves", "time a step", "×"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name))
+    table.add_column("quality", overflow="fold")
+
+    def row(name: str, plan: Any, before: Any, quality: str) -> None:
+        saved = size_in(before.smi_peak_bytes - plan.smi_peak_bytes, whole) if before else ""
+        factor = time_factor(before, plan) if before else None
+        time = "" if plan.seconds_per_step is None else seconds(plan.seconds_per_step)
+        style = "bold" if plan is found.plan else ""
+        needs = size_in(plan.smi_peak_bytes, whole)
+        table.add_row(name, needs, saved, time, "" if factor is None else f"{factor:.2f}", quality, style=style)
+
+    row("as asked", found.asked, None, "")
+    before = found.asked
+    for step in found.steps:
+        row(f"+ {step.name}", step.plan, before, step.quality)
+        before = step.plan
+    console.print(table, soft_wrap=False)
+    if found.changes:
+        flags = " ".join(f"--{key} {shown(value)}" for key, value in found.changes.items())
+        console.print(Text(f"`fitune train` chooses this by itself on such a card; anywhere: {flags}"))
+
+
+def _changed(scenario: Any, asked: Asked) -> str:
+    """What differs from the run as asked, in a few words."""
+    from fitune.plan.view import describe
+
+    plain = asked.scenario()
+    if scenario == plain:
+        return "as asked"
+    size = f"{scenario.batch} × {scenario.seq_len:,} tokens, {scenario.accumulation} times"
+    parts = [part for part in describe(scenario).split(";")[0].split(", ") if part not in describe(plain)]
+    return ", ".join([size, *parts])

@@ -1,0 +1,153 @@
+"""The run's own plan: fitted to the memory before the weights are loaded, compared with what was measured at its end.
+
+In: settings, `Ready`, the layout of the rows. Out: `Fitted`; the plan's figures of what is really trained.
+The last place of the plan that sees a settings object; the search is in fit.py, the measuring in memory.py.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from fitune.config import Settings
+from fitune.console import say, warn
+from fitune.errors import DoesNotFit, ModelError, PlanError
+from fitune.plan import catalogue
+from fitune.plan.ladder import told
+from fitune.plan.predict import Plan, predict
+from fitune.plan.question import config_of
+from fitune.plan.scenario import Scenario
+from fitune.plan.time import with_time
+from fitune.plan.view import size_in
+from fitune.train.examine import questions_of
+from fitune.train.fit import Fitted, Room, Rows, facts_of, room_on, search
+from fitune.train.largest import Batches, largest_pass
+from fitune.train.packing import ATTENTION_DROPOUTS
+from fitune.train.planning import LargestPass, packs_rows, scenario_of, with_changes
+from fitune.train.ready import Ready
+
+
+def fit_run(settings: Settings, ready: Ready) -> Fitted:
+    """The settings to train with: those asked for, or the fastest that fit the memory.
+
+    Raises:
+        DoesNotFit: nothing that the user left open fits.
+    """
+    device, budget = ready.hardware.device, settings.memory.budget
+    if settings.fit == "off" or (device != "cuda" and budget is None):
+        return Fitted(settings)
+    if device == "mps":
+        warn("memory.budget is ignored: the memory of Apple GPUs cannot be planned yet")
+        return Fitted(settings)
+    try:
+        room, values = room_of(settings, ready), config_values(settings)
+        small = room.less_margin()
+        say(f"memory: planning the run in {room.words}, before its weights are loaded")
+
+        def plan_of(scenario: Scenario) -> Plan:
+            return with_time(predict(values, scenario, small), scenario, small)
+
+        found = search(
+            settings, rows_of(settings, ready), plan_of, ready.hardware.fast_bf16, "quantization_config" in values
+        )
+    except DoesNotFit as error:
+        raise DoesNotFit(f"the run does not fit {_in_words(room)}: {error}") from None
+    except (PlanError, ModelError) as error:
+        warn(f"memory: no plan can be made, so the run is trained as asked: {error}")
+        return Fitted(settings)
+    for line in told(found, room.words, room.gpu.usable_bytes, room.margin):
+        say(f"memory: {line}")
+    return Fitted(with_changes(settings, found.changes), facts_of(found, settings, room))
+
+
+def changes_rows(fitted: Fitted, settings: Settings) -> bool:
+    """Whether the rows must be read anew: the ladder left the longest ones out."""
+    return fitted.settings.data != settings.data
+
+
+def room_of(settings: Settings, ready: Ready) -> Room:
+    """The memory that the run may take: the card's, what is free of it, or the budget."""
+    hardware = ready.hardware
+    major, minor = hardware.capability or (8, 0)
+    gpu = catalogue.from_driver(hardware.name, hardware.memory_bytes, f"{major}.{minor}")
+    return room_on(gpu, hardware.free_bytes, settings.memory.budget, settings.memory.margin)
+
+
+def config_values(settings: Settings) -> dict[str, Any]:
+    """The model's config, by the same way as `fitune plan` takes it, so that both find the same traces."""
+    return config_of(settings.model.name, settings.model.revision).values
+
+
+def rows_of(settings: Settings, ready: Ready) -> Rows:
+    """The rows as the ladder must know them."""
+    prompts = prompt_tokens(settings, ready)
+
+    @lru_cache(maxsize=64)
+    def largest(micro: int, limit: int | None, mode: str) -> LargestPass:
+        train, test = (_within(rows, limit) for rows in (ready.data.train, ready.data.test))
+        return largest_pass(train, test, batches_of(settings, micro, mode, len(train)), prompts)
+
+    def largest_of(changed: Settings) -> LargestPass:
+        micro = changed.train.micro_batch_size or changed.train.batch_size
+        limit = changed.data.max_length if changed.data != settings.data else None
+        return largest(micro, limit, likely_mode(changed, config_values(settings)))
+
+    lengths = [len(row.input_ids) for row in ready.data.train]
+    return Rows(lengths, largest_of, len(ready.template.added_tokens))
+
+
+def batches_of(settings: Settings, micro_rows: int, mode: str, num_rows: int) -> Batches:
+    """How this run deals out its rows."""
+    steps = settings.train.max_steps
+    epochs = settings.train.epochs if steps is None else steps * settings.train.batch_size / num_rows
+    return Batches(settings.train.batch_size, micro_rows, settings.train.seed, epochs, mode)
+
+
+def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
+    """The layout that packing.choose_packing will most likely find, before there is a model to ask."""
+    if not packs_rows(settings) or any((config.get("text_config") or config).get(name) for name in ATTENTION_DROPOUTS):
+        return "off"
+    return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
+
+
+def prompt_tokens(settings: Settings, ready: Ready) -> int | None:
+    """The longest prompt that is answered in an evaluation; None when none is."""
+    asked = questions_of(ready.data.test_examples, settings.eval.samples)
+    return max((len(ready.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
+
+
+def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]:
+    """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
+
+    On a GPU allocated_bytes and reserved_bytes.
+    """
+    if settings.fit == "off" or ready.hardware.device != "cuda":
+        return {}
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    try:
+        train, test = ready.data.train, ready.data.test
+        batches = batches_of(settings, micro, mode, len(train))
+        largest = largest_pass(train, test, batches, prompt_tokens(settings, ready))
+        scenario = scenario_of(
+            settings, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
+        )
+        plan = predict(config_values(settings), scenario, room_of(settings, ready).gpu)
+    except (PlanError, ModelError, ValueError) as error:
+        warn(f"memory: no plan can be made: {error}")
+        return {}
+    return {
+        "allocated_bytes": plan.allocated_peak_bytes,
+        "reserved_bytes": plan.reserved_peak_bytes,
+        "smi_bytes": plan.smi_peak_bytes,
+        "moment": plan.moment,
+        "parts": plan.parts,
+    }
+
+
+def _within(rows: Any, limit: int | None) -> Any:
+    return rows if limit is None else [row for row in rows if len(row.input_ids) <= limit]
+
+
+def _in_words(room: Room) -> str:
+    size = room.gpu.usable_bytes
+    return f"{size_in(size * (1 - room.margin), size)} ({room.words}, less a margin of {room.margin:.0%})"

@@ -1,0 +1,106 @@
+"""The largest forward passes that a run will meet: its order of rows is known, so they need not be guessed.
+
+In: token rows, the batch, the seed. Out: the rows of the largest pass, and `LargestPass` for the plan.
+Knows nothing of models, settings or trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fitune.data.pack import pack_rows
+from fitune.data.tree import Tree
+from fitune.train.order import epoch_order
+from fitune.train.planning import LargestPass
+
+# Steps are weighed by their rows' lengths, and the heaviest of them packed to see what is shared.
+STEPS_PACKED = 16
+EPOCHS_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How rows are dealt out."""
+
+    batch_rows: int
+    """Rows of an optimizer step."""
+    micro_rows: int
+    """Rows of a padded forward pass."""
+    seed: int
+    epochs: float = 1.0
+    mode: str = "off"
+    """tree, rows or off, as `Packing.mode`."""
+
+    def max_tokens(self, rows: Sequence[Any]) -> int:
+        """Computed tokens of a pack at most (packing.choose_packing)."""
+        return self.micro_rows * max((len(row.input_ids) for row in rows), default=1)
+
+
+def heaviest_steps(rows: Sequence[Any], batches: Batches, count: int) -> list[list[Any]]:
+    """The rows of the ``count`` optimizer steps with the most tokens, heaviest first."""
+    lengths = np.asarray([len(row.input_ids) for row in rows])
+    found = []
+    for order in _orders(len(rows), batches):
+        starts = np.arange(0, len(order), batches.batch_rows)
+        tokens = np.add.reduceat(lengths[order], starts)
+        for step in np.argsort(-tokens, kind="stable")[:count]:
+            found.append((int(tokens[step]), order[starts[step] : starts[step] + batches.batch_rows]))
+    found.sort(key=lambda one: -one[0])
+    return [[rows[index] for index in step] for _, step in found[:count]]
+
+
+def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
+    """The padded forward pass with the most positions; of several, the one with the most trained tokens."""
+    lengths = np.asarray([len(row.input_ids) for row in rows])
+    trained = np.asarray([row.num_trained for row in rows])
+    best, chosen = (-1, -1), np.empty(0, dtype=np.int64)
+    for order in _orders(len(rows), batches):
+        # The micro-batch divides the batch, so that no micro-batch reaches over the end of a step.
+        starts = np.arange(0, len(order), batches.micro_rows)
+        counts = np.diff(np.append(starts, len(order)))
+        positions = np.maximum.reduceat(lengths[order], starts) * counts
+        targets = np.add.reduceat(trained[order], starts)
+        at = max(range(len(starts)), key=lambda index: (positions[index], targets[index]))
+        here = (int(positions[at]), int(targets[at]))
+        if here > best:
+            best, chosen = here, order[starts[at] : starts[at] + batches.micro_rows]
+    return [rows[index] for index in chosen]
+
+
+def _orders(num_rows: int, batches: Batches) -> Iterator[np.ndarray]:
+    """The order of each epoch."""
+    for epoch in range(min(max(int(np.ceil(batches.epochs)), 1), EPOCHS_LOOKED_AT)):
+        yield np.asarray(epoch_order(num_rows, batches.seed, epoch))
+
+
+def largest_pack(rows: Sequence[Any], batches: Batches) -> Tree:
+    """The pack with the most computed tokens among the heaviest steps."""
+    most, share = batches.max_tokens(rows), batches.mode == "tree"
+    packs = [pack for step in heaviest_steps(rows, batches, STEPS_PACKED) for pack in pack_rows(step, most, share)]
+    return max(packs, key=lambda pack: (pack.num_nodes, pack.num_targets))
+
+
+def largest_pass(
+    train_rows: Sequence[Any], test_rows: Sequence[Any], batches: Batches, prompt_tokens: int | None = None
+) -> LargestPass:
+    """What the rows say about the memory of this run."""
+    longest = max(len(row.input_ids) for row in train_rows)
+    if batches.mode == "off":
+        micro = largest_micro_batch(train_rows, batches)
+        width = max(len(row.input_ids) for row in micro)
+        targets = sum(row.num_trained for row in micro)
+        return LargestPass(width, _share(targets, len(micro) * (width - 1)), prompt_tokens=prompt_tokens)
+    pack = largest_pack(train_rows, batches)
+    predicting = len(np.unique(pack.target_nodes))
+    held_out = pack_rows(test_rows, batches.max_tokens(train_rows), batches.mode == "tree") if test_rows else []
+    eval_pack = max((tree.num_nodes for tree in held_out), default=None)
+    share = _share(predicting, pack.num_nodes - 1)
+    return LargestPass(longest, share, pack.num_nodes, eval_pack, prompt_tokens)
+
+
+def _share(part: int, whole: int) -> float:
+    return min(1.0, max(part, 1) / max(whole, 1))

@@ -1,0 +1,183 @@
+"""Settings → the ladder's question; what the user fixed stays; what is free on a card; a run on a card, simulated."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fitune.config import Settings
+from fitune.errors import DoesNotFit
+from fitune.plan import ladder
+from fitune.plan.predict import Card, Plan
+from fitune.plan.scenario import Scenario
+from fitune.runs import manifest as manifests
+from fitune.settings import load_settings
+from fitune.settings.fields import given
+from fitune.train import fit_run as runs_fit
+from fitune.train.fit import Room, Rows, facts_of, open_settings, room_on, search, start_of, whole_changes
+from fitune.train.planning import rows_of_length
+
+GIB = 2**30
+
+
+def plan_of(usable_gib: float) -> Any:
+    """A made-up card: weights, and activations by the tokens of a pass."""
+    weights = {"fp32": 8.0, "bf16": 4.0, "int8": 2.0, "nf4": 1.0}
+
+    def plan(scenario: Scenario) -> Plan:
+        tokens = scenario.batch * scenario.seq_len
+        states = (3.0 if scenario.tuning == "full" else 0.0) * (0.25 if "8bit" in scenario.optimizer else 1.0)
+        need = weights[scenario.weights] + states + tokens / 1000 * (0.2 if scenario.gradient_checkpointing else 1.0)
+        slower = 1.3 if scenario.gradient_checkpointing else 1.0
+        seconds = slower * (1 + 0.1 * scenario.accumulation)
+        return Plan(0, 0, round(need * GIB), {}, "", {}, need <= usable_gib, seconds_per_step=seconds)
+
+    return plan
+
+
+def rows(tokens: int = 1000) -> Rows:
+    return Rows([tokens], lambda settings: rows_of_length(settings, min(tokens, settings.data.max_length or tokens)))
+
+
+def test_what_was_given_is_known_from_files_flags_and_arguments(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {optimizer: adamw, micro_batch_size: null}\nmodel: {precision: auto}\nfit: off\n")
+    settings = load_settings(path, {"lora.rank": "16"})
+    assert given(settings) == {"train.optimizer", "lora.rank", "fit"}  # null and auto leave the choice to fitune
+    assert settings.fit == "off" and settings == Settings(fit="off")
+    assert given(Settings(train={"gradient_checkpointing": False})) == {"train.gradient_checkpointing"}  # type: ignore[arg-type]
+    assert given(Settings()) == frozenset()
+
+
+def test_what_the_user_fixed_is_not_open_and_may_be_opened_again():
+    assert open_settings(Settings()) == set(ladder.KEYS) - {ladder.LENGTH}
+    fixed = load_settings(None, {"train.tuning": "full", "train.gradient_checkpointing": "false"})
+    assert open_settings(fixed) == {ladder.MICRO, ladder.OPTIMIZER, ladder.QUANTIZATION}
+    freed = load_settings(None, {"train.tuning": "full", "memory.may_change": "train.tuning,data.max_length"})
+    assert open_settings(freed) == set(ladder.KEYS)
+
+
+def test_the_batch_of_a_step_never_changes():
+    found = search(Settings(), rows(), plan_of(6.0))
+    assert found.changes == {ladder.MICRO: 2}
+    found = search(load_settings(None, {"train.micro_batch_size": "8"}), rows(), plan_of(6.0))
+    assert found.changes == {ladder.CHECKPOINTING: True}
+
+
+def test_full_fine_tuning_is_not_quantized_and_not_exchanged_unless_allowed():
+    full = load_settings(None, {"train.tuning": "full"})
+    with pytest.raises(DoesNotFit, match=r"set train.tuning lora, or allow it with memory.may_change \[train.tuning\]"):
+        search(full, rows(), plan_of(6.0))
+    allowed = load_settings(None, {"train.tuning": "full", "memory.may_change": "train.tuning"})
+    assert search(allowed, rows(), plan_of(6.0)).changes == {ladder.TUNING: "lora", ladder.MICRO: 2}
+
+
+def test_nf4_brings_double_quantization_unless_it_was_set():
+    found = search(Settings(), rows(), plan_of(1.5))
+    assert found.changes[ladder.QUANTIZATION] == "nf4" and found.changes["model.double_quant"] is True
+    fixed = Settings(model={"double_quant": False})  # type: ignore[arg-type]
+    assert "model.double_quant" not in search(fixed, rows(), plan_of(1.5)).changes
+    assert search(Settings(), rows(), plan_of(1.5), base_is_quantized=False).plan.fits
+    with pytest.raises(DoesNotFit):
+        search(Settings(), rows(), plan_of(1.5), base_is_quantized=True)
+
+
+def test_settings_that_do_not_go_together_are_not_chosen():
+    pissa = load_settings(None, {"lora.init": "pissa"})
+    with pytest.raises(DoesNotFit):
+        search(pissa, rows(), plan_of(2.5))
+
+
+def test_shorter_rows_leave_the_longest_out():
+    lengths = [*range(1, 100), 1000]
+    start = start_of(Settings(), lengths)
+    assert start.values[ladder.LENGTH] == 1000 and start.lengths == (99, 95, 90, 75, 50)
+    assert ladder.LENGTH in start.fixed and start.kept_share(99) == 0.99
+    changed = whole_changes(Settings(), {ladder.LENGTH: 99})
+    assert changed == {ladder.LENGTH: 99, "data.too_long": "drop"}
+    cut = load_settings(None, {"data.too_long": "cut"})
+    assert whole_changes(cut, {ladder.LENGTH: 99}) == {ladder.LENGTH: 99}
+
+
+def test_room_is_what_is_free_or_the_budget_whichever_is_less():
+    card = Card("RTX", 24 * GIB, (8, 9), GIB // 2)
+    assert room_on(card, None, None, 0.05).gpu.usable_bytes == 24 * GIB
+    taken = room_on(card, 10 * GIB, None, 0.05)
+    assert (taken.gpu.usable_bytes, taken.words) == (10.5 * GIB, "what is free on RTX")
+    named = room_on(card, 10 * GIB, "8GiB", 0.25)
+    assert (named.gpu.usable_bytes, named.less_margin().usable_bytes) == (8 * GIB, 6 * GIB)
+    assert room_on(card, None, "80GiB", 0.05).gpu.usable_bytes == 24 * GIB  # a budget does not make a card larger
+
+
+def test_the_manifest_tells_what_was_and_what_is():
+    found = search(Settings(), rows(), plan_of(6.0))
+    facts = facts_of(found, Settings(), Room(Card("x", 7 * GIB, (8, 0), 0), "x", 0.05))
+    assert facts["ladder"]["changes"] == {ladder.MICRO: {"was": None, "is": 2}}
+    assert facts["ladder"]["steps"][0]["saves_bytes"] == 6 * GIB
+
+
+# ---- a run on a card, simulated: the CPU trains, the plan believes in a card
+
+
+@pytest.fixture
+def on_a_card(monkeypatch):
+    """`fit_run` and the comparison see a card of so many GiB; training stays on the CPU."""
+
+    def set_up(gib: float) -> None:
+        monkeypatch.setattr(
+            runs_fit, "room_of", lambda settings, ready: Room(Card("card", int(gib * GIB), (8, 0), 0), "card", 0.0)
+        )
+        monkeypatch.setattr(
+            runs_fit, "predict", lambda values, scenario, gpu: plan_of(gpu.usable_bytes / GIB)(scenario)
+        )
+        original = runs_fit.fit_run
+
+        def fit_run(settings: Settings, ready: Any) -> Any:
+            hardware = SimpleNamespace(device="cuda", fast_bf16=True)
+            return original(settings, SimpleNamespace(**{**vars(ready), "hardware": hardware}))
+
+        monkeypatch.setattr("fitune.train.run.fit_run", fit_run)
+
+    return set_up
+
+
+def test_a_run_takes_the_ladders_choice_says_it_and_keeps_it(settings_of, tmp_path, on_a_card, capsys):
+    import fitune
+
+    on_a_card(4.02)
+    settings = replace_fit(settings_of(train__batch_size=4, model__precision="bf16"))
+    result = fitune.train(settings)
+    said = capsys.readouterr().err
+    assert "as asked it needs" in said and "micro-batches of" in said and "it fits so" in said
+    manifest = manifests.read(result.folder / "manifest.json")
+    changes = manifest["memory"]["ladder"]["changes"]
+    micro = changes[ladder.MICRO]["is"] if ladder.MICRO in changes else None
+    assert changes and manifest["memory"]["room"]["of"] == "card"
+    assert fitune.show_run(result.folder)["settings"]["train"]["micro_batch_size"] == micro
+    assert manifest["training"]["accumulation"] == 4 // (micro or 4)
+
+
+def test_a_run_that_cannot_fit_ends_before_the_weights_are_loaded(settings_of, tmp_path, on_a_card, monkeypatch):
+    import fitune
+    from fitune.train import build
+
+    monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    on_a_card(0.5)
+    with pytest.raises(DoesNotFit, match="the run does not fit 512 MiB"):
+        fitune.train(replace_fit(settings_of()))
+    assert not (tmp_path / "runs" / "one").exists()
+
+
+def test_fit_off_plans_nothing(settings_of, monkeypatch):
+    monkeypatch.setattr(runs_fit, "search", lambda *args, **kwargs: pytest.fail("a plan was made"))
+    ready: Any = SimpleNamespace(hardware=SimpleNamespace(device="cuda"))
+    settings = settings_of(fit="off")
+    assert runs_fit.fit_run(settings, ready).settings is settings
+    ready.hardware.device = "cpu"  # without a budget
+    assert runs_fit.fit_run(replace_fit(settings), ready).facts == {}
+
+
+def replace_fit(settings: Settings) -> Settings:
+    return settings.model_copy(update={"fit": "auto"})

@@ -1,0 +1,159 @@
+"""Out of memory, simulated: a pass that is too large raises torch.OutOfMemoryError, as CUDA's allocator would.
+
+The reference is the run that never ran out of memory.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fitune.errors import DoesNotFit
+from fitune.train.arguments import schedule_of, training_arguments
+from fitune.train.callbacks import ProgressLine, RunLog
+from fitune.train.largest import Batches
+from fitune.train.packing import choose_packing
+from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, is_out_of_memory, largest_inputs
+
+
+class Memory:
+    """Room for so many positions of a forward pass; without recomputing activations only for half as many."""
+
+    def __init__(self, model: Any, positions: int | None, half_without_checkpointing: bool = False, late: bool = False):
+        self.positions, self.sizes, self.late, self.model = positions, [], late, model
+        self.inner = model.get_base_model()
+        self.half = half_without_checkpointing
+        self.inner.model.embed_tokens.register_forward_hook(self.allocate)
+        self.failures = 0
+
+    def allocate(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        size = args[0].numel()
+        if torch.is_grad_enabled():
+            self.sizes.append(size)
+        room = self.positions
+        if room is not None and self.half and not self.inner.is_gradient_checkpointing:
+            room //= 2
+        if room is not None and size > room:
+            self.failures += 1
+            if not self.late:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            if output.requires_grad:
+                output.register_hook(self.fail)  # in the backward pass, when some gradients are already there
+        return output
+
+    def fail(self, grad: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **changed: Any) -> Any:
+    rows = tiny.make_rows(16, longest=12)
+    for row in rows:
+        object.__setattr__(row, "num_trained", sum(row.trained[1:]))
+    batch, micro = 8, changed.pop("micro_batch_size", 4)
+    schedule = schedule_of(len(rows), batch, micro, 1.0, None, 0.1, None, None)
+    values = {
+        "epochs": 1.0, "max_steps": None, "learning_rate": 1e-2, "schedule_name": "cosine", "optimizer": "adamw",
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
+        "mixed_precision": "fp32", "device": "cpu", "evaluates": changed.get("evaluates", False),
+        "best_metric": "loss", "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
+    }  # fmt: skip
+    arguments = training_arguments(folder, schedule, **values)
+    model = tiny.llama()
+    memory = Memory(model, None, changed.get("half", False), changed.get("late", False))
+    logged: list[dict[str, Any]] = []
+    callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
+    callbacks += [TriedFirst()] if trial else []
+    kind: Any = SurvivingTrainer
+    if packed:
+        packing = choose_packing(model, rows, "tree", micro)
+        assert packing.mode == "tree"
+        kind = partial(SurvivingPackedTrainer, packing=packing)
+    trainer = kind(
+        model, arguments, rows, rows[:4] if changed.get("evaluates") else [], tiny.collate, None, 2, callbacks
+    )
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.longest = partial(largest_inputs, rows, Batches(batch, micro, 1, 1.0, trainer.layout), tiny.collate)
+    trainer.logged, trainer.memory, trainer.events = logged, memory, []
+    trainer.on_step_down = trainer.events.append
+    memory.sizes.clear()
+    return trainer
+
+
+def weights(trainer: Any) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for _, value in trainer.trained_parameters()])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("trial", [False, True])
+def test_a_run_that_runs_out_of_memory_is_the_run_that_did_not(tmp_path, tiny, packed, late, trial, capsys):
+    free = make(tmp_path / "free", tiny, packed)
+    free.train()
+    tight = make(tmp_path / "tight", tiny, packed, trial, late=late)
+    tight.memory.positions = max(free.memory.sizes) // 2 + 1
+    tight.train()
+    assert tight.memory.failures > 0 and tight.events
+    assert tiny.losses(tight) == pytest.approx(tiny.losses(free), rel=1e-5)
+    torch.testing.assert_close(weights(tight), weights(free), rtol=1e-4, atol=1e-6)
+    assert max(tight.memory.sizes[-4:]) <= tight.memory.positions
+    assert tight.state.global_step == free.state.global_step == 2
+    said = capsys.readouterr().err
+    assert "out of memory " + ("in the trial before step 1" if trial else "at step 1") in said
+    if trial:
+        assert all(event["at"] == "in the trial before step 1" for event in tight.events)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_trial_leaves_no_trace_in_the_training(tmp_path, tiny, packed):
+    plain, tried = make(tmp_path / "a", tiny, packed), make(tmp_path / "b", tiny, packed, trial=True)
+    torch.manual_seed(5)
+    plain.train()
+    torch.manual_seed(5)
+    tried.train()
+    assert tiny.losses(plain) == tiny.losses(tried)
+    assert torch.equal(weights(plain), weights(tried))
+    assert len(tried.memory.sizes) == len(plain.memory.sizes) + 1
+    assert tried.memory.sizes[0] == max(plain.memory.sizes)  # the longest real pass, first
+
+
+def test_a_single_row_that_is_too_long_switches_checkpointing_on(tmp_path, tiny):
+    free = make(tmp_path / "free", tiny)
+    free.train()
+    tight = make(tmp_path / "tight", tiny, half=True)
+    tight.memory.positions = 20  # 10 for a row that is kept, and the longest has more
+    tight.train()
+    assert tight.checkpoints_activations and tight.events[-1]["to"].startswith("gradient checkpointing")
+    assert tiny.losses(tight) == pytest.approx(tiny.losses(free), rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_when_nothing_is_left_the_error_says_what_to_do(tmp_path, tiny, packed):
+    tight = make(tmp_path / "tight", tiny, packed)
+    tight.memory.positions = 3
+    with pytest.raises(DoesNotFit, match="Leave the longest rows out"):
+        tight.train()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_evaluation_goes_on_in_smaller_batches(tmp_path, tiny, packed):
+    trainer = make(tmp_path / "run", tiny, packed, evaluates=True)
+    wanted = trainer.evaluate()["eval_loss"]
+    trainer.memory.positions = 13
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-5)
+    assert trainer.memory.failures > 0
+
+
+def test_other_errors_are_not_taken_for_it(tmp_path, tiny):
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    )
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    trainer = make(tmp_path / "run", tiny)
+    trainer.model.get_base_model().model.embed_tokens.register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
