@@ -1,28 +1,25 @@
 """Sizes of memory as people write them.
 
-In: ``16GiB``, ``24 GB``, ``800M``. Out: bytes, or what is wrong.
+In: ``16GiB``, ``24 GB``, ``8000M``. Out: bytes, or what is wrong.
 """
 
 from __future__ import annotations
 
 import re
 
-# Letter → power. With an i, and for a bare letter as torch and the kernel write it, 1024; with a B alone 1000.
-LETTERS = "KMGT"
+UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a written size: GiB and G are 2³⁰, GB is 10⁹, a number alone is bytes.
+    """``16GiB``, ``16 GB``, ``16G``, ``8000MiB`` → bytes. GiB and G are 2**30, GB is 10**9.
 
     Raises:
-        ValueError: no size, or none above zero; the message goes on after the setting's name.
+        ValueError: no number with a unit, or not above zero.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:([KMGT])(i?B)?|B)?\s*", text, re.IGNORECASE)
-    if found is None:
-        raise ValueError(f'is "{text}", which is no size; write 16GiB, 24GB or 800MiB')
-    number, letter, unit = found.groups()
-    base = 1000 if (unit or "").upper() == "B" else 1024
-    num_bytes = int(float(number) * base ** (LETTERS.index(letter.upper()) + 1 if letter else 0))
-    if num_bytes < 1:
-        raise ValueError(f'is "{text}"; use a size above zero, for example 16GiB')
-    return num_bytes
+    found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text.replace(",", ""), re.IGNORECASE)
+    if found is None or not (found[2] or found[4]):
+        raise ValueError(f'"{text}" is no size of memory; write a number and its unit, for example 16GiB or 15.7GB')
+    number, binary = float(found[1]), bool(found[3]) or not found[4]
+    if number <= 0:
+        raise ValueError(f'"{text}" is not above zero; give the memory of the card, for example 16GiB')
+    return round(number * (1024 if binary else 1000) ** UNITS[found[2].lower()])

@@ -112,19 +112,19 @@ def test_the_longest_real_batch_counts(
 
 
 def test_the_largest_pass_of_real_rows() -> None:
-    from fitune.cli.planned import largest_pass
     from fitune.settings import load_settings
+    from fitune.train.planning import largest_pass_of
 
     rows = [(10, 3), (40, 5), (20, 18), (30, 4)]
-    padded = largest_pass(load_settings(None, {"train.batch_size": 2, "data.packing": "off"}), rows)
+    padded = largest_pass_of(load_settings(None, {"train.batch_size": 2, "data.packing": "off"}), rows)
     # Two rows of 40: 78 positions predict something; the most that two rows train is 18 + 5.
     assert (padded.longest_tokens, padded.pack_tokens) == (40, None) and padded.label_share == 23 / 78
     whole = {"train.batch_size": 4, "data.packing": "auto"}
     # Packs of a step of four rows hold at most two of the longest: 80 tokens, though all four have 100.
-    packed = largest_pass(load_settings(None, {**whole, "train.micro_batch_size": 2}), rows)
+    packed = largest_pass_of(load_settings(None, {**whole, "train.micro_batch_size": 2}), rows)
     assert packed.pack_tokens == 80 and packed.label_share == 30 / 79
-    assert largest_pass(load_settings(None, whole), rows).pack_tokens == 100
-    assert largest_pass(load_settings(None, {**whole, "train.batch_size": 1}), rows).pack_tokens == 40
+    assert largest_pass_of(load_settings(None, whole), rows).pack_tokens == 100
+    assert largest_pass_of(load_settings(None, {**whole, "train.batch_size": 1}), rows).pack_tokens == 40
 
 
 def test_data_without_a_tokenizer_says_what_to_do(model: str, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ NO_MEMORY = {
     "eval.best_metric": "likewise",
     "eval.patience": "likewise",
     "run": "files",
+    "fit": "whether a plan is made",
     "memory": "how the plan is used, not what is planned",
 }
 # These matter with a quantization only.

@@ -27,6 +27,8 @@ class Memory:
         self.inner = model.get_base_model()
         self.half = half_without_checkpointing
         self.inner.model.embed_tokens.register_forward_hook(self.allocate)
+        self.inner.model.layers[0].register_forward_hook(self.fail_later)
+        self.too_large = False
         self.failures = 0
 
     def allocate(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -36,13 +38,18 @@ class Memory:
         room = self.positions
         if room is not None and self.half and not self.inner.is_gradient_checkpointing:
             room //= 2
-        if room is not None and size > room:
+        self.too_large = room is not None and size > room
+        if self.too_large:
             self.failures += 1
-            if not self.late:
+            if not (self.late and torch.is_grad_enabled()):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            if output.requires_grad:
-                output.register_hook(self.fail)  # in the backward pass, when some gradients are already there
         return output
+
+    def fail_later(self, module: Any, args: tuple, output: Any) -> None:
+        """In the backward pass, when the gradients of the layers above are already there."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        if self.too_large and hidden.requires_grad:
+            hidden.register_hook(self.fail)
 
     def fail(self, grad: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from fitune.cli.flags import SettingsCommand
+from fitune.cli.ladder import DOES_NOT_FIT, answer_ladder
 from fitune.cli.planned import Asked, ask
 
-DOES_NOT_FIT = 3  # exit status
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
 ENDS = {
@@ -39,6 +39,7 @@ ENDS = {
     type=click.Choice(["seq-len", "batch", "rank", "model"]),
     help="The largest that fits; for model, name several.",
 )
+@click.option("--ladder", is_flag=True, help="The fastest way of training that fits, and the price of each concession.")
 @click.option("--explain", is_flag=True, help="The textbook's closed form beside the exact figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--svg", "svg_file", type=click.Path(dir_okay=False), help="Write a picture.")
@@ -53,6 +54,7 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     fitune plan my-model/config.json --budget 16GiB --train.gradient_checkpointing
     fitune plan recipes/pig-latin.yaml --gpu T4
     fitune plan Qwen/Qwen2.5-7B --gpu "RTX 4090" --max seq-len
+    fitune plan Qwen/Qwen2.5-7B --gpu "RTX 4090" --ladder
 
     MODEL is a hub id, a folder, a config.json, a GGUF file or a built-in name. All settings of `fitune train` are
     taken, so that what is planned is what would be trained. Exit status: 0 it fits, 3 it does not, 1 an error.
@@ -63,8 +65,10 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     models = [word for word in words if not word.endswith((".yaml", ".yml"))]
     recipes = [word for word in words if word.endswith((".yaml", ".yml"))]
     pictures = given["svg_file"] or given["html_file"] or given["explain"]
-    if as_grid + bool(most) + bool(pictures) > 1:
-        raise click.UsageError("--grid and --max answer by themselves: leave out the other, --svg, --html, --explain")
+    if as_grid + bool(most) + given["ladder"] + bool(pictures) > 1:
+        raise click.UsageError(
+            "--grid, --max and --ladder answer by themselves: leave out the others, --svg, --html and --explain"
+        )
     if len(recipes) > 1 or (len(models) > 1 and most != "model"):
         raise click.UsageError("name one model and one recipe; several models go with --max model")
     asked = ask(models[0] if models else None, recipes, ctx.meta["settings"], given)
@@ -72,6 +76,8 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
         status = _answer_models(asked, models or [asked.config.name], given["as_json"])
     elif most:
         status = _answer_most(asked, most, given["as_json"])
+    elif given["ladder"]:
+        status = answer_ladder(asked, given["as_json"])
     elif as_grid:
         status = _answer_grid(asked, given["as_json"])
     else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,11 @@ class Asked:
             PlanError: a combination that cannot be trained.
         """
         from fitune.errors import PlanError
-        from fitune.train.planning import rows_of_length, scenario_of
+        from fitune.train.planning import largest_pass_of, rows_of_length, scenario_of, with_changes
 
-        settings = self.settings
-        for key, value in (changes or {}).items():
-            section, _, name = key.partition(".")
-            part = getattr(settings, section).model_copy(update={name: value})
-            settings = settings.model_copy(update={section: part})
+        settings = with_changes(self.settings, changes or {})
         largest = (
-            largest_pass(settings, self.rows)
+            largest_pass_of(settings, self.rows)
             if self.rows and tokens is None
             else rows_of_length(settings, tokens or self.tokens)
         )
@@ -83,6 +78,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     """
     from fitune.plan.question import config_of
     from fitune.settings import load_settings
+    from fitune.sizes import parse_bytes
 
     named = {"model.name": model} if model else {}
     named |= {"data.train": given["data_file"]} if given["data_file"] else {}
@@ -91,7 +87,11 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
             raise click.UsageError(f"{value} and --{key} {overrides[key]} are two answers to one question; name one")
     settings = load_settings(recipes[0] if recipes else None, {**overrides, **named})
     config = config_of(settings.model.name, settings.model.revision)
-    gpu, card, notes = _card(given["gpu_name"], given["budget"])
+    gpu, card, notes = _card(
+        given["gpu_name"], given["budget"] or (None if given["gpu_name"] else settings.memory.budget)
+    )
+    if given["gpu_name"] and settings.memory.budget:
+        gpu = replace(gpu, usable_bytes=min(gpu.usable_bytes, parse_bytes(settings.memory.budget)))
     has_data = given["data_file"] or recipes or "data.train" in overrides
     if has_data and given["seq_len"] is None:
         rows = _rows(settings, settings.model.name)
@@ -154,22 +154,3 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     config = load_config(source, settings.model.trust_remote_code)
     renderer = make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config)
     return tuple((len(row.input_ids), row.num_trained) for row in read_data(settings, config, renderer, ()).train)
-
-
-def largest_pass(settings: Any, rows: Sequence[tuple[int, int]]) -> Any:
-    """`LargestPass` that a run over ``rows`` can meet, whatever rows the shuffle brings together.
-
-    A padded batch: the longest row beside the most trained tokens. A pack holds rows of one step side by side, at most
-    as many tokens as a padded batch of the longest (packing.choose_packing); prefixes that rows share make it shorter.
-    """
-    from fitune.train.planning import LargestPass, packs_rows
-
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    lengths = sorted((length for length, _ in rows), reverse=True)
-    trained = sorted((count for _, count in rows), reverse=True)
-    padded = micro * lengths[0]
-    if not packs_rows(settings):
-        return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
-    pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
-    share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
-    return LargestPass(lengths[0], min(1.0, share), pack, pack)

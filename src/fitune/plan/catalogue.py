@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from fitune import sizes
 from fitune.errors import PlanError
 
 MIB, GIB = 2**20, 2**30
@@ -48,7 +49,6 @@ BUDGET_RATES = "RTX 4090"
 NOISE = r"\b(nvidia|geforce|tesla|gpu|generation|graphics|card|max-?q|workstation|server|hbm\d?e?|sxm\d?|pcie|nvl|edition)\b"
 # Words that people leave out.
 LEFT_OUT = {"rtx", "ada", "quadro", "blackwell"}
-UNITS = {"": 1, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,15 @@ def budget(num_bytes: int) -> Gpu:
 
 
 def parse_bytes(text: str) -> int:
-    """``16GiB``, ``16 GB``, ``16G``, ``8000MiB`` → bytes. GiB and G are 2**30, GB is 10**9.
+    """`fitune.sizes.parse_bytes` of a budget.
 
     Raises:
         PlanError: no number with a unit, or not above zero.
     """
-    found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text.replace(",", ""), re.IGNORECASE)
-    if found is None or not (found[2] or found[4]):
-        raise PlanError(f'"{text}" is no size of memory; write a number and its unit, for example 16GiB or 15.7GB')
-    number, binary = float(found[1]), bool(found[3]) or not found[4]
-    if number <= 0:
-        raise PlanError(f'"{text}" is not above zero; give the memory of the card, for example 16GiB')
-    return round(number * (1024 if binary else 1000) ** (UNITS[found[2].lower()] if found[2] else 0))
+    try:
+        return sizes.parse_bytes(text)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
 
 
 def shown(num_bytes: int) -> str:

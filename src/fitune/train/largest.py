@@ -45,9 +45,9 @@ def heaviest_steps(rows: Sequence[Any], batches: Batches, count: int) -> list[li
     lengths = np.asarray([len(row.input_ids) for row in rows])
     found = []
     for order in _orders(len(rows), batches):
-        starts = np.arange(0, len(order), batches.batch_rows)
-        tokens = np.add.reduceat(lengths[order], starts)
-        for step in np.argsort(-tokens, kind="stable")[:count]:
+        starts = range(0, len(order), batches.batch_rows)
+        tokens = np.add.reduceat(lengths[order], np.asarray(starts))
+        for step in np.argsort(-tokens, kind="stable")[:count].tolist():
             found.append((int(tokens[step]), order[starts[step] : starts[step] + batches.batch_rows]))
     found.sort(key=lambda one: -one[0])
     return [[rows[index] for index in step] for _, step in found[:count]]
@@ -68,7 +68,7 @@ def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
         here = (int(positions[at]), int(targets[at]))
         if here > best:
             best, chosen = here, order[starts[at] : starts[at] + batches.micro_rows]
-    return [rows[index] for index in chosen]
+    return [rows[index] for index in chosen.tolist()]
 
 
 def _orders(num_rows: int, batches: Batches) -> Iterator[np.ndarray]:
