@@ -102,3 +102,17 @@ def test_the_card_names_the_base_only_where_others_find_it(run: RunFolder, kind:
     head = yaml.safe_load(text.split("---")[1])
     assert ("base_model" in head) is (kind == "hub") and head["license"] == "unknown"
     assert ("AutoPeftModelForCausalLM" in text) is by_name
+
+
+def test_the_report_puts_predicted_beside_measured_memory(run: RunFolder):
+    memory = {
+        "predicted": {"allocated_bytes": 1000 * 2**20},
+        "measured": {"allocated_bytes": 1020 * 2**20, "reserved_bytes": 1100 * 2**20},
+        "ladder": {"steps": [{"name": "8-bit <Adam>", "saves_bytes": 2**30, "quality": "none"}]},
+        "step_downs": [{"at": "at step 3", "to": "micro-batches of 2 rows"}],
+    }
+    run.manifest.write_text(json.dumps({**MANIFEST, "memory": memory}))
+    page = write_report(run).read_text(encoding="utf-8")
+    Checked().feed(page)
+    for text in ("<h2>Memory</h2>", "1,000 MiB", "1,020 MiB", "+2.0%", "8-bit &lt;Adam&gt;", "at step 3"):
+        assert text in page

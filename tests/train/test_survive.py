@@ -36,7 +36,7 @@ class Memory:
         if torch.is_grad_enabled():
             self.sizes.append(size)
         room = self.positions
-        if room is not None and self.half and not self.inner.is_gradient_checkpointing:
+        if room is not None and self.half and not self.inner.is_activation_checkpointing:
             room //= 2
         self.too_large = room is not None and size > room
         if self.too_large:

@@ -60,7 +60,8 @@ def show(run: str, folder: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    facts = {**flat(found["summary"]), "checkpoints": found["checkpoints"]}
+    memory = _in_words(found["summary"].pop("memory"))
+    facts = {**flat(found["summary"]), **memory, "checkpoints": found["checkpoints"]}
     _print_table(("", run), [[name, value] for name, value in facts.items()])
 
 
@@ -87,6 +88,20 @@ def compare(names: tuple[str, ...], folder: str, as_json: bool) -> None:
         rows += [[f"{part}: {name}", *values] for name, values in found[part].items()]
     last = [losses[-1][1] if losses else None for losses in found["losses"]]
     _print_table(("", *found["names"]), [*rows, ["last training loss", *last]])
+
+
+def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
+    """``peak allocated``: ``11.31 GiB measured, 11.23 GiB predicted (+0.7%)``."""
+    from fitune.plan.view import size_in
+
+    found = {}
+    for name, one in memory.items():
+        whole = max(one["measured"], one.get("predicted", 0))
+        words = f"{size_in(one['measured'], whole)} measured"
+        if "predicted" in one:
+            words += f", {size_in(one['predicted'], whole)} predicted ({one['difference']:+.1%})"
+        found[f"peak {name.removesuffix('_bytes').replace('_', ' ')}"] = words
+    return found
 
 
 def _print_json(value: Any) -> None:

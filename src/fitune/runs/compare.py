@@ -37,7 +37,7 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """name, path, status, started, ended, model, data, method, tuning, steps, step, loss, best, before, after."""
+    """name, path, status, started, ended, model, data, method, tuning, steps, step, loss, best, before, after, memory."""
     manifest = manifests.read(path / MANIFEST)
     rows = read_rows(path / "metrics.jsonl")
     trained = [row for row in rows if row.get("kind") == "train"]
@@ -54,7 +54,25 @@ def summary(path: Path) -> dict[str, Any]:
         "best_step": results.get("best_step"),
         "before": results.get("before"),
         "after": results.get("after"),
+        "memory": memory_of(manifest),
     }
+
+
+def memory_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory as it was planned and as it was measured: {figure: {predicted, measured, difference}} in bytes.
+
+    A figure that was measured and not planned has no prediction.
+    """
+    memory = manifest.get("memory", {})
+    predicted, measured = memory.get("predicted", {}), memory.get("measured", {})
+    found: dict[str, Any] = {}
+    for key in ("allocated_bytes", "reserved_bytes", "resident_growth_bytes"):
+        if key in measured:
+            found[key] = {"measured": measured[key]}
+            if key in predicted:
+                difference = (measured[key] - predicted[key]) / max(predicted[key], 1)
+                found[key] = {"predicted": predicted[key], **found[key], "difference": difference}
+    return found
 
 
 def show_run(path: Path) -> dict[str, Any]:

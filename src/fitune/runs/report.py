@@ -15,6 +15,7 @@ import yaml
 
 from fitune.config import Settings
 from fitune.runs import manifest as manifests
+from fitune.runs.compare import memory_of
 from fitune.runs.folder import RunFolder, read_rows
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
@@ -41,6 +42,7 @@ def write_report(run: RunFolder) -> Path:
         *_scores(manifest.get("results", {})),
         *_curves(metrics),
         *_samples(samples),
+        *_memory(manifest),
         "<h2>Settings that differ from the defaults</h2>",
         _table(("setting", "value"), [(name, json.dumps(value)) for name, value in changed_settings(run)]),
         "<h2>Facts</h2>",
@@ -109,6 +111,28 @@ def _scores(results: dict[str, Any]) -> list[str]:
     return ["<h2>Before and after</h2>", _table(("metric", "before", "after"), rows)]
 
 
+def _memory(manifest: dict[str, Any]) -> list[str]:
+    """Predicted and measured peak side by side, and what was given up to fit."""
+    figures = memory_of(manifest)
+    body: list[str] = []
+    if figures:
+        rows = [
+            (
+                name.removesuffix("_bytes").replace("_", " "),
+                *(f"{one[key] / 2**20:,.0f} MiB" if key in one else "" for key in ("predicted", "measured")),
+                f"{one['difference']:+.1%}" if "difference" in one else "",
+            )
+            for name, one in figures.items()
+        ]
+        body.append(_table(("peak", "predicted", "measured", "difference"), rows))
+    if steps := manifest.get("memory", {}).get("ladder", {}).get("steps"):
+        given_up = [(one["name"], f"{one['saves_bytes'] / 2**20:,.0f} MiB", one["quality"]) for one in steps]
+        body.append(_table(("given up to fit", "saves", "quality"), given_up))
+    if downs := manifest.get("memory", {}).get("step_downs"):
+        body.append(_table(("out of memory", "from there on"), [(one["at"], one["to"]) for one in downs]))
+    return ["<h2>Memory</h2>", *body] if body else []
+
+
 def _curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
     """A chart for each number that was logged at two steps or more."""
     charts = []
@@ -145,7 +169,7 @@ def _marked(answer: str, wanted: str) -> str:
     return " ".join(words)
 
 
-def _table(head: Sequence[str], rows: Sequence[tuple[str, Any]] | Sequence[tuple[str, str, str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
     """A plain table, everything escaped."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]

@@ -149,7 +149,8 @@ class _Surviving:
             rows = me.args.per_device_train_batch_size
             smaller = self.pieces < rows
             self.pieces *= 2
-            what = f"micro-batches of {-(-rows // self.pieces)} rows"
+            size = -(-rows // self.pieces)
+            what = f"micro-batches of {size} {'row' if size == 1 else 'rows'}"
         if not smaller:
             what = self._checkpoint_activations(where)
         warn(f"out of memory {where}: from here on {what}; the rows of a step and its result are the same")
@@ -158,7 +159,8 @@ class _Surviving:
 
     def _checkpoint_activations(self, where: str) -> str:
         me = self._me()
-        inner = me.accelerator.unwrap_model(me.model)
+        model = me.accelerator.unwrap_model(me.model)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         if self.checkpoints_activations or not getattr(inner, "supports_gradient_checkpointing", True):
             raise DoesNotFit(
                 f"out of memory {where}, with one row at a time and gradient checkpointing: the longest row has "
@@ -166,7 +168,7 @@ class _Surviving:
                 "(data.max_length with data.too_long drop), quantize the base (model.quantization nf4), or take a "
                 "smaller model; `fitune plan` tells what would fit"
             )
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.activation_checkpointing_enable({"use_reentrant": False})
         self.checkpoints_activations = True
         return "gradient checkpointing, about a third more time"
 
