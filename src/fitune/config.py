@@ -49,6 +49,8 @@ class ModelSettings(Section):
     """auto: the model's own template, or ChatML for a model that has none; chatml; or the path of a Jinja file."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Only for authors you trust."""
+    allow_pickled: bool = False
+    """Load pickled weights (`.bin`, `.pt`) where a model has no safetensors. Only for authors you trust."""
 
 
 class DataSettings(Section):

@@ -18,14 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fitune.adapters.attach import cast_trained_to_fp32, compute_in, remember_biases
+from fitune.adapters.belongs import FACTS, check_belongs, fingerprint, read_facts
 from fitune.adapters.fast_lora import use_fast_lora
 from fitune.adapters.places import read_config
 from fitune.errors import ModelError
 from fitune.models.load import LoadedBase, add_template_tokens, input_weight
-from fitune.models.quantize import Quantization, stored_as
 from fitune.models.template import Template
-
-FACTS = "fitune.json"
 
 
 def base_facts(base: LoadedBase) -> dict[str, Any]:
@@ -39,6 +37,7 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         "hidden_size": getattr(config, "hidden_size", None),
         "num_layers": getattr(config, "num_hidden_layers", None),
         "embedding_rows": input_weight(base.model).shape[0],
+        "commit": getattr(config, "_commit_hash", None),
         "weights": fingerprint(base.model),
         "template": {
             "origin": base.template.origin,
@@ -49,22 +48,6 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         "precision": base.precision.name,
         "quantization": base.quantization.to_dict() if base.quantization.on else None,
     }
-
-
-def fingerprint(base: PreTrainedModel) -> str | None:
-    """Hash of some of the frozen input embedding, which tells a base from its fine-tuned brother of equal shapes.
-
-    Taken in bf16, so that a base opened in fp32 and in bf16 has the same; None in fp16, which rounds otherwise.
-    """
-    layer = base.get_input_embeddings()
-    # PEFT's wrappers (a module trained in full, trained rows, LoRA) each keep the frozen layer under another name.
-    while kept := [part for part in ("original_module", "token_adapter", "base_layer") if layer._modules.get(part)]:
-        layer = layer.get_submodule(kept[0])
-    weight = cast(torch.Tensor, layer.weight).detach()
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    values = weight[:128].flatten()[::7].to(torch.bfloat16).float().cpu()
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
 def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any]) -> None:
@@ -86,23 +69,6 @@ def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, 
         if folder.exists():
             shutil.rmtree(folder)
         whole.rename(folder)
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """fitune.json of an adapter folder; for an adapter made by plain PEFT, what its own config tells.
-
-    Raises:
-        ModelError: the folder holds no adapter.
-    """
-    if (folder / FACTS).exists():
-        return json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    if not (folder / "adapter_config.json").exists():
-        raise ModelError(f"{folder} holds no adapter: it has no adapter_config.json")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise ModelError(f"{folder}/adapter_config.json does not name its base model")
-    return {"base": {"name": name, "revision": config.get("revision")}}
 
 
 def load_tokenizer_of(folder: Path):
@@ -170,40 +136,6 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     model.load_adapter(str(folder), adapter_name=name, torch_device=str(next(model.parameters()).device))
     _restore_fp32(model, tensors, name)
     compute_in(model, dtype)
-
-
-def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors, once it is sure that they belong to this base.
-
-    Raises:
-        ModelError: another base, another quantization where that matters, pickled or damaged weights.
-    """
-    facts, config = read_facts(folder), base.config
-    found = {
-        "model_type": config.model_type,
-        "hidden_size": getattr(config, "hidden_size", None),
-        "num_layers": getattr(config, "num_hidden_layers", None),
-        "embedding_rows": input_weight(base).shape[0],
-        "weights": fingerprint(base),
-    }
-    for key, value in found.items():
-        if value is not None and facts.get(key) not in (None, value):
-            raise ModelError(
-                f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
-                f"this model's is {value}. It was trained on {facts['base']['name']}"
-            )
-    if facts.get("init") == "loftq" and stored_as(base) != (wanted := Quantization.from_dict(facts["quantization"])):
-        raise ModelError(
-            f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "
-            f"that quantization, and this base is stored in {stored_as(base).name}"
-        )
-    weights = folder / "adapter_model.safetensors"
-    if not weights.exists():
-        raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters are not loaded")
-    try:
-        return load_file(weights)
-    except Exception as error:  # safetensors raises its own class for each kind of damage
-        raise ModelError(f"{weights} is damaged: {error}") from error
 
 
 def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor], name_of: str) -> None:

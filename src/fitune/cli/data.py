@@ -155,7 +155,7 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
     from fitune.models.tokenizer import load_tokenizer
     from fitune.train.ready import make_renderer
 
-    source = resolve(settings.model.name, settings.model.revision)
+    source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     return make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config), config

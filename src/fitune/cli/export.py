@@ -35,6 +35,7 @@ import click
     "--prompts", "prompts_file", type=click.Path(), help="Ask these in the report.  [default: the run's held-out rows]"
 )
 @click.option("--num-prompts", default=20, show_default=True, type=click.IntRange(1), help="How many are asked.")
+@click.option("--allow-pickled", is_flag=True, help="Take pickled weights of a model that has no safetensors.")
 @click.option("--runs", "runs_folder", default="runs", show_default=True, help="Folder of all runs.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -46,6 +47,7 @@ def export(
     base: str | None,
     prompts_file: str | None,
     num_prompts: int,
+    allow_pickled: bool,
     runs_folder: str,
     device: str,
     as_json: bool,
@@ -72,6 +74,7 @@ def export(
         prompts_file=prompts_file,
         device=device,
         runs_folder=runs_folder,
+        allow_pickled=allow_pickled,
     )
     if as_json:
         data = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.folder import grow_for, load_adapter, load_tokenizer_of, read_facts
+from fitune.console import warn
 from fitune.data.render import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import choose_precision, detect
@@ -16,6 +17,8 @@ from fitune.models.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
+from fitune.runs.compare import read_settings
+from fitune.runs.folder import SETTINGS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ def open_target(
     precision: str = "auto",
     base_name: str | None = None,
     as_trained: bool = True,
+    allow_pickled: bool = False,
 ) -> Target:
     """Load a run's result (by name or folder), an adapter folder, or any model that training takes.
 
     Args:
         base_name: where an adapter's base is now; None takes what the adapter names.
+        allow_pickled: take pickled weights where there are no safetensors.
         as_trained: quantize an adapter's base as it was in training; False leaves it in `precision`.
 
     Raises:
@@ -52,37 +57,40 @@ def open_target(
         ModelError: nothing of that name, or an adapter whose base cannot be had, or is another one.
     """
     found = find_target(name, runs_folder)
+    code, pickled = allowances(found, allow_pickled)
     hardware = detect(device)
     chosen = choose_precision(precision, hardware)
     if found is None or not (found / "adapter_config.json").exists():
-        source = resolve(str(found) if found else name)
-        tokenizer = load_tokenizer(source)
-        base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen)
+        source = resolve(str(found) if found else name, allow_pickled=pickled)
+        tokenizer = load_tokenizer(source, code)
+        base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
+        _say_allowed(base.notes)
         return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
     facts = read_facts(found)
-    source = base_of(found, facts["base"], base_name)
-    tokenizer = load_tokenizer_of(found) or load_tokenizer(source)
+    source = base_of(found, facts["base"], base_name, pickled)
+    tokenizer = load_tokenizer_of(found) or load_tokenizer(source, code)
     saved = facts.get("template")
     template = resolve_template(tokenizer)
     if saved:
         template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
     # The base answers as it did in training, unless its own 16 bits are asked for.
     quantization = Quantization.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
-    base = load_base(source, tokenizer, template, hardware, chosen, quantization=quantization)
+    base = load_base(source, tokenizer, template, hardware, chosen, trust_remote_code=code, quantization=quantization)
+    _say_allowed(base.notes)
     grow_for(base.model, tokenizer, facts, template)
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)
     return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
 
 
-def base_of(adapter: Path, facts: dict[str, Any], name: str | None) -> ModelSource:
+def base_of(adapter: Path, facts: dict[str, Any], name: str | None, allow_pickled: bool = False) -> ModelSource:
     """The adapter's base found.
 
     Raises:
         ModelError: it is not where it was; with the way to say where it is.
     """
     try:
-        return resolve(name or str(facts["name"]), None if name else facts["revision"])
+        return resolve(name or str(facts["name"]), None if name else facts["revision"], allow_pickled)
     except ModelError as error:
         if name:
             raise
@@ -91,6 +99,24 @@ def base_of(adapter: Path, facts: dict[str, Any], name: str | None) -> ModelSour
             f"the adapter in {adapter} was trained on {facts['name']}{at}, which cannot be found: {error}. "
             "Put it back, or say where it is now with --base (export), or in base.name of the adapter's fitune.json"
         ) from error
+
+
+def allowances(found: Path | None, allow_pickled: bool) -> tuple[bool, bool]:
+    """(foreign code may run, pickled weights may be loaded): what the run's own settings allowed for its base.
+
+    An adapter that lies elsewhere, a stranger's for one, allows nothing.
+    """
+    if found is None or not (found.parent / SETTINGS).is_file():
+        return False, allow_pickled
+    model = read_settings(RunFolder(found.parent)).get("model", {})
+    return bool(model.get("trust_remote_code")), bool(model.get("allow_pickled")) or allow_pickled
+
+
+def _say_allowed(notes: tuple[str, ...]) -> None:
+    """Say aloud what may be dangerous, each time."""
+    for note in notes:
+        if note.startswith(("model.trust_remote_code", "model.allow_pickled")):
+            warn(note)
 
 
 def find_target(name: str, runs_folder: str) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 from fitune.adapters.folder import load_tokenizer_of, read_facts
 from fitune.console import say, warn
 from fitune.errors import ModelError
-from fitune.evaluate.target import Target, base_of, find_target, open_target
+from fitune.evaluate.target import Target, allowances, base_of, find_target, open_target
 from fitune.export.check import refuse_unconvertible
 from fitune.export.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
 from fitune.export.forms import FORMS, GGUF_FORMS, loss_of, reopen, write
@@ -52,6 +52,7 @@ def export(
     prompts_file: str | None = None,
     device: str = "auto",
     runs_folder: str = "runs",
+    allow_pickled: bool = False,
 ) -> Exported:
     """Write a copy of a run's result, an adapter or a model, and measure it.
 
@@ -62,6 +63,7 @@ def export(
         gguf_type: a key of `gguf_file.TYPES`, for gguf and ollama.
         base_name: where the adapter's 16-bit base is now, when it is not where the adapter says.
         num_prompts: prompts that are asked of every copy.
+        allow_pickled: take pickled weights of a model that has no others.
 
     Raises:
         RunError: the folder is taken, or the disk has no room.
@@ -70,11 +72,11 @@ def export(
     found = find_target(name, runs_folder)
     title, out = _title(name, found), _out(name, found, to, gguf_type, out)
     refuse_taken(out)
-    source, facts = _origin(name, found, base_name)
+    source, facts = _origin(name, found, base_name, allow_pickled)
     _refuse(name, to, source, facts, found)
     precision = _arithmetic(source, device)
     say(f"opening {name}")
-    trained = open_target(name, runs_folder, device, precision, base_name)
+    trained = open_target(name, runs_folder, device, precision, base_name, allow_pickled=allow_pickled)
     run = run_of(found) if found else None
     conversations = choose_prompts(run, trained.renderer, num_prompts, prompts_file)
     say(f"asking {len(conversations)} prompts")
@@ -123,14 +125,16 @@ def _title(name: str, found: Path | None) -> str:
     return found.resolve().parent.name if found.name in ("adapter", "model") else found.resolve().name
 
 
-def _origin(name: str, found: Path | None, base_name: str | None) -> tuple[ModelSource, dict[str, Any]]:
+def _origin(
+    name: str, found: Path | None, base_name: str | None, allow_pickled: bool
+) -> tuple[ModelSource, dict[str, Any]]:
     """Where the (base) model's weights are, and what the adapter's folder says of itself."""
     if found is None or not (found / "adapter_config.json").exists():
         if base_name is not None:
             raise ModelError(f"--base is for an adapter, and {name} is a whole model")
-        return resolve(str(found) if found else name), {}
+        return resolve(str(found) if found else name, allow_pickled=allow_pickled), {}
     facts = read_facts(found)
-    return base_of(found, facts["base"], base_name), facts
+    return base_of(found, facts["base"], base_name, allowances(found, allow_pickled)[1]), facts
 
 
 def _refuse(name: str, to: str, source: ModelSource, facts: dict[str, Any], found: Path | None) -> None:

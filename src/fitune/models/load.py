@@ -82,8 +82,8 @@ def load_base(
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
-    Only safetensors (or GGUF) weights are read. `tokenizer` gains the template's tokens and the template itself,
-    so that whatever is saved from here chats exactly as it was trained.
+    Only safetensors (or GGUF) weights are read, unless the source was told to take pickled ones. `tokenizer` gains
+    the template's tokens and the template itself, so that whatever is saved from here chats exactly as it was trained.
 
     Raises:
         ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
@@ -108,7 +108,8 @@ def load_base(
                 source.path,
                 config=config,
                 revision=source.revision,
-                use_safetensors=True,
+                use_safetensors=None if source.pickled is None else not source.pickled,
+                weights_only=True,  # of a pickle: torch's restricted reader, which makes tensors and runs nothing
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **options,
@@ -124,6 +125,8 @@ def load_base(
     notes = [f"precision {precision.name}: {precision.reason}"]
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
+    if source.pickled is not False:
+        notes.append(f"model.allow_pickled is on: pickled weights of {source.name} are taken, tensors only")
     if quantized_layers(model):
         keep_standard_layout(model)
         if device == "cpu":

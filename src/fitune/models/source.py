@@ -8,28 +8,37 @@ from typing import Any
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
+from fitune.models.weight_files import check_weight_files
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model found: `path` is what `from_pretrained` takes (a folder or a hub id)."""
+    """A model found: `path` is what `from_pretrained` takes (a folder or a hub id).
+
+    `pickled`: False takes safetensors alone, True pickled weights (asked for), None whichever a hub model has.
+    """
 
     kind: str
     name: str
     path: str
     revision: str | None = None
     gguf_file: str | None = None
+    pickled: bool | None = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
         return {"kind": self.kind, "name": self.name, "revision": self.revision, "gguf_file": self.gguf_file}
 
 
-def resolve(name: str, revision: str | None = None) -> ModelSource:
+def resolve(name: str, revision: str | None = None, allow_pickled: bool = False) -> ModelSource:
     """Find a model by built-in name, local folder, GGUF file or hub id, in this order.
 
+    Args:
+        allow_pickled: take pickled weights where there are no safetensors.
+
     Raises:
-        ModelError: nothing of that name; a folder that holds no model; a damaged GGUF file.
+        ModelError: nothing of that name; a folder that holds no model, or damaged or pickled weights; a damaged GGUF
+            file.
     """
     if not name.strip():
         raise ModelError(f"model.name is empty; name a folder, a hub id or a built-in model: {', '.join(BUILTIN)}")
@@ -37,7 +46,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
         return ModelSource("builtin", name, str(fetch(name)))
     path = Path(name).expanduser()
     if path.is_dir():
-        return _folder(path, name)
+        return _folder(path, name, allow_pickled)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no GGUF file at {name}{_neighbours(path)}")
@@ -51,11 +60,11 @@ def resolve(name: str, revision: str | None = None) -> ModelSource:
         raise ModelError(f'there is no folder "{name}"{_neighbours(path)}')
     if "/" not in name and (hint := did_you_mean(name, BUILTIN)):
         raise ModelError(f'there is no model "{name}"{hint}; built in are: {", ".join(BUILTIN)}')
-    return ModelSource("hub", name, name, revision=revision)
+    return ModelSource("hub", name, name, revision=revision, pickled=None if allow_pickled else False)
 
 
-def _folder(path: Path, name: str) -> ModelSource:
-    """A local folder with a config and safetensors weights."""
+def _folder(path: Path, name: str, allow_pickled: bool) -> ModelSource:
+    """A local folder with a config and weights."""
     if (path / "adapter_config.json").exists():
         raise ModelError(
             f"{name} holds an adapter, not a model; `fitune chat {name}` talks to it, "
@@ -63,15 +72,7 @@ def _folder(path: Path, name: str) -> ModelSource:
         )
     if not (path / "config.json").exists():
         raise ModelError(f"{name} is not a model folder: it has no config.json")
-    if not list(path.glob("*.safetensors")):
-        pickled = [file.name for file in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
-        if pickled:
-            raise ModelError(
-                f"{name} holds pickled weights ({pickled[0]}), which can run code when they are loaded; "
-                "convert them to safetensors"
-            )
-        raise ModelError(f"{name} has a config.json and no weights (*.safetensors)")
-    return ModelSource("folder", name, str(path))
+    return ModelSource("folder", name, str(path), pickled=check_weight_files(path, name, allow_pickled))
 
 
 def _neighbours(path: Path) -> str:

@@ -64,7 +64,7 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
     say(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
-    source = resolve(settings.model.name, settings.model.revision)
+    source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)

@@ -1,0 +1,135 @@
+"""Which base an adapter belongs to: what it says of itself, what the base at hand is, and whether the two agree.
+
+In: an adapter's folder and a loaded base. Out: the adapter's tensors, or `ModelError` with what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from fitune.adapters.places import read_config
+from fitune.errors import ModelError
+from fitune.models.load import input_weight
+from fitune.models.quantize import Quantization, is_quantized, stored_as
+from fitune.models.weight_files import check_safetensors
+
+FACTS = "fitune.json"
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """fitune.json of an adapter folder; for an adapter made by plain PEFT, what its own config tells.
+
+    Raises:
+        ModelError: the folder holds no adapter, or a damaged one.
+    """
+    config, path = read_config(folder), folder / FACTS
+    if path.exists():
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"{folder}/adapter_config.json does not name its base model")
+    return {"base": {"name": name, "revision": config.get("revision")}}
+
+
+def fingerprint(base: PreTrainedModel) -> str | None:
+    """Hash of some of the frozen input embedding, which tells a base from its fine-tuned brother of equal shapes.
+
+    Taken in bf16, so that a base opened in fp32 and in bf16 has the same; None in fp16, which rounds otherwise.
+    """
+    layer = base.get_input_embeddings()
+    # PEFT's wrappers (a module trained in full, trained rows, LoRA) each keep the frozen layer under another name.
+    while kept := [part for part in ("original_module", "token_adapter", "base_layer") if layer._modules.get(part)]:
+        layer = layer.get_submodule(kept[0])
+    weight = cast(torch.Tensor, layer.weight).detach()
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    values = weight[:128].flatten()[::7].to(torch.bfloat16).float().cpu()
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+
+
+def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, once it is sure that they belong to this base.
+
+    Raises:
+        ModelError: another base, another quantization where that matters, pickled or damaged weights.
+    """
+    facts, config = read_facts(folder), base.config
+    found = {
+        "model_type": config.model_type,
+        "hidden_size": getattr(config, "hidden_size", None),
+        "num_layers": getattr(config, "num_hidden_layers", None),
+        "embedding_rows": input_weight(base).shape[0],
+        "weights": fingerprint(base),
+    }
+    if why := _another_name(facts, config):
+        raise ModelError(f"the adapter in {folder} belongs to another base: {why}")
+    for key, value in found.items():
+        if value is not None and facts.get(key) not in (None, value):
+            raise ModelError(
+                f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
+                f"this model's is {value}. It was trained on {facts['base']['name']}"
+            )
+    if facts.get("init") == "loftq" and stored_as(base) != (wanted := Quantization.from_dict(facts["quantization"])):
+        raise ModelError(
+            f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "
+            f"that quantization, and this base is stored in {stored_as(base).name}"
+        )
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists():
+        raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters are not loaded")
+    check_safetensors(weights)
+    try:
+        tensors = load_file(weights)
+    except Exception as error:  # safetensors raises its own class for each kind of damage
+        raise ModelError(f"{weights} is damaged: {error}") from error
+    _check_shapes(base, folder, tensors)
+    return tensors
+
+
+def _another_name(facts: dict[str, Any], config: Any) -> str | None:
+    """Why the base's hub name or commit shows another model; None where they agree or tell nothing.
+
+    A folder may be moved, so its name tells nothing; then shapes and a sample of the weights have to agree.
+    """
+    wanted, name = str(facts["base"]["name"]), str(getattr(config, "_name_or_path", "") or "")
+    both_on_hub = all(one.count("/") == 1 and not Path(one).exists() for one in (wanted, name))
+    if both_on_hub and wanted.lower() != name.lower():
+        return f"it was trained on {wanted}, and this model is {name}"
+    then, now = facts.get("commit"), getattr(config, "_commit_hash", None)
+    if both_on_hub and then is not None and now is not None and then != now:
+        return f"it was trained on {wanted} at commit {then}, and this is commit {now}; set model.revision to the first"
+    return None
+
+
+def _check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ModelError for a LoRA matrix over a layer that this base does not have, or of another size.
+
+    A is (rank, inputs), B is (outputs, rank); PEFT names them after the layer.
+    """
+    layers = dict(base.named_modules())
+    for name, tensor in tensors.items():
+        place, mark, _ = name.removeprefix("base_model.model.").partition(".lora_")
+        if not mark or tensor.ndim != 2:
+            continue
+        layer = layers.get(place)
+        if layer is None:
+            raise ModelError(f"the adapter in {folder} belongs to another base: this model has no layer {place}")
+        sizes = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+        if None in sizes or is_quantized(layer) or ".lora_embedding" in name:
+            continue
+        size, wanted = (tensor.shape[1], sizes[0]) if ".lora_A" in name else (tensor.shape[0], sizes[1])
+        if size != wanted:
+            raise ModelError(
+                f"the adapter in {folder} belongs to another base: {name} is {tuple(tensor.shape)}, and {place} of "
+                f"this model has {sizes[0]} inputs and {sizes[1]} outputs"
+            )
