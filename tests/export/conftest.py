@@ -18,8 +18,8 @@ from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
 
 
-def make_adapter(base_folder: Path, folder: Path, **options: Any) -> Path:
-    """A LoRA over the base, moved away from its start, saved as fitune saves it."""
+def make_adapter(base_folder: Path, folder: Path, scale: float = 0.1, **options: Any) -> Path:
+    """A LoRA over the base, moved away from its start by random values of this scale, saved as fitune saves it."""
     source = resolve(str(base_folder))
     tokenizer = load_tokenizer(source)
     base = load_base(source, tokenizer, resolve_template(tokenizer), detect("cpu"), Precision(torch.float32, "test"))
@@ -29,7 +29,7 @@ def make_adapter(base_folder: Path, folder: Path, **options: Any) -> Path:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                weight.add_(torch.randn(weight.shape) * (0.1 if ".lora_" in name else 0.02))
+                weight.add_(torch.randn(weight.shape) * (scale if ".lora_" in name else scale / 5))
     save_adapter(model, tokenizer, base.template, folder, base_facts(base))
     return folder
 

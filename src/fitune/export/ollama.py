@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fitune.console import warn
 from fitune.data.render import Renderer
 from fitune.export.go_template import derive
 from fitune.export.vocabulary import adds_bos
@@ -17,6 +18,8 @@ def modelfile(gguf_name: str, renderer: Renderer) -> str:
     """
     tokenizer = renderer.tokenizer
     turns = derive(tokenizer, renderer.template_text, tokenizer.bos_token if adds_bos(tokenizer)[0] else "")
+    if "strftime_now" in renderer.template_text:
+        warn("the chat template writes today's date; in the Modelfile it stays that of the export")
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.end_ids))]
     lines = [
         f"FROM ./{gguf_name}",
