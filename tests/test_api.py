@@ -33,10 +33,19 @@ def run_python(code):
 
 def test_importing_fitune_imports_neither_torch_nor_transformers():
     heavy = "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'pydantic') if m in sys.modules])"
-    assert run_python(f"import sys, fitune, fitune.train, fitune.errors; {heavy}") == ["[]"]
+    assert run_python(f"import sys, fitune, fitune.train, fitune.export, fitune.errors; {heavy}") == ["[]"]
 
 
 def test_train_can_be_called_whichever_is_imported_first():
     told = "print(callable(fitune.train), fitune.train.loss.__name__)"
     assert run_python(f"import fitune; fitune.train; import fitune.train.loss; {told}") == ["True", "fitune.train.loss"]
     assert run_python(f"import fitune.train.loss, fitune; {told}") == ["True", "fitune.train.loss"]
+
+
+def test_export_can_be_called_whichever_is_imported_first():
+    told = "print(callable(fitune.export), fitune.export.export.__name__)"
+    assert run_python(f"import fitune; fitune.export; import fitune.export.export; {told}") == [
+        "True",
+        "fitune.export.export",
+    ]
+    assert run_python(f"import fitune.export.export, fitune; {told}") == ["True", "fitune.export.export"]

@@ -6,6 +6,7 @@ The public API. Names are loaded at first use: `import fitune` imports neither t
 
     result = fitune.train(fitune.load_settings("run.yaml"))
     print(result.folder, result.after)
+    fitune.export(str(result.folder), "gguf", gguf_type="q8_0")
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingHalted,
     )
+    from fitune.export.export import export
     from fitune.runs.compare import compare_runs, list_runs, show_run
     from fitune.settings import load_settings
     from fitune.train.run import RunResult, train
@@ -64,6 +66,7 @@ __all__ = [
     "SettingsError",
     "TrainingHalted",
     "compare_runs",
+    "export",
     "list_runs",
     "load_settings",
     "show_run",
@@ -72,8 +75,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":
-        return import_module("fitune.train")  # a room that can be called
+    if name in ("train", "export"):
+        return import_module(f"fitune.{name}")  # a room that can be called
     if name not in _HOME:
         raise AttributeError(f"module 'fitune' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
