@@ -8,6 +8,7 @@ FituneError                      anything below; the command line prints it with
 │   ├── TrainingHalted           training stopped itself: the loss was NaN or infinite
 │   └── RewardError              a reward raised, took too long, or returned what is no reward
 ├── PlanError (RuntimeError)     a memory plan that cannot be made
+│   ├── NotTraced                the model's code does not run on torch's meta device
 │   └── DoesNotFit               nothing that the user left free fits the memory
 └── MissingExtra (ImportError)   an optional package is needed and absent
 
@@ -55,6 +56,10 @@ class RewardError(RunError):
 
 class PlanError(FituneError, RuntimeError):
     """A memory plan that cannot be made."""
+
+
+class NotTraced(PlanError):
+    """The model's code does not run on torch's meta device; the message names the call."""
 
 
 class DoesNotFit(PlanError):

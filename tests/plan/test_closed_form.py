@@ -72,6 +72,7 @@ def test_parts_by_hand() -> None:
     assert lora["parts"]["weights"] == p // 2
     assert lora["trained_values"] == 24 * 18 * 8 * 1024  # 1 % of p
     assert lora["parts"]["adapters"] == 4 * lora["trained_values"]
+    assert "attention" not in lora["parts"]  # β is 0
     # checkpointing: 2·h·s of each layer, and one layer whole
     assert lora["parts"]["activations"] == 24 * 2 * 1024 * 2048 + 34 * 1024 * 2048
 

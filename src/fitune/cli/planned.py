@@ -48,11 +48,16 @@ class Asked:
             raise PlanError(str(error)) from error
 
     def plan(self, scenario: Any) -> Any:
-        """The plan of a scenario, its time estimated."""
+        """The plan of a scenario, its time estimated; by the closed form, and so labelled, when it cannot be traced."""
+        from fitune.errors import NotTraced
+        from fitune.plan.closed_form import untraced_plan
         from fitune.plan.predict import predict
         from fitune.plan.time import with_time
 
-        made = predict(self.config.values, scenario, self.gpu, self.expandable)
+        try:
+            made = predict(self.config.values, scenario, self.gpu, self.expandable)
+        except NotTraced as error:
+            return untraced_plan(self.config.values, scenario, self.gpu, str(error))
         return with_time(made, scenario, self.gpu)
 
     def heading(self) -> str:

@@ -250,6 +250,8 @@ def replay(
     for (_, name), end in zip(starts, bounds, strict=True):
         peak = peaks.setdefault(name, Peak())
         peak.reserved = max(peak.reserved, allocator.reserved)
+        if allocator.allocated > peak.allocated:  # what is there when the phase begins
+            peak.allocated, peak.position = allocator.allocated, max(begin - 1, 0)
         for position in range(begin, end):
             event = order[position]
             if event > 0:

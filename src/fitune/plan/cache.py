@@ -10,11 +10,13 @@ import gzip
 import hashlib
 import json
 import os
+import traceback
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.plan.scenario import Scenario
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -38,10 +40,48 @@ def cached_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[i
 
 
 def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> dict[str, Any]:
-    """Trace now."""
+    """Trace now.
+
+    Raises:
+        NotTraced: the model's code cannot be traced; the message names the call.
+        ModelError: a config that transformers refuses, or of no causal language model.
+        FituneError: the scenario does not go with this model.
+    """
     from fitune.plan.trace import trace
 
-    return trace(as_config(config), scenario, capability).to_dict()
+    kind = config["model_type"]
+    try:
+        made = as_config(config)
+    except Exception as error:  # a config class checks its values as it likes
+        if "Unrecognized model" not in str(error):
+            raise ModelError(f'the config of type "{kind}" is refused: {" ".join(str(error).split())}') from error
+        version = versions()["transformers"]
+        raise NotTraced(
+            f'a model of type "{kind}" cannot be traced: transformers {version} does not know it'
+        ) from error
+    try:
+        return trace(made, scenario, capability).to_dict()
+    except FituneError:
+        raise
+    except Exception as error:  # the model's own code, which may raise anything
+        if "Unrecognized configuration class" in str(error):
+            raise ModelError(
+                f'a model of type "{kind}" is no causal language model, and fitune trains no other; name one that is'
+            ) from error
+        raise NotTraced(f'the code of "{kind}" cannot be traced: {_call(error)}: {_first_line(error)}') from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _call(error: Exception) -> str:
+    """Where the model's code was: "modeling_x.py, line 12, `self.scan(state)`"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if "modeling" in Path(frame.filename).name] or frames
+    frame = inside[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}, `{(frame.line or frame.name).strip()[:120]}`"
 
 
 def as_config(values: dict[str, Any]) -> Any:

@@ -104,7 +104,7 @@ def closed_form(values: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
     trained = lora_values(L, h, scenario.rank) if lora else count
     each = 4.0 if scenario.trained_dtype == "fp32" else BYTES[scenario.weights]
     linear = wide * activation_bytes(L, h, a, batch, tokens, False)
-    scores = wide * activation_bytes(L, h, a, batch, tokens, True) - linear
+    scores = wide * activation_bytes(L, h, a, batch, tokens, eager) - linear
     if scenario.gradient_checkpointing:
         kept = wide * L * 2 * h * batch * tokens
         linear, scores = kept + linear // L, scores // L
@@ -235,7 +235,7 @@ def untraced_plan(values: dict[str, Any], scenario: Scenario, gpu: Any, reason: 
     parts["workspace"] = CUBLAS_BYTES
     peak = sum(parts.values())
     smi = peak + gpu.context_bytes
-    moment = "not known: the closed form has no moments"
+    moment = "step 2 (the closed form knows no nearer moment)"
     phase: dict[str, int | str] = {
         "allocated_bytes": peak, "reserved_bytes": peak, "smi_bytes": smi, "moment": moment,
     }  # fmt: skip
@@ -249,6 +249,7 @@ def untraced_plan(values: dict[str, Any], scenario: Scenario, gpu: Any, reason: 
         fits=smi <= gpu.usable_bytes,
         trained_parameters=trained,
         total_parameters=found["weight_values"] + beside + (trained if scenario.tuning == "lora" else 0),
+        traced=False,
         notes=(
             f"BY THE CLOSED FORM ONLY, NOT TRACED: {reason}",
             "the closed form takes a GPT-like layer for this model's and knows no fragmentation: it may be off by half; "

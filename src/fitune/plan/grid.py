@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from fitune.errors import PlanError
+from fitune.errors import NotTraced, PlanError
 from fitune.plan import cache
+from fitune.plan.closed_form import untraced_plan
 from fitune.plan.predict import Plan, predict
 from fitune.plan.scenario import Scenario
 from fitune.plan.view import size_in
@@ -111,6 +112,8 @@ def _planned(cell: Cell, config: dict[str, Any], gpu: Any, expandable: bool) -> 
     assert cell.scenario is not None
     try:
         return replace(cell, plan=predict(config, cell.scenario, gpu, expandable))
+    except NotTraced as error:
+        return replace(cell, plan=untraced_plan(config, cell.scenario, gpu, str(error)))
     except PlanError as error:
         return replace(cell, why=_in_short(error))
 
@@ -183,6 +186,8 @@ def print_grid(console: Console, done: list[Cell], card: str | None) -> None:
     console.print(table, soft_wrap=False)
     for number, reason in enumerate(reasons, 1):
         console.print(Text(f"– {number}: {reason}"))
+    for note in dict.fromkeys(cell.plan.notes[0] for cell in done if cell.plan and not cell.plan.traced):
+        console.print(Text(note, style="yellow"))
     if best is not None and best.plan is not None:
         what = ", ".join(f"{axis} {name}" for axis, name in best.names.items())
         console.print(Text(f"fastest that fits: {what}: about {best.plan.seconds_per_step:.2g} s a step (an estimate)"))

@@ -51,6 +51,8 @@ class Plan:
     """Of one micro-batch's forward and backward: {"operators": [[kind, flops, moved bytes, how often], …]}."""
     seconds_per_step: float | None = None
     """Filled in by `fitune.plan.time`."""
+    traced: bool = True
+    """False: figures of the closed form, because the model's code cannot be traced."""
     notes: tuple[str, ...] = ()
     """Assumptions that the user should hear."""
 
@@ -68,7 +70,7 @@ def predict(config: Any, scenario: Scenario, gpu: Card | Any, expandable_segment
         expandable_segments: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 
     Raises:
-        PlanError: the architecture's code cannot be traced; the message names the call.
+        NotTraced: the architecture's code cannot be traced; the message names the call.
     """
     values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
     traced = cached_trace(values, scenario, (gpu.capability[0], gpu.capability[1]))

@@ -7,10 +7,13 @@ transformers is imported for a GGUF file only, the hub's client when a config is
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from fitune.errors import ModelError, did_you_mean
 
@@ -138,12 +141,21 @@ def _hub(name: str, revision: str | None) -> ModelConfig:
     if (cached := _in_hub_cache(name, revision or "main")) is not None:
         return read_config(cached, name, f"{at} (in the cache)")
     try:
+        _look_up_host()
         from huggingface_hub import hf_hub_download
 
         path = hf_hub_download(name, "config.json", revision=revision)
     except Exception as error:  # the client and what lies below it raise many kinds; each means the same to the user
         raise ModelError(_unreachable(name, revision, error)) from error
     return read_config(Path(path), name, at)
+
+
+def _look_up_host() -> None:
+    """Fail now where there is no network: the hub's client would try for half a minute. A proxy looks up by itself."""
+    from huggingface_hub import constants
+
+    if not getproxies() and not constants.HF_HUB_OFFLINE:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
 
 
 def _in_hub_cache(name: str, revision: str) -> Path | None:

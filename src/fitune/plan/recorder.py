@@ -21,8 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 EMPTY_CACHE = 0
 aten = torch.ops.aten
 NO_WORK = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.detach.default}
+LOSS = "the loss"  # where no module runs: fitune's own loss takes the output head's weight by itself
+# A trace of 80 layers has some 100,000; a state space model's plain code makes several for each token and layer.
+MOST_STORAGES = 1_000_000
 # Operator → place of its left factor.
-MATMULS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+MATMULS = {
+    aten.mm.default: 0,
+    aten.bmm.default: 0,
+    aten.addmm.default: 1,
+    aten.addmm_.default: 1,
+    aten.baddbmm.default: 1,
+}
 
 
 class Recorder(TorchDispatchMode):
@@ -127,6 +136,10 @@ class Recorder(TorchDispatchMode):
         if key in self._alive:
             return
         index = len(self.sizes)
+        if index >= MOST_STORAGES:
+            raise RuntimeError(
+                f"more than {MOST_STORAGES:,} tensors: code that goes token by token, too long to follow"
+            )
         self.sizes.append(storage.nbytes())
         self.categories.append(self.label or self._category(tensor))
         self._alive[key] = (weakref.ref(storage, lambda _, key=key, index=index: self._died(key, index)), index)
@@ -198,7 +211,7 @@ class Recorder(TorchDispatchMode):
         else:
             direction = "recomputing" if torch.is_grad_enabled() else "backward"
         if not direction:
-            return f"{self.phase}, {self.label or 'between'}"
+            return f"{self.phase}, {self.label or LOSS}"
         return f"{self.phase}, {direction} of {self._part(scope)}"
 
     def _part(self, scope: str) -> str:
@@ -216,7 +229,7 @@ class Recorder(TorchDispatchMode):
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._scopes:
             self._scopes.pop()
-        self._note(self._scopes[-1] if self._scopes else "")
+        self._note(self._scopes[-1] if self._scopes else LOSS)
 
     def _note(self, path: str) -> None:
         number = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
@@ -292,6 +305,8 @@ def operator_work(func: Any, args: tuple) -> tuple[str, int]:
 
 def part_name(path: str, num_layers: int) -> str:
     """A module's path → what a user calls it: "layer 3 of 24, attention", "the output head", "the embedding"."""
+    if path == LOSS:
+        return LOSS
     found = re.search(r"\.(\d+)(?:\.|$)", path)
     rest = path[found.end() :] if found else path
     word = ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fitune.plan.view import GIB, View, facts, figures, layers, scale, size_in, verdict
+from fitune.plan.view import GIB, View, advice, facts, figures, layers, scale, size_in, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,8 @@ def print_plan(console: Console, view: View) -> None:
     good = view.plan.fits if view.card is not None else None
     style = {True: "bold green", False: "bold red", None: "bold"}[good]
     console.print(Text(verdict(view), style=style))
+    for line in advice(view):
+        console.print(Text(line))
     console.print(Text(f"{view.model}: {view.question}"))
     console.print()
     grid = Table.grid(padding=(0, 2))
@@ -74,17 +76,16 @@ def print_cards(console: Console, cards: list[Gpu]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("card", "memory", "usable", "context", "architecture", "bandwidth", "16-bit products"):
+    for name in ("card", "GiB", "usable", "architecture", "GB/s", "TFLOP/s, 16-bit"):
         table.add_column(name, justify="left" if name in ("card", "architecture") else "right", no_wrap=True)
     for card in cards:
         table.add_row(
             card.name,
-            f"{card.memory_bytes / GIB:.0f} GiB",
-            f"{card.usable_bytes / GIB:.2f} GiB",
-            f"{card.context_bytes / GIB:.2f} GiB",
+            f"{card.memory_bytes / GIB:.0f}",
+            f"{card.usable_bytes / GIB:.2f}",
             f"{card.architecture} {card.capability[0]}.{card.capability[1]}",
-            f"{(card.bandwidth_bytes_s or 0) / 1e9:,.0f} GB/s",
-            f"{(card.matrix_flops or 0) / 1e12:,.0f} TFLOP/s",
+            f"{(card.bandwidth_bytes_s or 0) / 1e9:,.0f}",
+            f"{(card.matrix_flops or 0) / 1e12:,.0f}",
         )
     console.print(table, soft_wrap=False)
 
@@ -137,6 +138,7 @@ def _phase_table(view: View) -> Any:
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "highest at")
     for name, phase in view.plan.phases.items():
         sizes = [size_in(float(phase[key]), whole) for key in ("allocated_bytes", "reserved_bytes", "smi_bytes")]
-        where = str(phase["moment"]).removeprefix(f"{name}, ")
-        table.add_row(name, *sizes, "" if where == name else where)
+        # A phase in which nothing new appears has no moment of its own.
+        _, _, where = str(phase["moment"]).partition(f"{name}, ")
+        table.add_row(name, *sizes, where)
     return table

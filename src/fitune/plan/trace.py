@@ -16,6 +16,7 @@ from fitune.plan.autocast import MetaAutocast, answering
 from fitune.plan.kernels import standing_in, table
 from fitune.plan.optimizers import optimizer_step
 from fitune.plan.program import DTYPES, Program
+from fitune.plan.quick_meta import quick_table
 from fitune.plan.recorder import Recorder
 from fitune.plan.scenario import Scenario
 
@@ -51,7 +52,8 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     """Run every phase of ``scenario`` over ``config``'s model on the meta device, and write down what it allocates."""
     selected = max(round(scenario.label_share * (scenario.seq_len - 1)), 1) * scenario.batch
     # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
-    recorder = Recorder(table(selected, scenario.rows == "full", scenario.attention == "flash_attention_2"))
+    kernels = table(selected, scenario.rows == "full", scenario.attention == "flash_attention_2")
+    recorder = Recorder({**quick_table(), **kernels})
     recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
     recorder.vocabulary = getattr(config, "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
@@ -71,6 +73,8 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
             recomputing=mode.recomputing if mode else None,
         )
         gc.collect()
+        gc.freeze()  # what is there now, torch's own modules above all, need not be looked through after each step
+        stack.callback(gc.unfreeze)
         stack.callback(gc.enable)
         gc.disable()
         stack.enter_context(recorder)
@@ -101,7 +105,8 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         if scenario.save:
             # safetensors copies one tensor after the other to the host: nothing new on the card.
             recorder.begin("checkpoint")
-    total = sum(p.numel() for p in program.model.parameters())
+    # bitsandbytes packs two 4-bit values into a byte
+    total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in program.model.parameters())
     return Trace(
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
         sum(p.numel() for p in program.trained()), total, managed,

@@ -94,6 +94,11 @@ def scale(view: View) -> int:
 
 def verdict(view: View) -> str:
     """The first line: does it fit, and by how much."""
+    said = _verdict(view)
+    return said if view.plan.traced else f"by the closed form only, not traced: {said}"
+
+
+def _verdict(view: View) -> str:
     plan, whole = view.plan, scale(view)
     needs = size_in(plan.smi_peak_bytes, whole)
     if view.card is None or view.usable_bytes is None or view.spare_bytes is None:
@@ -104,6 +109,20 @@ def verdict(view: View) -> str:
     if plan.fits:
         return f"fits {view.card}, only just: {usable}, and the allocator has to give cached memory back on the way"
     return f"does not fit {view.card}: needs {needs}, has {usable}, {size_in(-view.spare_bytes, whole)} too much"
+
+
+def advice(view: View) -> list[str]:
+    """What to do when it does not fit."""
+    load = view.plan.phases.get("load")
+    if view.usable_bytes is None or view.plan.fits:
+        return []
+    if load is not None and float(load["smi_bytes"]) > view.usable_bytes:
+        least = size_in(float(load["smi_bytes"]), scale(view))
+        return [
+            f"not even the loaded model fits: weights and CUDA context take {least} before the first step. A smaller "
+            "model or stronger quantization (--model.quantization nf4) is the way"
+        ]
+    return ["what would fit: the same words with --grid, or with --max seq-len or --max batch"]
 
 
 def figures(view: View) -> list[tuple[str, str, str]]:
@@ -140,7 +159,12 @@ def describe(scenario: Scenario) -> str:
         tuning = f"{'DoRA' if scenario.dora else 'LoRA'} rank {scenario.rank} on {targets}"
     else:
         tuning = "full fine-tuning" + (f", first {scenario.frozen_layers} layers frozen" * bool(scenario.frozen_layers))
-    parts = [weights, tuning, scenario.optimizer, f"attention {scenario.attention}"]
+    parts = [
+        weights,
+        tuning,
+        scenario.optimizer,
+        "packed attention" if scenario.rows == "packed" else f"attention {scenario.attention}",
+    ]
     parts += [f"{scenario.autocast} autocast"] if scenario.autocast != "none" else []
     parts += ["gradient checkpointing"] if scenario.gradient_checkpointing else []
     rows = "row" if scenario.batch == 1 else "rows"
