@@ -184,3 +184,18 @@ def test_fit_off_plans_nothing(settings_of, monkeypatch):
 
 def replace_fit(settings: Settings) -> Settings:
     return settings.model_copy(update={"fit": "auto"})
+
+
+def test_a_resumed_run_keeps_the_choice_of_its_beginning(tmp_path):
+    from fitune.runs.folder import RunFolder
+    from fitune.train.resume import with_fit_of
+
+    run = RunFolder(tmp_path)
+    changes = {"train.optimizer": {"was": "adamw", "is": "adamw_8bit"}, ladder.MICRO: {"was": None, "is": 2}}
+    manifests.write(run.manifest, {"memory": {"ladder": {"changes": changes}}})
+    found = with_fit_of(run, Settings())
+    assert (found.train.optimizer, found.train.micro_batch_size) == ("adamw_8bit", 2)
+    other = load_settings(None, {"train.micro_batch_size": "4"})  # asked for now: it is not what it was
+    assert with_fit_of(run, other).train.micro_batch_size == 4
+    manifests.write(run.manifest, {})
+    assert with_fit_of(run, Settings()) == Settings()

@@ -15,8 +15,9 @@ from fitune.errors import DoesNotFit
 from fitune.train.arguments import schedule_of, training_arguments
 from fitune.train.callbacks import ProgressLine, RunLog
 from fitune.train.largest import Batches
+from fitune.train.memory import is_out_of_memory
 from fitune.train.packing import choose_packing
-from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, is_out_of_memory, largest_inputs
+from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
 
 
 class Memory:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from fitune.console import warn
 from fitune.data.render import Renderer
 from fitune.data.rows import Example
 from fitune.evaluate.evaluate import answer_rows
 from fitune.evaluate.metrics import score
 from fitune.evaluate.target import Target
+from fitune.train.memory import give_back, is_out_of_memory
 
 
 def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
@@ -42,7 +44,19 @@ class Examiner:
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
         target = Target(model, self.renderer, "", None)
-        rows = answer_rows(target, self.examples, self.max_new_tokens, self.batch_rows)
+        rows = self.answered(target)
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
+
+    def answered(self, target: Target) -> list[dict[str, Any]]:
+        """The answers; fewer at once from here on when memory runs out."""
+        while True:
+            try:
+                return answer_rows(target, self.examples, self.max_new_tokens, self.batch_rows)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.batch_rows == 1:
+                    raise
+            self.batch_rows = max(self.batch_rows // 2, 1)
+            give_back()
+            warn(f"out of memory while answering questions: it goes on with {self.batch_rows} at a time")

@@ -5,6 +5,7 @@ In: a device, a plan's figures. Out: measured bytes; predicted and measured side
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -24,6 +25,9 @@ CPU_TOLERANCE = 0.15
 CPU_NOISE_BYTES = 200 * 2**20
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
+# What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
+OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "out of memory at line")
+
 
 def peak_memory_bytes(device: str) -> int:
     """Peak of memory: allocated tensors on a CUDA GPU, else the resident size of the process."""
@@ -31,6 +35,18 @@ def peak_memory_bytes(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OTHER_WORDS)
+
+
+def give_back() -> None:
+    """Let go of what a failed pass held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ that does not help either the run ends, with its checkpoints and a sentence.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,18 +26,12 @@ from fitune.data.tree import Tree
 from fitune.errors import DoesNotFit
 from fitune.train.largest import Batches, largest_micro_batch, largest_pack
 from fitune.train.loss import count_trained
+from fitune.train.memory import give_back, is_out_of_memory
 from fitune.train.packed_trainer import PACKS, PackedTrainer
 from fitune.train.trainer import FituneTrainer, with_row_numbers
 
-# What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
-OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "out of memory at line")
 # Bytes that an optimizer keeps for each trained value from the first step on; paged ones move to the host when needed.
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.05}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OTHER_WORDS)
 
 
 class _Surviving:
@@ -97,7 +90,7 @@ class _Surviving:
             if not is_out_of_memory(error) or me.args.world_size > 1:
                 raise  # processes that train together must take the same passes
         # Out of the handler: its traceback has let go of the activations.
-        _give_back()
+        give_back()
         return None
 
     def _parts(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -193,7 +186,7 @@ class _Surviving:
         self._drop_gradients()
         me.last_row_numbers, me.step_loss = before
         self.step_batches, self.step_position = position
-        _give_back()
+        give_back()
         say(f"tried before step 1: the largest pass of the run ({_size_of(inputs)})")
 
     @contextmanager
@@ -227,14 +220,15 @@ class _Surviving:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or not self._smaller_evaluation():
                     raise
-            _give_back()
+            give_back()
 
     def _smaller_evaluation(self) -> bool:
         me = self._me()
         if self.packing is not None:
-            most = self.packing.max_tokens
-            self.packing = replace(self.packing, max_tokens=most // 2)
-            what, smaller = f"packs of at most {most // 2:,} tokens", most > 64
+            most, longest = self.packing.max_tokens, max(len(row.input_ids) for row in me.eval_dataset.rows)
+            size, smaller = max(most // 2, longest), most > longest
+            self.packing = replace(self.packing, max_tokens=size)
+            what = f"packs of at most {size:,} tokens"
         else:
             rows = me.args.per_device_eval_batch_size
             me.args.per_device_eval_batch_size = max(rows // 2, 1)
@@ -271,13 +265,6 @@ def largest_inputs(rows: Sequence[Any], batches: Batches, collate: Callable[...,
     if batches.mode != "off":
         return {PACKS: [largest_pack(rows, batches)]}
     return with_row_numbers(collate)(largest_micro_batch(rows, batches))
-
-
-def _give_back() -> None:
-    """Let go of what a failed pass held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _targets_of(inputs: dict[str, Any]) -> int:
