@@ -26,7 +26,13 @@ CPU_NOISE_BYTES = 200 * 2**20
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 # What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
-OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "out of memory at line")
+OTHER_WORDS = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "out of memory at line",
+)
 
 
 def peak_memory_bytes(device: str) -> int:
