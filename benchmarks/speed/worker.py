@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,17 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from fitune.models.builtin import fetch
 
-LEARNING_RATE = 1e-3
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both sides are told alike."""
+
+    learning_rate: float = 1e-3
+    rank: int = 16
+    alpha: float = 32
+    schedule: str = "constant"
+    warmup_share: float = 0.0
+    seed: int = 0
 
 
 class Gate(TrainerCallback):
@@ -72,7 +84,7 @@ def base_model() -> Any:
     return AutoModelForCausalLM.from_pretrained(fetch(workloads.MODEL), dtype=torch.bfloat16)
 
 
-def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str) -> Any:
+def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recipe: Recipe) -> Any:
     """What `fitune train` builds: LoRA, the packing that the check allows, our trainer."""
     from functools import partial
 
@@ -85,13 +97,15 @@ def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str) -> An
     rows = [row for batch in batches for row in batch]
     size = len(batches[0])
     model = base_model()
-    torch.manual_seed(0)
-    model = attach(model, lora_config(model))
+    torch.manual_seed(recipe.seed)
+    model = attach(model, lora_config(model, rank=recipe.rank, alpha=recipe.alpha))
     steps = len(batches)
+    warmup = math.ceil(recipe.warmup_share * steps)
     arguments = training_arguments(
-        Path(folder), Schedule(size, 1, steps, steps, 0, steps, 10**6), epochs=1, max_steps=None,
-        learning_rate=LEARNING_RATE, schedule_name="constant", optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0,
-        gradient_checkpointing=False, seed=0, mixed_precision="bf16", device="cpu", evaluates=False, best_metric="loss",
+        Path(folder), Schedule(size, 1, steps, steps, warmup, steps, 10**6), epochs=1, max_steps=None,
+        learning_rate=recipe.learning_rate, schedule_name=recipe.schedule, optimizer="adamw", weight_decay=0.0,
+        max_grad_norm=1.0, gradient_checkpointing=False, seed=recipe.seed,
+        mixed_precision="bf16", device="cpu", evaluates=False, best_metric="loss",
         log_steps=1, report_to=[], run_name="speed", overrides={"save_strategy": "no"},
     )  # fmt: skip
     autocast = torch.autocast("cpu", torch.bfloat16)
@@ -111,24 +125,31 @@ def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str) -> An
     return trainer
 
 
-def trl_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str) -> Any:
+def trl_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recipe: Recipe) -> Any:
     """TRL's SFTTrainer: model in bf16, bf16=True, no checkpointing, its loss in chunks (its default)."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
+    from fitune.train.arguments import SCHEDULES
+
     rows = [row for batch in batches for row in batch]
     labels = [[t if on else -100 for t, on in zip(row.input_ids, row.trained, strict=True)] for row in rows]
     dataset = Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
     arguments = SFTConfig(
-        output_dir=folder, per_device_train_batch_size=len(batches[0]), num_train_epochs=1, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant", optim="adamw_torch_fused", max_grad_norm=1.0, seed=0, bf16=True, use_cpu=True,
+        output_dir=folder, per_device_train_batch_size=len(batches[0]), num_train_epochs=1,
+        learning_rate=recipe.learning_rate, lr_scheduler_type=SCHEDULES[recipe.schedule],
+        warmup_steps=math.ceil(recipe.warmup_share * len(batches)), optim="adamw_torch_fused", max_grad_norm=1.0,
+        seed=recipe.seed, bf16=True, use_cpu=True,
         logging_steps=1, report_to="none", train_sampling_strategy="sequential", save_strategy="no", max_length=None,
         activation_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     model = base_model()
-    torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )  # fmt: skip
+    model = get_peft_model(model, config)
     return SFTTrainer(model, arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[gate])
 
 
@@ -153,7 +174,7 @@ def main() -> None:
     gate = Gate(answer)
     with tempfile.TemporaryDirectory() as folder:
         make = fitune_trainer if args.kind == "fitune" else trl_trainer
-        trainer = make(batches, tokenizer, gate, folder)
+        trainer = make(batches, tokenizer, gate, folder, Recipe())
         forget_peak()
         answer({"ready": True})
         if not args.profile:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fitune.adapters.fast_lora import use_fast_lora
+from fitune.adapters.lean_layers import use_lean_layers
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load import input_weight
 from fitune.models.quantize import is_quantized, numel
@@ -76,8 +77,10 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """
     dtype = input_weight(model).dtype
     remember_biases(model, config.bias)
-    use_fast_lora(config, model)
+    fast = use_fast_lora(config, model)
     adapted = cast(PeftModel, get_peft_model(model, config))
+    if fast:
+        use_lean_layers(adapted)
     cast_trained_to_fp32(adapted)
     compute_in(adapted, dtype)
     if config.init_lora_weights == "pissa":

@@ -1,0 +1,137 @@
+"""Lean norms and blocks: the class of transformers that each of them stands in for is the reference."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.fast_lora import FastLinear, use_fast_lora
+from fitune.adapters.lean_layers import BLOCKS, NORMS, LeanBlock, LeanNorm, use_lean_layers
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def own_class(name):
+    family = name.removesuffix("RMSNorm").removesuffix("MLP").lower()
+    return getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), name, None)
+
+
+def run(module, x, autocast=False):
+    x = x.clone().requires_grad_(True)
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x)
+    (y.float() * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+    return y.detach(), {"x": x.grad} | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+def near(first, second, relative):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert (first[name] - second[name]).norm() <= relative * first[name].norm(), name
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_equal_their_own_class(name):
+    torch.manual_seed(0)
+    norm = own_class(name)(32, eps=1e-5)
+    nn.init.normal_(norm.weight, 1, 0.3)
+    norm.weight.requires_grad_(False)
+    x = torch.randn(2, 5, 32)
+    rounded = own_class(name)(32, eps=1e-5).bfloat16().requires_grad_(False)
+    rounded.load_state_dict(norm.state_dict())
+    own, own16 = run(norm, x), run(rounded, x.bfloat16())
+    assert use_lean_layers(rounded) == 1
+    assert use_lean_layers(norm) == 1 and isinstance(norm, LeanNorm) and isinstance(norm, own_class(name))
+    lean, lean16 = run(norm, x), run(rounded, x.bfloat16())
+    assert torch.equal(own[0], lean[0]) and torch.equal(own16[0], lean16[0])
+    near(own[1], lean[1], 1e-6)
+    near(own16[1], lean16[1], 4e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if own_class(name)])
+@pytest.mark.parametrize("ranks", [{}, {"rank_pattern": {"up_proj": 2}}], ids=["equal ranks", "unequal ranks"])
+def test_blocks_equal_their_own_class(name, ranks):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            config = importlib.import_module("transformers").LlamaConfig(**SIZES, mlp_bias=False)
+            self.mlp = own_class(name)(config)
+
+        def forward(self, x):
+            return self.mlp(x)
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, **ranks)
+    holder = Holder()
+    config.target_modules = ["gate_proj", "up_proj", "down_proj"]
+    assert use_fast_lora(config, holder)
+    model = get_peft_model(holder, config)
+    x = torch.randn(2, 5, 32)
+    own = run(model, x)
+    assert use_lean_layers(model) == 1 and isinstance(holder.mlp, LeanBlock)
+    lean = run(model, x)
+    assert len(lean[1]) == 7
+    assert torch.allclose(own[0], lean[0], rtol=0, atol=1e-6)
+    near(own[1], lean[1], 1e-5)
+
+
+def adapted(**options):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    return attach(model, lora_config(model, rank=4, init="debug", **options)).train()
+
+
+def loss_and_grads(model, autocast=False):
+    torch.manual_seed(2)
+    ids = torch.randint(0, 64, (3, 7))
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_a_whole_model_keeps_its_loss_gradients_and_names():
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SIZES))
+    config = lora_config(base, rank=4, init="debug")
+    plain, lean = get_peft_model(base, config).train(), adapted()
+    lean.load_state_dict(plain.state_dict())
+    kinds = [type(module) for module in lean.modules()]
+    assert sum(issubclass(kind, LeanNorm) for kind in kinds) == 5
+    assert sum(issubclass(kind, LeanBlock) for kind in kinds) == 2
+    (loss, grads), (lean_loss, lean_grads) = loss_and_grads(plain), loss_and_grads(lean)
+    assert torch.allclose(loss, lean_loss, rtol=0, atol=1e-6)
+    near(grads, lean_grads, 1e-5)
+    ids = torch.arange(9)[None]
+    plain.eval(), lean.eval()
+    assert torch.equal(plain(input_ids=ids).logits, lean(input_ids=ids).logits)
+
+
+def test_trained_norms_and_dropout_are_left_to_the_class_above():
+    model = adapted(train_norms=True, dropout=0.5)
+    _, grads = loss_and_grads(model)
+    assert any("norm" in name for name in grads)
+    blocks = [module for module in model.modules() if isinstance(module, LeanBlock)]
+    assert blocks and all(block.gate_proj.plain_parts(torch.ones(1, 32)) is None for block in blocks)
+
+
+def test_a_merged_adapter_is_left_to_the_class_above():
+    model = adapted()
+    before, _ = loss_and_grads(model)
+    model.merge_adapter()
+    model.train()
+    ids = torch.randint(0, 64, (3, 7), generator=torch.Generator().manual_seed(2))
+    merged = model(input_ids=ids, labels=ids).loss
+    assert torch.isfinite(merged) and any(isinstance(module, FastLinear) for module in model.modules())
+    assert torch.isfinite(before)
