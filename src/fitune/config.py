@@ -107,8 +107,9 @@ class LoraSettings(Section):
     """Modules trained in full and saved with the adapter."""
     train_norms: bool = False
     """Train the layer norms in full and save them with the adapter."""
-    init: Literal["default", "gaussian", "pissa", "debug"] = "default"
-    """Initial A and B: default (Kaiming A, zero B), gaussian, PiSSA (arXiv 2404.02948), debug (not an identity)."""
+    init: Literal["default", "gaussian", "pissa", "loftq", "debug"] = "default"
+    """Initial A and B: default (Kaiming A, zero B), gaussian, PiSSA (arXiv 2404.02948), with a quantized base LoftQ, which
+    begins with the error of the quantization (arXiv 2310.08659), debug (not an identity)."""
 
 
 class TrainSettings(Section):

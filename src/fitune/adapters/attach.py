@@ -19,7 +19,8 @@ from fitune.models.load import input_weight
 from fitune.models.quantize import is_quantized, numel
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
-INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "debug": False}
+# loftq is set by loftq.start_loftq once the adapter is there.
+INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "loftq": True, "debug": False}
 
 
 def lora_config(
@@ -241,7 +242,10 @@ def _refuse_quantized(model: PreTrainedModel, in_full: set[str], init: str) -> N
             "model.unquantized, or adapt it with LoRA"
         )
     if stored and init == "pissa":
-        raise ModelError("lora.init is pissa, which moves weights, and this base is quantized; use default")
+        raise ModelError(
+            "lora.init is pissa, which moves a part of each weight into the adapter, and this base is quantized, which "
+            "would round what is left of it another time; use loftq, which takes up the error of the quantization"
+        )
 
 
 def _check_names(setting: str, names: Sequence[str], known: set[str], what: str = "modules") -> None:

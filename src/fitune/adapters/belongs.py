@@ -79,10 +79,12 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
                 f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
                 f"this model's is {value}. It was trained on {facts['base']['name']}"
             )
-    if facts.get("init") == "loftq" and stored_as(base) != (wanted := Quantization.from_dict(facts["quantization"])):
+    wanted, stored = Quantization.from_dict(facts.get("quantization")), stored_as(base)
+    if facts.get("init") == "loftq" and (wanted.kind, wanted.double_quant) != (stored.kind, stored.double_quant):
         raise ModelError(
             f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "
-            f"that quantization, and this base is stored in {stored_as(base).name}"
+            f"that quantization, and this base is stored in {stored.name if stored.on else 'full'}; "
+            f"set model.quantization to {wanted.kind}"
         )
     weights = folder / "adapter_model.safetensors"
     if not weights.exists():

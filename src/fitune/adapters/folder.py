@@ -65,6 +65,8 @@ def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, 
         tokenizer.save_pretrained(whole)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(whole)
+        if (init := getattr(model, "fitune_init", None)) is not None:
+            facts = {**facts, "init": init}
         (whole / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -92,6 +94,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     if trainable:
         use_fast_lora(cast(LoraConfig, config), base)
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
+    model.fitune_init = read_facts(folder).get("init")  # type: ignore[assignment]
     _restore_fp32(model, tensors, "default")
     if trainable:
         cast_trained_to_fp32(model)

@@ -34,7 +34,8 @@ OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAn
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base ready to be adapted or asked. `notes` are what the user should hear about it."""
+    """A base ready to be adapted or asked. `notes` are what the user should hear about it; `dense` is empty unless the
+    weights before quantization were asked for: layer's name → weight, (out, in)."""
 
     model: PreTrainedModel
     tokenizer: object
@@ -45,6 +46,7 @@ class LoadedBase:
     new_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     quantization: Quantization = NO_QUANTIZATION
+    dense: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 def load_config(source: ModelSource, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -79,11 +81,16 @@ def load_base(
     attention: str = "auto",
     trust_remote_code: bool = False,
     quantization: Quantization = NO_QUANTIZATION,
+    keep_dense: bool = False,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
     Only safetensors (or GGUF) weights are read, unless the source was told to take pickled ones. `tokenizer` gains
     the template's tokens and the template itself, so that whatever is saved from here chats exactly as it was trained.
+
+    Args:
+        keep_dense: with a quantization, the weights of its layers as they were, in `LoadedBase.dense` (LoftQ); they
+            take as much of the host's memory as the model without quantization.
 
     Raises:
         ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
@@ -93,11 +100,11 @@ def load_base(
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}
     # One device by its number: the bare word "cuda" accelerate 1.15 takes for another one than cuda:0.
     device = torch.cuda.current_device() if hardware.device == "cuda" else hardware.device
-    packing = None
+    packing, dense = None, {}
     if quantization.on:
         skeleton = build_on_meta(config, precision.dtype, attention)
         packing = bnb_config(quantization, precision.dtype, skeleton, device)
-        if not source.gguf_file and only_plain_linear(skeleton):
+        if not source.gguf_file and not keep_dense and only_plain_linear(skeleton):
             options |= {"quantization_config": packing, "device_map": {"": device}}
     try:
         if source.gguf_file:
@@ -121,7 +128,7 @@ def load_base(
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
     if packing is not None and "quantization_config" not in options:
-        quantize_in_place(model, packing, device)
+        dense = quantize_in_place(model, packing, device, keep_dense)
     notes = [f"precision {precision.name}: {precision.reason}"]
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
@@ -150,7 +157,7 @@ def load_base(
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization)
+    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization, dense)
 
 
 def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: Quantization) -> None:

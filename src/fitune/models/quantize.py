@@ -116,20 +116,28 @@ def only_plain_linear(model: nn.Module) -> bool:
     return all(type(module) is nn.Linear for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def quantize_in_place(model: PreTrainedModel, options: BitsAndBytesConfig, device: str | int) -> None:
+def quantize_in_place(
+    model: PreTrainedModel, options: BitsAndBytesConfig, device: str | int, keep_dense: bool = False
+) -> dict[str, Tensor]:
     """Store a dense model's linear layers in 8 or 4 bits on `device`, one after another.
 
+    Returns:
+        With `keep_dense`: name of each of these layers → the weight that it had, (out, in), where it was.
+
     For what transformers' own loader cannot quantize while it reads: GGUF files, and models with a linear layer of
-    their own class (Falcon's), which transformers 5 passes over and 4 did not.
+    their own class (Falcon's), which transformers 5 passes over and 4 did not; and where the weights are asked for (LoftQ).
     """
     import bitsandbytes as bnb
 
     skipped = options.llm_int8_skip_modules or get_keys_to_not_convert(model)
+    dense: dict[str, Tensor] = {}
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear | Conv1D) or not should_convert_module(name, skipped):
             continue
         weight = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
         outputs, inputs = weight.shape
+        if keep_dense:
+            dense[name] = weight
         with torch.device("meta"):
             if options.load_in_8bit:
                 made: Any = bnb.nn.Linear8bitLt(
@@ -157,6 +165,7 @@ def quantize_in_place(model: PreTrainedModel, options: BitsAndBytesConfig, devic
     model.to(device)  # type: ignore[arg-type]
     # What PEFT chooses its LoRA layers by.
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = options.load_in_8bit, options.load_in_4bit  # type: ignore
+    return dense
 
 
 def keep_standard_layout(model: nn.Module) -> None:

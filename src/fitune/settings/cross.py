@@ -100,7 +100,13 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
         yield (
             ("lora.init", "model.quantization"),
             f"is pissa, which moves a part of each weight into the adapter, and model.quantization is {kind}, whose "
-            "weights cannot be moved; use default, or model.quantization none",
+            "weights cannot be moved; use loftq, which begins with the error of the quantization, or default",
+        )
+    if lora.init == "loftq" and kind == "none":
+        yield (
+            ("lora.init", "model.quantization"),
+            "is loftq, which begins with the error of a quantization, and model.quantization is none; set it to nf4, fp4 "
+            "or int8, or use pissa or default",
         )
     if settings.model.double_quant and kind not in ("nf4", "fp4"):
         yield (

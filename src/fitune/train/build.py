@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from fitune.adapters.attach import attach, lora_config
 from fitune.adapters.folder import continue_adapter
+from fitune.adapters.loftq import start_loftq
 from fitune.adapters.places import lora_options
 from fitune.config import Settings
 from fitune.console import say, warn
@@ -99,6 +100,7 @@ def load(settings: Settings, ready: Ready) -> LoadedBase:
         settings.model.attention,
         settings.model.trust_remote_code,
         Quantization(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
+        keep_dense=settings.lora.init == "loftq",
     )
     for note in base.notes:
         say(note)
@@ -118,7 +120,11 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
         return continue_adapter(base, start)
     _tell_bias(settings.lora.bias)
     options = {**settings.lora.model_dump(exclude={"continue_from"}), "new_token_ids": base.new_token_ids}
-    return attach(base.model, lora_config(base.model, **options))
+    model = attach(base.model, lora_config(base.model, **options))
+    if settings.lora.init == "loftq":
+        say(str(start_loftq(model, base.dense)))
+        base.dense.clear()  # as large as the base before quantization
+    return model
 
 
 def _tell_bias(bias: str) -> None:

@@ -1,0 +1,106 @@
+"""LoftQ: the adapter begins with the error of the quantization, and opens over the same quantized base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.loftq import low_rank, start_loftq
+from fitune.errors import ModelError, SettingsError
+from fitune.models.hardware import Precision, detect
+from fitune.models.load import LoadedBase, load_base
+from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.source import resolve
+from fitune.models.template import resolve_template
+from fitune.models.tokenizer import load_tokenizer
+from fitune.settings import load_settings
+
+NF4 = Quantization("nf4", double_quant=True)
+IDS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", hidden_size=64, intermediate_size=128, tie_word_embeddings=True)
+
+
+def open_base(folder: Path, quantization: Quantization = NF4, keep_dense: bool = False) -> LoadedBase:
+    source = resolve(str(folder))
+    tokenizer = load_tokenizer(source)
+    rest = resolve_template(tokenizer), detect("cpu"), Precision(torch.bfloat16, "test")
+    return load_base(source, tokenizer, *rest, quantization=quantization, keep_dense=keep_dense)
+
+
+def begin(folder: Path, quantization: Quantization = NF4, **options: Any) -> tuple[LoadedBase, Any, Any]:
+    base = open_base(folder, quantization, keep_dense=True)
+    model = attach(base.model, lora_config(base.model, **{"rank": 16, "alpha": 32, **options}))
+    return base, model, start_loftq(model, base.dense)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits.float()
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((64, 128), 16), ((128, 64), 16), ((16, 64), 32)])
+def test_best_approximation_of_a_rank(shape: tuple[int, int], rank: int):
+    """Against the singular value decomposition; B and A share each singular value evenly."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    b, a = low_rank(matrix, rank, scale=2.0)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    torch.testing.assert_close(2 * b @ a, u[:, :rank] * s[:rank] @ v[:rank], atol=1e-4, rtol=0)
+    assert b.shape == (shape[0], rank) and a.shape == (rank, shape[1])
+    torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_the_error_falls_in_weights_and_logits(folder: Path, kind: str):
+    exact = logits(open_base(folder, NO_QUANTIZATION).model)
+    off = (logits(open_base(folder, Quantization(kind)).model) - exact).norm()
+    _, model, report = begin(folder, Quantization(kind))
+    assert 0 < report.after < 0.8 * report.before and report.layers == 14
+    assert (logits(model) - exact).norm() < off
+
+
+def test_a_full_rank_takes_all_of_the_error(folder: Path):
+    _, _, report = begin(folder, rank=64, alpha=64)
+    assert report.before > 0.05 and report.after < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}])
+def test_it_opens_over_the_base_that_any_run_quantizes(folder: Path, tmp_path: Path, options: dict[str, Any]):
+    """Also in plain PEFT; and it is refused over the whole base, whose weights have no error to make up for."""
+    base, model, _ = begin(folder, **options)
+    after = logits(model)
+    save_adapter(model, base.tokenizer, base.template, tmp_path / "a", base_facts(base))
+    again = load_adapter(open_base(folder).model, tmp_path / "a")
+    torch.testing.assert_close(logits(again), after, atol=0, rtol=0)
+    plain = PeftModel.from_pretrained(open_base(folder).model, tmp_path / "a")
+    torch.testing.assert_close(logits(plain), after, atol=0, rtol=0)
+    assert json.loads((tmp_path / "a" / "fitune.json").read_text())["init"] == "loftq"
+    for other in (NO_QUANTIZATION, Quantization("nf4"), Quantization("int8")):
+        with pytest.raises(ModelError, match="begun with LoftQ over nf4 with double quantization"):
+            load_adapter(open_base(folder, other).model, tmp_path / "a")
+
+
+def test_dora_begins_at_the_approximation(folder: Path):
+    """The magnitude must be that of Q + s·B·A: with a full rank the model is then the whole one."""
+    exact = logits(open_base(folder, NO_QUANTIZATION).model)
+    _, model, _ = begin(folder, rank=64, alpha=64, dora=True)
+    torch.testing.assert_close(logits(model), exact, atol=0.02, rtol=0)  # bf16
+
+
+def test_faults(folder: Path):
+    with pytest.raises(SettingsError, match=r"is loftq, which begins with the error of a quantization, and .* none"):
+        load_settings(None, {"lora.init": "loftq"})
+    base = open_base(folder, NO_QUANTIZATION)
+    with pytest.raises(ModelError, match="none of the adapted layers is quantized"):
+        start_loftq(attach(base.model, lora_config(base.model)), {})
