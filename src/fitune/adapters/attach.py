@@ -53,6 +53,8 @@ def lora_config(
     _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
     ends = {name.split(".")[-1] for name in modules_to_save}
     _refuse_quantized(model, ends, init)
+    if dora:
+        refuse_dora_in_int8(model)
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
@@ -245,6 +247,20 @@ def _refuse_quantized(model: PreTrainedModel, in_full: set[str], init: str) -> N
         raise ModelError(
             "lora.init is pissa, which moves a part of each weight into the adapter, and this base is quantized, which "
             "would round what is left of it another time; use loftq, which takes up the error of the quantization"
+        )
+
+
+def refuse_dora_in_int8(model: nn.Module) -> None:
+    """Raises ModelError for DoRA over int8 layers on a CPU.
+
+    PEFT 0.21 moves such a weight to the CPU after unpacking it for DoRA's norm, and bitsandbytes 0.50 then makes a new
+    one without its scales: the next forward pass fails.
+    """
+    on_cpu = (module for module in model.modules() if is_quantized(module) and module.weight.device.type == "cpu")
+    if any(type(module.weight).__name__ == "Int8Params" for module in on_cpu):
+        raise ModelError(
+            "DoRA over an int8 base does not work on a CPU (PEFT and bitsandbytes lose the scales of its layers); "
+            "use model.quantization nf4, or lora.dora false"
         )
 
 

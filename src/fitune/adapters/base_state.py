@@ -92,7 +92,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name in the bare model, frozen layer) of every layer that an adapter lies over."""
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = _root(model)
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield _plain(name), module.get_base_layer()
@@ -157,19 +157,23 @@ def _dense(layer: Any, state: dict[str, Any]) -> Tensor:
     """The weights that a copy stands for."""
     if "parameter" not in state:
         return state["weight"]
-    import bitsandbytes as bnb
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
     if "quant_state" in state:
-        return bnb.functional.dequantize_4bit(state["weight"], state["quant_state"])
-    return bnb.functional.int8_vectorwise_dequant(state["weight"], state["scales"])
+        return dequantize_4bit(state["weight"], state["quant_state"])
+    return int8_vectorwise_dequant(state["weight"], state["scales"])
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    root = model.get_base_model() if hasattr(model, "get_base_model") else model
+    root = _root(model)
     for name, module in root.named_modules():
         parts = name.split(".")
         if not any(part.startswith("lora_") or part in TRAINED for part in parts):
             yield _plain(name), module
+
+
+def _root(model: Any) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _plain(name: str) -> str:

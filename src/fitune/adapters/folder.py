@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
-from fitune.adapters.attach import cast_trained_to_fp32, compute_in, remember_biases
+from fitune.adapters.attach import cast_trained_to_fp32, compute_in, refuse_dora_in_int8, remember_biases
 from fitune.adapters.belongs import FACTS, check_belongs, fingerprint, read_facts
 from fitune.adapters.fast_lora import use_fast_lora
 from fitune.adapters.places import read_config
@@ -50,8 +50,13 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
     }
 
 
-def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any]) -> None:
+def save_adapter(
+    model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any], name: str = "default"
+) -> None:
     """Write the adapter with everything needed to chat with it; whole or not at all.
+
+    Args:
+        name: which of the adapters in memory.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -59,7 +64,7 @@ def save_adapter(model: PeftModel, tokenizer, template: Template, folder: Path, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "adapter"
-        _save_peft(model, whole)
+        _save_peft(model, whole, name)
         _name_base(whole, str(facts["base"]["name"]), facts["base"]["revision"])
         tokenizer.chat_template = template.text
         tokenizer.save_pretrained(whole)
@@ -90,7 +95,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     tensors = check_belongs(base, folder)
     dtype = input_weight(base).dtype
     remember_biases(base, read_config(folder).get("bias", "none"))
-    config = PeftConfig.from_pretrained(folder)
+    if read_config(folder).get("use_dora"):
+        refuse_dora_in_int8(base)
+    config = PeftConfig.from_pretrained(str(folder))
     if trainable:
         use_fast_lora(cast(LoraConfig, config), base)
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
@@ -164,15 +171,19 @@ def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: 
         add_template_tokens(base, tokenizer, template)
 
 
-def _save_peft(model: PeftModel, folder: Path) -> None:
-    """PEFT's save; a PiSSA adapter is turned into a LoRA over the untouched base on the way.
+def _save_peft(model: PeftModel, folder: Path, name: str) -> None:
+    """PEFT's save of one adapter; a PiSSA adapter is turned into a LoRA over the untouched base on the way.
 
     PiSSA (arXiv 2404.02948, appendix C) trains W_res + s·B·A with W_res = W − s·B0·A0, so over W the same function is
     W + s·[B, −B0]·[A; A0]: a LoRA of twice the rank.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[name])
+    if name != "default":  # PEFT gives each other one a folder of its own
+        for file in (folder / name).iterdir():
+            file.rename(folder / file.name)
+        (folder / name).rmdir()
     first = getattr(model, "fitune_initial", None)
-    if first is None:
+    if first is None or name != "default":
         return
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)

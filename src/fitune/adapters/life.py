@@ -19,6 +19,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -94,10 +95,10 @@ def use(model: PeftModel, name: str) -> None:
     if merged(model):
         raise ModelError(f"{', '.join(merged(model))} is merged into the base; unmerge it first")
     if name == BASE:
-        model.base_model.disable_adapter_layers()
+        _tuner(model).disable_adapter_layers()
         return
     _check(model, name)
-    model.base_model.enable_adapter_layers()
+    _tuner(model).enable_adapter_layers()
     model.set_adapter(name)
     model.requires_grad_(False)  # PEFT makes what it activates trainable
 
@@ -118,7 +119,7 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
         raise ModelError(f"no adapter is on, so there is nothing to merge; in memory are: {', '.join(names(model))}")
     copies = copy_layers(model)
     with _quiet():
-        model.base_model.merge_adapter(list(chosen))
+        _tuner(model).merge_adapter(list(chosen))
     # Without the copies, some values of each layer are held for the report alone.
     model.fitune_copies = copies if keep else None  # type: ignore[assignment]
     return Merged(chosen, len(copies.layers), copies.num_bytes if keep else 0)
@@ -140,7 +141,7 @@ def unmerge(model: PeftModel, reference: Copies | None = None) -> Restored:
         raise ModelError("no adapter is merged into the base, so there is nothing to take out")
     copies: Copies | None = getattr(model, "fitune_copies", None)
     with _quiet():
-        model.base_model.unmerge_adapter()
+        _tuner(model).unmerge_adapter()
     if copies is not None:
         put_back(copies)
         model.fitune_copies = None  # type: ignore[assignment]
@@ -161,8 +162,11 @@ def unload(model: PeftModel, before: dict[str, str] | None = None) -> tuple[PreT
     """
     if merged(model):
         unmerge(model)
-    # With an adapter on, PEFT leaves modules that were trained in full in the base's place.
-    model.base_model.set_adapter([])
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            # With an adapter on, PEFT leaves what it trained in full in the base's place, and its `set_adapter([])`
+            # refuses an empty list here.
+            module._active_adapter = []
     base: Any = model.unload()
     undo(base)
     after = digests(base) if before is not None else {}
@@ -204,19 +208,33 @@ def rename(model: PeftModel, old: str, new: str) -> None:
     entries = {new if key == old else key: config[key] for key in keys}
     config.clear()
     config.update(entries)
-    for module in model.modules():
-        for attribute in (*getattr(module, "adapter_layer_names", ()), *getattr(module, "other_param_names", ())):
+    parts: list[Any] = list(model.modules())
+    for module in parts:
+        held_in = (*getattr(module, "adapter_layer_names", ()), *getattr(module, "other_param_names", ()))
+        for attribute in dict.fromkeys((*held_in, "lora_variant")):
             held = getattr(module, attribute, None)
             if held is not None and hasattr(held, "keys") and old in held:
                 value = held[old]
                 del held[old]
                 held[new] = value
+        if isinstance(known := getattr(module, "_adapters", None), set) and old in known:
+            known.symmetric_difference_update((old, new))
         if hasattr(module, "_active_adapter"):
-            now = module._active_adapter
-            module._active_adapter = new if now == old else [new if one == old else one for one in now] \
-                if isinstance(now, list) else now  # fmt: skip
-    if model.active_adapter == old:
-        model.active_adapter = new
+            module._active_adapter = _renamed(module._active_adapter, old, new)
+    for holder in (model, _tuner(model)):
+        holder.active_adapter = _renamed(holder.active_adapter, old, new)
+
+
+def _renamed(adapters: Any, old: str, new: str) -> Any:
+    """PEFT keeps one name as text, several as a list."""
+    if isinstance(adapters, list):
+        return [new if one == old else one for one in adapters]
+    return new if adapters == old else adapters
+
+
+def _tuner(model: PeftModel) -> Any:
+    """PEFT's `LoraModel`, which has the operations on all layers."""
+    return model.base_model
 
 
 def _enabled(model: nn.Module) -> bool:

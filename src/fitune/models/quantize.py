@@ -127,8 +127,9 @@ def quantize_in_place(
     For what transformers' own loader cannot quantize while it reads: GGUF files, and models with a linear layer of
     their own class (Falcon's), which transformers 5 passes over and 4 did not; and where the weights are asked for (LoftQ).
     """
-    import bitsandbytes as bnb
+    import bitsandbytes
 
+    bnb: Any = bitsandbytes  # without types for what is called here
     skipped = options.llm_int8_skip_modules or get_keys_to_not_convert(model)
     dense: dict[str, Tensor] = {}
     for name, module in list(model.named_modules()):
@@ -237,14 +238,14 @@ def dense_weight(module: Any) -> Tensor:
     """The weights that a quantized layer stands for, (out, in), unpacked; another layer's weight as it is."""
     weight = module.weight
     if type(weight).__name__ == "Params4bit":
-        import bitsandbytes as bnb
+        from bitsandbytes.functional import dequantize_4bit
 
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return dequantize_4bit(weight.data, weight.quant_state)
     if type(weight).__name__ == "Int8Params":
-        import bitsandbytes as bnb
+        from bitsandbytes.functional import int8_vectorwise_dequant
 
         rows = module.state.SCB if module.state.SCB is not None else weight.SCB
-        return bnb.functional.int8_vectorwise_dequant(weight.data, rows)
+        return int8_vectorwise_dequant(weight.data, rows)
     return weight.detach()
 
 

@@ -1,0 +1,203 @@
+"""Several adapters, weighed, become a new one, by PEFT's `add_weighted_adapter`.
+
+In: a `PeftModel` with the adapters in memory, weights, a combination. Out: one more adapter in it.
+Knows nothing of files.
+
+cat              ranks are added, the result is exactly Σ w·ΔW
+linear           one rank for all; A and B are added apart, so products across adapters come in: an approximation
+svd              the best adapter of a rank to Σ w·ΔW
+ties             small values dropped, signs voted on, then added (TIES, arXiv 2306.01708)
+dare_linear      values dropped at random, the rest enlarged, then added (DARE, arXiv 2311.03099)
+dare_ties        DARE's dropping, TIES' vote
+magnitude_prune  small values dropped, then added
+…_svd            the same on ΔW itself instead of A and B, brought back to a rank
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+from fitune.adapters.life import BASE, active, merged, names
+from fitune.errors import ModelError, did_you_mean
+
+EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+KINDS = ("cat", "svd", *EQUAL_RANKS, "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+DENSITY = 0.5
+"""Share of the values that stay, where it is not given."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The new adapter: its name, what it was made of, its rank."""
+
+    name: str
+    parts: tuple[tuple[str, float], ...]
+    kind: str
+    rank: int
+    density: float | None
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{weight:g}·{name}" for name, weight in self.parts)
+        dense = "" if self.density is None else f", {self.density:.0%} of the values kept"
+        return f"{self.name} = {parts} ({self.kind}{dense}), rank {self.rank}"
+
+
+def combine(
+    model: PeftModel,
+    parts: Sequence[tuple[str, float]],
+    new: str,
+    kind: str = "cat",
+    rank: int | None = None,
+    density: float | None = None,
+) -> Combined:
+    """Make a new adapter out of others; who answers stays as it is.
+
+    Args:
+        parts: (adapter, weight); weights may be negative, and one of weight 0 takes no part (it would vote in ties).
+        rank: of the result, for svd and …_svd; None takes the largest of the parts.
+        density: share of the values that stay, for ties, dare and magnitude_prune; None takes half.
+
+    Raises:
+        ModelError: an unknown adapter or combination, ranks that it cannot bring together, an option that it does not
+            know, or adapters that hold what cannot be added.
+    """
+    _check(model, [name for name, _ in parts], new, kind, rank, density)
+    if not (parts := [part for part in parts if part[1]]):
+        raise ModelError("every weight is 0, which leaves the base alone; give one of them another")
+    chosen = [name for name, _ in parts]
+    was_active = active(model)
+    full = [name for name in chosen if _modules_in_full(model, name)]
+    # PEFT takes the new adapter's options from the first one.
+    ordered = sorted(parts, key=lambda part: part[0] not in full)
+    options: dict[str, Any] = {"density": density or DENSITY} if _prunes(kind) else {}
+    if kind.endswith("svd"):
+        options |= {"svd_rank": rank, "svd_full_matrices": False}
+    inner: Any = model.base_model
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="The density 1.0 is greater than or equal to 1")  # asked for
+        inner.add_weighted_adapter(
+            [name for name, _ in ordered], [weight for _, weight in ordered], new, combination_type=kind, **options
+        )
+        if kind == "cat":
+            _unrounded(model, ordered, new)
+        _plain_scale(model, new)
+        _add_full_parts(model, parts, new)
+    model.requires_grad_(False)
+    _activate(model, was_active)
+    made: Any = model.peft_config[new]
+    return Combined(new, tuple(parts), kind, made.r, options.get("density"))
+
+
+def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int | None, density: float | None) -> None:
+    for name in chosen:
+        if name not in model.peft_config:
+            known = names(model)
+            raise ModelError(f'there is no adapter "{name}"{did_you_mean(name, known)}; there are: {", ".join(known)}')
+    if len(set(chosen)) < 2:
+        raise ModelError("a combination needs two different adapters or more")
+    if new in names(model) or new == BASE or "." in new or not new.strip():
+        raise ModelError(f'"{new}" cannot be an adapter\'s name: it is taken, empty, or holds a dot; choose another')
+    if merged(model):
+        raise ModelError(f"{', '.join(merged(model))} is merged into the base; unmerge it first")
+    if kind not in KINDS:
+        raise ModelError(f'there is no combination "{kind}"{did_you_mean(kind, KINDS)}; there are: {", ".join(KINDS)}')
+    if rank is not None and not kind.endswith("svd"):
+        raise ModelError(f"{kind} decides the rank by itself; --rank goes with svd and the …_svd combinations")
+    if density is not None and not _prunes(kind):
+        raise ModelError(f"{kind} keeps every value; --density goes with ties, dare and magnitude_prune")
+    if density is not None and not 0 < density <= 1:
+        raise ModelError(f"density is {density:g}; use a share above 0, at most 1")
+    configs: dict[str, Any] = dict(model.peft_config)
+    ranks = {name: configs[name].r for name in chosen}
+    if kind in EQUAL_RANKS and len(set(ranks.values())) > 1:
+        listed = ", ".join(f"{name} has {rank}" for name, rank in ranks.items())
+        other = "cat or svd" if kind == "linear" else f"{kind}_svd" if f"{kind}_svd" in KINDS else "svd"
+        raise ModelError(f"{kind} adds A to A and B to B, so ranks must be equal, and {listed}; use {other}")
+    for name in chosen:
+        config: Any = model.peft_config[name]
+        if config.use_dora:
+            raise ModelError(f"{name} is a DoRA adapter, whose magnitudes cannot be added; merge it instead")
+        if config.bias != "none":
+            raise ModelError(f"{name} trains biases, which are the base's own and cannot be weighed")
+    if len(full := [name for name in chosen if _modules_in_full(model, name)]) > 1:
+        raise ModelError(
+            f"{' and '.join(full)} both train modules in full ({', '.join(_modules_in_full(model, full[0]))}), which "
+            "PEFT does not combine"
+        )
+
+
+def _prunes(kind: str) -> bool:
+    return any(word in kind for word in ("ties", "dare", "magnitude"))
+
+
+def _modules_in_full(model: PeftModel, name: str) -> list[str]:
+    """Modules that an adapter trains in full (norms, a head), by name."""
+    wrappers = ((at, module) for at, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper))
+    return [at.split(".")[-1] for at, module in wrappers if name in module.modules_to_save]
+
+
+def _unrounded(model: PeftModel, parts: Sequence[tuple[str, float]], new: str) -> None:
+    """PEFT 0.21 writes a concatenation into the type of the base; here it is in fp32, as the parts are."""
+    for module in model.modules():
+        if not isinstance(module, LoraLayer) or new not in module.lora_A:
+            continue
+        layer: Any = module
+        held = [(name, weight * layer.scaling[name]) for name, weight in parts if name in layer.lora_A]
+        a = torch.cat([factor * layer.lora_A[name].weight.float() for name, factor in held])
+        b = torch.cat([layer.lora_B[name].weight.float() for name, _ in held], dim=1)
+        missing = layer.r[new] - a.shape[0]  # a part that leaves this layer alone
+        layer.lora_A[new].weight.data = torch.nn.functional.pad(a, (0, 0, 0, missing))
+        layer.lora_B[new].weight.data = torch.nn.functional.pad(b, (0, missing))
+
+
+def _plain_scale(model: PeftModel, new: str) -> None:
+    """PEFT 0.21 makes the result with alpha = rank, which is a factor of 1 only where it is alpha / r.
+
+    A first part with rank-stabilised scaling would leave √r on the result.
+    """
+    config: Any = model.peft_config[new]
+    config.use_rslora, config.lora_alpha = False, config.r
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and new in module.scaling:
+            module.scaling[new] = 1.0
+
+
+def _add_full_parts(model: PeftModel, parts: Sequence[tuple[str, float]], new: str) -> None:
+    """Trained token rows and modules in full: what the base has, plus each part's weighed difference from it.
+
+    PEFT leaves these as the base has them.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and new in module.modules_to_save:
+            original = dict(module.original_module.named_parameters())
+            for at, value in module.modules_to_save[new].named_parameters():
+                start = original[at].float()
+                moved = [
+                    weight * (dict(module.modules_to_save[name].named_parameters())[at].float() - start)
+                    for name, weight in parts
+                    if name in module.modules_to_save
+                ]
+                value.data = start + sum(moved)
+        elif isinstance(module, AuxiliaryTrainingWrapper) and hasattr(module, "token_adapter"):
+            rows: Any = module.token_adapter
+            if new in rows.trainable_tokens_delta:
+                start = rows.trainable_tokens_original[new].float()
+                held = [(name, weight) for name, weight in parts if name in rows.trainable_tokens_delta]
+                moved = [weight * (rows.trainable_tokens_delta[name].float() - start) for name, weight in held]
+                rows.trainable_tokens_delta[new].data = start + sum(moved)
+
+
+def _activate(model: PeftModel, wanted: tuple[str, ...]) -> None:
+    inner: Any = model.base_model
+    if wanted:
+        inner.set_adapter(list(wanted), inference_mode=True)
+    else:
+        inner.disable_adapter_layers()
