@@ -177,7 +177,8 @@ def keep_standard_layout(model: nn.Module) -> None:
     adapter, does not know the layout: after one evaluation a run would train nothing below the last layer. The switch
     is an attribute of each layer; this goes when bitsandbytes unpacks for training.
     """
-    for module in model.modules():
+    layers: list[Any] = list(model.modules())
+    for module in layers:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
