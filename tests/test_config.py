@@ -134,6 +134,7 @@ def test_a_file_that_is_absent_or_not_text(tmp_path):
         ({"run.name": "a/b"}, "one folder name without slashes"),
         ({"lora.targets": []}, "is an empty list"),
         ({"export.to": ["adapter"], "train.tuning": "full"}, "which has no adapter; use merged"),
+        ({"export.to": ["gguf"], "lora.init": "loftq", "model.quantization": "nf4"}, "fits its quantized base alone"),
         ({"export.gguf_type": "q8_0", "export.to": ["merged"]}, "has neither gguf nor ollama"),
     ],
 )

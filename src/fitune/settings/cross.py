@@ -122,6 +122,11 @@ def _export(settings: Settings) -> Iterator[Fault]:
             ("export.to", "train.tuning"),
             "has adapter, and train.tuning is full, which has no adapter; use merged",
         )
+    if settings.lora.init == "loftq" and set(wanted) - {"adapter"}:
+        yield (
+            ("export.to", "lora.init"),
+            "asks for a merge, and lora.init is loftq, whose adapter fits its quantized base alone; use adapter",
+        )
     if settings.export.gguf_type != "f16" and not {"gguf", "ollama"} & set(wanted):
         yield (
             ("export.gguf_type", "export.to"),
