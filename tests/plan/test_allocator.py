@@ -37,7 +37,7 @@ def test_a_freed_block_is_taken_again_and_the_best_fit_wins() -> None:
     allocator.release(large)
     allocator.release(small)
     block = allocator.allocate(22 * MIB)
-    assert block is not None and block.address == small.address
+    assert block is not None and small is not None and block.address == small.address
     assert allocator.reserved == 64 * MIB
 
 

@@ -254,6 +254,14 @@ def test_code_that_cannot_be_traced_names_the_call(
     assert "self.mlp(" in said
 
 
+def test_code_that_goes_token_by_token_is_given_up(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fitune.plan.recorder.MOST_STORAGES", 100)
+    assert run(model, "--budget", "16GiB", *SMALL, "--seq-len", "40") == 0
+    assert "more than 100 tensors" in " ".join(capsys.readouterr().out.split())
+
+
 def test_other_kinds_of_models_and_refused_configs_are_errors(model: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no causal language model"):
         run(written(tmp_path, model_type="t5", d_model=64), "--budget", "16GiB", *SMALL)

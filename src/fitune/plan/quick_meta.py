@@ -67,6 +67,7 @@ def _in_place(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> 
 
 
 def _whole_norm(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
-    if len(args) < 3 and not kwargs and _plain(args[0]):
-        return args[0].new_empty(())
+    tensor = args[0]
+    if len(args) < 3 and not kwargs and _plain(tensor):
+        return tensor.new_empty(())
     return func(*args, **kwargs)
