@@ -27,6 +27,10 @@ COMMANDS = {
     ),
     "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
     "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
+    "adapters": (
+        "fitune.cli.adapters:adapters",
+        "List, show, compare, combine, rename, delete adapters; prove a merge.",
+    ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
     "settings": ("fitune.cli.settings:settings", "Every setting: schema, reference page, commented example."),
 }

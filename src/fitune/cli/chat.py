@@ -7,9 +7,16 @@ from collections.abc import Generator
 
 import click
 
-HELP = """/base        answer with the base model alone     /adapter     answer with the adapter on
-/system TEXT set the system prompt (empty: none)  /clear       forget the conversation
-/retry       answer the last message again        /quit        leave (Ctrl-D too)"""
+HELP = """/base        answer with the base model alone     /adapter     answer with the adapter again
+/adapters    adapters in memory                   /use NAME    answer with another, loaded if need be
+/merge       add the adapter into the base        /unmerge     take it out again, and say what is restored
+/unload      drop every adapter: the bare base    /clear       forget the conversation
+/system TEXT set the system prompt (empty: none)  /retry       answer the last message again
+/quit        leave (Ctrl-D too)"""
+COMMANDS = (
+    "/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload", "/system", "/clear", "/retry", "/help",
+    "/quit",
+)  # fmt: skip
 
 
 @click.command()
@@ -50,7 +57,7 @@ def chat(
     fitune chat runs/demo --system "Translate to Pig Latin."
 
     The template is the one of the training. Answers come as they are made; Ctrl-C ends one. Messages can be piped
-    in, a line each. Commands inside: /base /adapter /system /clear /retry /help /quit
+    in, a line each. Commands inside: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
     """
     from fitune.console import say
     from fitune.evaluate.generate import Sampling, fix_seed
@@ -80,17 +87,19 @@ def chat(
 
 
 class Conversation:
-    """History, the side that answers, and the commands."""
+    """History, the adapters, and the commands."""
 
     def __init__(self, target, system: str | None, sampling):
+        from fitune.evaluate.desk import Desk
+
         self.target, self.system, self.sampling = target, system, sampling
         self.messages: list[dict[str, str]] = []
-        self.base_alone = False
+        self.desk = Desk(target)
 
     def command(self, line: str) -> bool:
         """Carry out a /command; False leaves the chat."""
         from fitune.console import say
-        from fitune.errors import did_you_mean
+        from fitune.errors import FituneError, did_you_mean
 
         name, _, rest = line.partition(" ")
         if name in ("/quit", "/exit"):
@@ -103,26 +112,22 @@ class Conversation:
         elif name == "/system":
             self.system = rest.strip() or None
             say(f"system prompt: {self.system or 'none'}")
-        elif name in ("/base", "/adapter"):
-            if self.target.adapter is None:
-                say("this is a bare model: it has no adapter")
-            else:
-                self.base_alone = name == "/base"
-                say("the base answers alone" if self.base_alone else "the adapter is on")
+        elif name in ("/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload"):
+            try:
+                say(getattr(self.desk, name[1:])(*([rest.strip()] if name == "/use" else [])))
+            except FituneError as error:
+                say(f"error: {error}")
         elif name == "/retry":
             if self.messages:
                 question = self.messages[-2]["content"]  # questions and answers come in pairs
                 self.messages = self.messages[:-2]
                 self.ask(question)
         else:
-            known = ["/base", "/adapter", "/system", "/clear", "/retry", "/help", "/quit"]
-            say(f"there is no command {name}{did_you_mean(name, known)}; /help lists them")
+            say(f"there is no command {name}{did_you_mean(name, COMMANDS)}; /help lists them")
         return True
 
     def ask(self, text: str) -> None:
         """Stream the answer to `text`; it joins the history even when it was cut short."""
-        from contextlib import nullcontext
-
         from fitune.console import say
         from fitune.errors import FituneError
         from fitune.evaluate.generate import check_fits, stream
@@ -132,14 +137,13 @@ class Conversation:
         pieces: list[str] = []
         try:
             prompt = self.target.renderer.prompt_ids(system + asked)
-            check_fits(self.target.model, prompt, self.sampling.max_new_tokens)
-            with self.target.without_adapter() if self.base_alone else nullcontext():
-                answers = stream(self.target.model, self.target.renderer, prompt, self.sampling)
-                try:
-                    stopped = self._spell(answers, pieces)
-                except KeyboardInterrupt:
-                    answers.close()
-                    stopped = True
+            check_fits(self.desk.model, prompt, self.sampling.max_new_tokens)
+            answers = stream(self.desk.model, self.target.renderer, prompt, self.sampling)
+            try:
+                stopped = self._spell(answers, pieces)
+            except KeyboardInterrupt:
+                answers.close()
+                stopped = True
             click.echo()
             if not stopped:
                 most = self.sampling.max_new_tokens

@@ -11,8 +11,8 @@ from fitune.adapters.folder import grow_for, load_adapter, load_tokenizer_of, re
 from fitune.console import warn
 from fitune.data.render import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
-from fitune.models.hardware import choose_precision, detect
-from fitune.models.load import load_base
+from fitune.models.hardware import Hardware, Precision, choose_precision, detect
+from fitune.models.load import LoadedBase, load_base
 from fitune.models.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
@@ -66,21 +66,42 @@ def open_target(
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
         _say_allowed(base.notes)
         return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
-    facts = read_facts(found)
-    source = base_of(found, facts["base"], base_name, pickled)
-    tokenizer = load_tokenizer_of(found) or load_tokenizer(source, code)
+    base, _ = open_base_of(found, hardware, chosen, base_name, as_trained, pickled, code)
+    tokenizer, template, source = base.tokenizer, base.template, base.source
+    model = load_adapter(base.model, found)
+    stops = stop_ids(tokenizer, base.model.generation_config, template)
+    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
+
+
+def open_base_of(
+    adapter: Path,
+    hardware: Hardware,
+    precision: Precision,
+    base_name: str | None = None,
+    as_trained: bool = True,
+    pickled: bool = False,
+    code: bool = False,
+) -> tuple[LoadedBase, dict[str, Any]]:
+    """The base of an adapter as the adapter needs it (its template, its rows, its quantization), without the adapter.
+
+    Returns:
+        The base, and the adapter's facts.
+    """
+    facts = read_facts(adapter)
+    source = base_of(adapter, facts["base"], base_name, pickled)
+    tokenizer: Any = load_tokenizer_of(adapter) or load_tokenizer(source, code)
     saved = facts.get("template")
     template = resolve_template(tokenizer)
     if saved:
         template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
     # The base answers as it did in training, unless its own 16 bits are asked for.
     quantization = Quantization.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
-    base = load_base(source, tokenizer, template, hardware, chosen, trust_remote_code=code, quantization=quantization)
+    base = load_base(
+        source, tokenizer, template, hardware, precision, trust_remote_code=code, quantization=quantization
+    )
     _say_allowed(base.notes)
     grow_for(base.model, tokenizer, facts, template)
-    model = load_adapter(base.model, found)
-    stops = stop_ids(tokenizer, base.model.generation_config, template)
-    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
+    return base, facts
 
 
 def base_of(adapter: Path, facts: dict[str, Any], name: str | None, allow_pickled: bool = False) -> ModelSource:

@@ -1,0 +1,221 @@
+"""Adapters on disk: list, describe, compare, rename, delete. No model is loaded; tensors are read for `compare` alone.
+
+In: the folder of all runs, names. Out: plain values, or files moved and removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fitune.adapters.places import CONFIG, WEIGHTS, digest, find_adapter, lora_options, read_config
+from fitune.errors import ModelError, RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.folder import MANIFEST, RunFolder
+from fitune.runs.space import folder_bytes
+
+
+def title(folder: Path) -> str:
+    """What an adapter is called: its run's name, or its folder's."""
+    path = folder.resolve()
+    return path.parent.name if path.name == "adapter" else path.name
+
+
+def list_adapters(root: str | Path = "runs") -> list[dict[str, Any]]:
+    """One summary an adapter below ``root``, by name; damaged ones say so."""
+    found = []
+    for config in sorted(Path(root).glob(f"**/{CONFIG}")):
+        if any(part.startswith(".") or part == "checkpoints" for part in config.parts):
+            continue
+        try:
+            whole = describe(config.parent)
+            keys = ("name", "path", "kind", "rank", "base", "quantization", "bytes")
+            found.append({key: whole[key] for key in keys})
+        except (ModelError, RunError, KeyError) as error:
+            found.append({"name": title(config.parent), "path": str(config.parent), "error": str(error)})
+    return found
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Everything that an adapter's files tell.
+
+    Returns:
+        name, path, kind, rank, alpha, dropout, targets, init, base, revision, quantization, template, parameters (by
+        module), in_full (what is trained in full, by module), trained, total (of base and adapter; None when the run is
+        not beside it), share, bytes, continues.
+    """
+    from safetensors import safe_open
+
+    from fitune.adapters.belongs import read_facts
+
+    facts, config, options = read_facts(folder), read_config(folder), lora_options(folder)
+    low_rank: dict[str, int] = {}
+    in_full: dict[str, int] = {}
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}; pickled adapters are not loaded")
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
+            count = 1
+            for length in file.get_slice(name).get_shape():
+                count *= length
+            into, module = (low_rank, _module(name)) if ".lora_" in name else (in_full, _module(name))
+            into[module] = into.get(module, 0) + count
+    trained = sum(low_rank.values()) + sum(in_full.values())
+    manifest = _manifest(folder)
+    total = (manifest.get("parameters") or {}).get("total")
+    kinds = [word for word, on in (("DoRA", options["dora"]), ("rank-stabilised", options["rslora"])) if on]
+    return {
+        "name": title(folder),
+        "path": str(folder),
+        "kind": ", ".join(["LoRA", *kinds]),
+        **{key: options[key] for key in ("rank", "alpha", "dropout", "targets", "bias")},
+        "init": facts.get("init") or config.get("init_lora_weights"),
+        "base": facts["base"]["name"],
+        "revision": facts["base"].get("revision"),
+        "quantization": (facts.get("quantization") or {}).get("kind", "none"),
+        "template": facts.get("template"),
+        "parameters": low_rank,
+        "in_full": in_full,
+        "trained": trained,
+        "total": total,
+        "share": trained / total if total else None,
+        "bytes": folder_bytes(folder),
+        "continues": manifest.get("model", {}).get("continues", {}).get("adapter"),
+    }
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Two adapters side by side.
+
+    Returns:
+        options: those that differ; same_base; modules: module → (‖ΔW‖ of each, cosine between the two), for all layers
+        of that name together; None where one of them leaves it alone. ΔW = s·B·A is never built: norms and products
+        come from r × r matrices.
+    """
+    facts = [describe(folder) for folder in (first, second)]
+    left_out = ("name", "path", "bytes", "continues", "parameters", "in_full", "trained", "total", "share", "template")
+    differing = {
+        key: [one[key] for one in facts] for key in facts[0] if key not in left_out and facts[0][key] != facts[1][key]
+    }
+    updates = [_updates(folder) for folder in (first, second)]
+    sums: dict[str, list[float]] = {}
+    for layer in updates[0].keys() | updates[1].keys():
+        a, b = (part.get(layer) for part in updates)
+        found = sums.setdefault(_module(layer), [0.0, 0.0, 0.0])
+        for place, pair in enumerate(((a, a), (b, b), (a, b))):
+            found[place] += _product(*pair)
+    modules = {}
+    for module, (aa, bb, ab) in sorted(sums.items()):
+        cosine = ab / (aa * bb) ** 0.5 if aa > 0 and bb > 0 else None
+        modules[module] = {"norms": [aa**0.5, bb**0.5], "cosine": cosine}
+    same = facts[0]["base"] == facts[1]["base"] and facts[0]["revision"] == facts[1]["revision"]
+    return {"names": [one["name"] for one in facts], "same_base": same, "options": differing, "modules": modules}
+
+
+def rename(name: str, new: str, root: str | Path = "runs") -> Path:
+    """Give an adapter another name: that of its run's folder, or of its own.
+
+    Raises:
+        ModelError: the new name is taken or no folder's name.
+        RunError: a living process writes the run.
+    """
+    folder = find_adapter(name, root)
+    owner = folder.parent if folder.name == "adapter" else folder
+    if not re.fullmatch(r"[\w][\w.+-]*", new):
+        raise ModelError(f'"{new}" is no name for a folder; use letters, digits, dots, - and _')
+    place = owner.parent / new
+    if place.exists():
+        raise ModelError(f"{place} is there already; choose another name")
+    with _free(folder, root):
+        pass  # the lock lies in the folder that moves
+    owner.rename(place)
+    return place / "adapter" if folder.name == "adapter" else place
+
+
+def delete(name: str, root: str | Path = "runs", only_copy: bool = False) -> Path:
+    """Remove an adapter's folder. A run's records and checkpoints stay.
+
+    Args:
+        only_copy: delete it though no equal one is below ``root``.
+
+    Raises:
+        ModelError: it is the only copy.
+        RunError: a living process writes its run, or trains it further.
+    """
+    folder = find_adapter(name, root)
+    with _free(folder, root):
+        others = copies_of(folder, root)
+        if not others and not only_copy:
+            raise ModelError(f"{folder} is the only copy of this adapter below {root}; --yes deletes it all the same")
+        shutil.rmtree(folder)
+    return folder
+
+
+def copies_of(folder: Path, root: str | Path = "runs") -> list[Path]:
+    """Other folders below ``root`` with the same weights."""
+    own = digest(folder)
+    weights = (path for path in Path(root).glob(f"**/{WEIGHTS}") if path.parent.resolve() != folder.resolve())
+    return [path.parent for path in weights if digest(path.parent) == own]
+
+
+@contextmanager
+def _free(folder: Path, root: str | Path) -> Iterator[None]:
+    """Hold the adapter's run against other processes.
+
+    Raises:
+        RunError: one of them writes the run, or goes on with the adapter in another.
+    """
+    for path in Path(root).glob(f"*/{MANIFEST}"):
+        run = manifests.read(path)
+        continues = run.get("model", {}).get("continues", {}).get("adapter")
+        if continues == str(folder.resolve()) and run.get("status") in ("running", "interrupted"):
+            raise RunError(
+                f"run {path.parent} goes on with {folder} and is {run['status']}; finish it first, it will be opened again"
+            )
+    owner = folder.parent
+    if folder.name == "adapter" and (owner / MANIFEST).is_file():
+        with RunFolder(owner).locked():
+            yield
+    else:
+        yield
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder.parent / MANIFEST
+    return manifests.read(path) if folder.name == "adapter" and path.is_file() else {}
+
+
+def _module(name: str) -> str:
+    """``q_proj`` of base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight."""
+    parts = [part for part in name.split(".") if not part.startswith(("lora_", "trainable_tokens"))]
+    return [part for part in parts if part not in ("weight", "bias", "base_layer", "token_adapter", "modules_to_save")][
+        -1
+    ]
+
+
+def _updates(folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Layer → (s·B, A) in fp32; a DoRA layer's direction alone."""
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    tensors = load_file(folder / WEIGHTS)
+    found = {}
+    for name, a in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        layer = name.removesuffix(".lora_A.weight")
+        alpha, rank = config["lora_alpha"], a.shape[0]
+        scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+        found[layer] = (scale * tensors[f"{layer}.lora_B.weight"].float(), a.float())
+    return found
+
+
+def _product(first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> float:
+    """Inner product of two updates: tr((B₁A₁)ᵀ B₂A₂) = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ)."""
+    if first is None or second is None:
+        return 0.0
+    return float(((first[0].T @ second[0]) * (first[1] @ second[1].T)).sum())

@@ -1,0 +1,290 @@
+"""`fitune adapters`: what adapters there are, what is in them, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where."
+)
+
+
+@click.group()
+def adapters() -> None:
+    """List, show, compare, combine, rename and delete adapters; prove what a merge does.
+
+    An adapter is named by its run (name or folder) or by its own folder.
+
+    \b
+    fitune adapters list
+    fitune adapters show demo
+    fitune adapters combine demo=0.7 yoda=0.3 --as both
+    """
+
+
+@adapters.command("list")
+@FOLDER
+@JSON
+def list_command(folder: str, as_json: bool) -> None:
+    """One line an adapter.
+
+    \b
+    fitune adapters list
+    """
+    from fitune.adapters.disk import list_adapters
+    from fitune.console import say
+    from fitune.runs.space import size
+
+    found = list_adapters(folder)
+    if as_json:
+        _print_json(found)
+    elif not found:
+        say(f"no adapters in {folder}; `fitune train` makes one")
+    else:
+        columns = ("name", "kind", "rank", "base", "quantization", "size", "path")
+        rows = [
+            [one.get("error", "") if key == "kind" and "error" in one else one.get(key) for key in columns]
+            for one in ({**one, "size": size(one["bytes"]) if "bytes" in one else None} for one in found)
+        ]
+        _print_table(columns, rows)
+
+
+@adapters.command()
+@click.argument("name")
+@FOLDER
+@JSON
+def show(name: str, folder: str, as_json: bool) -> None:
+    """Trained share by module, size, base and its revision, template, what is trained in full.
+
+    \b
+    fitune adapters show demo
+    """
+    from fitune.adapters.disk import describe
+    from fitune.adapters.places import find_adapter
+    from fitune.runs.space import size
+
+    found = describe(find_adapter(name, folder))
+    if as_json:
+        _print_json(found)
+        return
+    template = found["template"] or {}
+    added = f", adds {' '.join(template['added_tokens'])}" if template.get("added_tokens") else ""
+    share = "" if found["share"] is None else f" ({found['share']:.2%} of {found['total']:,})"
+    rows = [
+        ["base", found["base"]],
+        ["revision", found["revision"] or "none named"],
+        ["quantization", found["quantization"]],
+        ["template", f"{template.get('origin', 'unknown')}{added}"],
+        ["kind", f"{found['kind']}, rank {found['rank']}, alpha {found['alpha']:g}, dropout {found['dropout']:g}"],
+        ["begun with", str(found["init"])],
+        ["continues", found["continues"] or "nothing: a new adapter"],
+        ["trained", f"{found['trained']:,} parameters{share}"],
+        *([f"  {module}", _part(count, found)] for module, count in found["parameters"].items()),
+        *([f"  {module}, in full", _part(count, found)] for module, count in found["in_full"].items()),
+        [
+            "biases",
+            "none" if found["bias"] == "none" else f"{found['bias']}: they are the base's own, unload restores them",
+        ],
+        ["size on disk", size(found["bytes"])],
+        ["path", found["path"]],
+    ]
+    _print_table(("", found["name"]), rows)
+
+
+@adapters.command()
+@click.argument("first")
+@click.argument("second")
+@FOLDER
+@JSON
+def compare(first: str, second: str, folder: str, as_json: bool) -> None:
+    """How two adapters differ: options, and the size and direction of their updates by module.
+
+    \b
+    fitune adapters compare demo demo-rank-32
+
+    The cosine is 1 where both move the weights alike, 0 where they have nothing in common, −1 where they work against
+    each other.
+    """
+    from fitune.adapters import disk
+    from fitune.adapters.places import find_adapter
+    from fitune.console import warn
+
+    found = disk.compare(find_adapter(first, folder), find_adapter(second, folder))
+    if as_json:
+        _print_json(found)
+        return
+    if not found["same_base"]:
+        warn("the two belong to different bases: they cannot be combined")
+    rows = [[key, *(_cell(value) for value in values), ""] for key, values in found["options"].items()]
+    rows += [
+        [f"‖ΔW‖ {module}", *(f"{norm:.4g}" for norm in one["norms"]), _cell(one["cosine"])]
+        for module, one in found["modules"].items()
+    ]
+    _print_table(("", *found["names"], "cosine"), rows)
+
+
+@adapters.command()
+@click.argument("parts", nargs=-1, required=True, metavar="NAME=WEIGHT NAME=WEIGHT...")
+@click.option("--as", "new", required=True, help="Name of the new adapter, a folder below the folder of runs.")
+@click.option("--kind", default="cat", show_default=True, help="cat, svd, linear, ties, dare_linear, dare_ties, …")
+@click.option("--rank", type=click.IntRange(1), help="Rank of the result, for svd and …_svd.")
+@click.option(
+    "--density", type=float, help="Share of the values kept, for ties, dare and magnitude_prune.  [default: 0.5]"
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what dare drops.")
+@DEVICE
+@FOLDER
+@JSON
+def combine(
+    parts: tuple[str, ...],
+    new: str,
+    kind: str,
+    rank: int | None,
+    density: float | None,
+    seed: int,
+    device: str,
+    folder: str,
+    as_json: bool,
+) -> None:
+    """A new adapter out of several, weighed.
+
+    \b
+    fitune adapters combine demo=0.7 yoda=0.3 --as both
+    fitune adapters combine demo=1 yoda=1 --as both --kind ties_svd --density 0.3
+
+    cat and svd are exact sums of the updates (cat adds the ranks, svd brings them back to one); linear adds A to A and
+    B to B, which also mixes them; ties and dare drop values before they add; magnitude_prune drops the small ones.
+    Kinds that end in _svd do so on the whole update and take parts of different rank.
+    """
+    from fitune.evaluate.combined import combine_on_disk
+
+    weights = []
+    for part in parts:
+        name, mark, value = part.rpartition("=")
+        try:
+            weights.append((name, float(value)))
+        except ValueError:
+            mark = ""
+        if not mark:
+            raise click.UsageError(f'"{part}" is no NAME=WEIGHT, for example demo=0.7')
+    made = combine_on_disk(weights, new, kind, rank, density, seed, folder, device)
+    if as_json:
+        _print_json(made.to_dict())
+    else:
+        click.echo(f"{made.report}\nsaved to {made.folder}")
+
+
+@adapters.command()
+@click.argument("name")
+@click.argument("new")
+@FOLDER
+def rename(name: str, new: str, folder: str) -> None:
+    """Another name for an adapter: its run's folder is renamed, or its own.
+
+    \b
+    fitune adapters rename demo pig-latin
+    """
+    from fitune.adapters import disk
+
+    click.echo(disk.rename(name, new, folder))
+
+
+@adapters.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Delete it though it is the only copy.")
+@FOLDER
+def delete(name: str, yes: bool, folder: str) -> None:
+    """Remove an adapter from the disk; never while a run uses it, the only copy only with --yes.
+
+    \b
+    fitune adapters delete old --yes
+
+    A run's settings, metrics and checkpoints stay.
+    """
+    from fitune.adapters import disk
+
+    click.echo(f"deleted {disk.delete(name, folder, only_copy=yes)}")
+
+
+def _proving(step: str, text: str) -> Any:
+    """merge, unmerge, unload: the step on a copy in memory, and what it did."""
+
+    @click.argument("name")
+    @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
+    @DEVICE
+    @FOLDER
+    @JSON
+    def command(name: str, precision: str, device: str, folder: str, as_json: bool) -> None:
+        from fitune.adapters.disk import title
+        from fitune.adapters.places import find_adapter
+        from fitune.evaluate import proof
+
+        found = find_adapter(name, folder)
+        made = getattr(proof, f"prove_{step}")(found, title(found), device, precision)
+        if as_json:
+            _print_json(made.to_dict())
+        else:
+            click.echo("\n".join(made.lines()))
+
+    return adapters.command(step, help=text)(command)
+
+
+_proving(
+    "merge",
+    """Merge in memory and measure what it changes; nothing is written.
+
+    \b
+    fitune adapters merge demo
+    fitune export demo --to merged          writes a merged model
+    """,
+)
+_proving(
+    "unmerge",
+    """Merge and unmerge in memory: to how many bits the base comes back; nothing is written.
+
+    \b
+    fitune adapters unmerge demo
+    """,
+)
+_proving(
+    "unload",
+    """Take the adapter out and compare the base, bit by bit, with one loaded anew; nothing is written.
+
+    \b
+    fitune adapters unload demo
+    """,
+)
+
+
+def _part(count: int, found: dict[str, Any]) -> str:
+    share = "" if not found["total"] else f" ({count / found['total']:.2%})"
+    return f"{count:,}{share}"
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def _print_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from fitune.console import results
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    results().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,79 @@
+"""Saved adapters of one base made into a new one, saved likewise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitune.adapters import life
+from fitune.adapters.combine import Combined, combine
+from fitune.adapters.disk import title
+from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.places import digest, find_adapter
+from fitune.errors import ModelError
+from fitune.evaluate.target import open_base_of
+from fitune.models.hardware import choose_precision, detect
+
+
+@dataclass(frozen=True)
+class CombinedOnDisk:
+    """What was made, and where it lies."""
+
+    report: Combined
+    folder: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {**asdict(self.report), "folder": str(self.folder)}
+
+
+def combine_on_disk(
+    parts: Sequence[tuple[str, float]],
+    new: str,
+    kind: str = "cat",
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    runs_folder: str | Path = "runs",
+    device: str = "auto",
+) -> CombinedOnDisk:
+    """Load the base of the first adapter, all adapters over it, combine them, and save the result.
+
+    Args:
+        parts: (run or adapter folder, weight).
+        new: name of the new adapter: a folder below ``runs_folder``.
+        seed: of the values that dare drops.
+
+    Raises:
+        ModelError: as `combine`; another base or template; the place is taken.
+    """
+    place = Path(runs_folder) / new
+    if place.exists():
+        raise ModelError(f"{place} is there already; choose another name")
+    folders = [find_adapter(name, runs_folder) for name, _ in parts]
+    if len({folder.resolve() for folder in folders}) < 2:
+        raise ModelError("a combination needs two different adapters or more")
+    hardware = detect(device)
+    base, facts = open_base_of(folders[0], hardware, choose_precision("auto", hardware))
+    model = load_adapter(base.model, folders[0])
+    # Names in memory: dots are PEFT's own separators, and two runs' folders may have one name.
+    names = [f"{title(folder).replace('.', '-')}-{place}" for place, folder in enumerate(folders)]
+    life.rename(model, "default", names[0])
+    for folder, name in zip(folders[1:], names[1:], strict=True):
+        life.add(model, folder, name)
+    torch.manual_seed(seed)
+    weights = [weight for _, weight in parts]
+    report = combine(model, list(zip(names, weights, strict=True)), "combined", kind, rank, density)
+    held = base_facts(base)
+    # Token rows that were grown for the template are those of the first adapter's facts.
+    held |= {key: facts[key] for key in ("base", "template", "embedding_rows") if key in facts}
+    origin = [
+        {"adapter": str(f.resolve()), "sha256": digest(f), "weight": w} for f, w in zip(folders, weights, strict=True)
+    ]
+    save_adapter(model, base.tokenizer, base.template, place, held | {"combined": origin, "kind": kind}, "combined")
+    said = tuple((title(folder), weight) for folder, weight in zip(folders, weights, strict=True) if weight)
+    return CombinedOnDisk(Combined(new, said, report.kind, report.rank, report.density), place)

@@ -1,0 +1,108 @@
+"""The adapters of a conversation: which answers, which lie beside it, what is merged; each step tells what it did.
+
+In: a `Target`. Out: the model that answers now, and a sentence for the user.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from fitune.adapters import life
+from fitune.adapters.base_state import changed, digests
+from fitune.adapters.disk import title
+from fitune.adapters.places import find_adapter
+from fitune.errors import ModelError
+from fitune.evaluate.target import Target
+
+
+class Desk:
+    """Adapters by name over one base. Every step raises `ModelError` where it cannot be done, and changes nothing then."""
+
+    def __init__(self, target: Target, runs_folder: str | Path = "runs"):
+        self.model: Any = target.model
+        self.runs_folder = runs_folder
+        self.last: str | None = None
+        self.places: dict[str, Path] = {}
+        if target.adapter is not None:
+            self.last = self._name(target.adapter)
+            life.rename(self.model, "default", self.last)
+            self.places[self.last] = target.adapter
+
+    def adapters(self) -> str:
+        """What is in memory, and what answers."""
+        if not isinstance(self.model, PeftModel):
+            return "no adapter is in memory: the base answers"
+        merged, active = life.merged(self.model), life.active(self.model)
+        lines = [f"{'*' if not active else ' '} base"]
+        for name in life.names(self.model):
+            state = " (merged into the base)" if name in merged else ""
+            lines.append(f"{'*' if name in active else ' '} {name}{state}  {self.places.get(name, '')}")
+        return "\n".join(lines)
+
+    def use(self, name: str) -> str:
+        """Answer with an adapter; one that is not in memory is loaded from its run or folder."""
+        if not name:
+            raise ModelError("/use needs a name: one of /adapters, a run, an adapter's folder, or base")
+        if name == life.BASE:
+            return self.base()
+        model = self._peft()
+        if name not in life.names(model):
+            folder = find_adapter(name, self.runs_folder)
+            name = self._name(folder)
+            if name not in life.names(model):
+                life.add(model, folder, name)
+                self.places[name] = folder
+        life.use(model, name)
+        self.last = name
+        return f"{name} answers"
+
+    def base(self) -> str:
+        """Answer with the base alone."""
+        life.use(self._peft(), life.BASE)
+        return "the base answers alone"
+
+    def adapter(self) -> str:
+        """Answer with the adapter that answered last."""
+        model = self._peft()
+        return self.use(self.last or life.names(model)[0])
+
+    def merge(self) -> str:
+        """Add the adapter that answers into the base."""
+        return str(life.merge(self._peft()))
+
+    def unmerge(self) -> str:
+        """Take it out again."""
+        return str(life.unmerge(self._peft()))
+
+    def unload(self) -> str:
+        """Drop every adapter."""
+        model = self._peft()
+        restored = life.unmerge(model) if life.merged(model) else None
+        life.use(model, life.BASE)
+        # Biases that an adapter trains lie in the base itself; unloading puts the old ones back.
+        biases = any(getattr(config, "bias", "none") != "none" for config in model.peft_config.values())
+        before = {name: value for name, value in digests(model).items() if not (biases and name.endswith("bias"))}
+        self.model, _ = life.unload(model)
+        self.model.eval()
+        self.last, self.places = None, {}
+        after = digests(self.model)
+        if different := changed(before, {name: after.get(name, "") for name in before}):
+            return (
+                f"the bare base answers; {len(different)} of its tensors are not what they were: {different[0]} first"
+            )
+        proof = f"{restored}; " if restored is not None else ""
+        again = "; its biases are put back" if biases else ""
+        return f"every adapter is gone, the bare base answers; {proof}{len(before)} tensors compared, none has changed{again}"
+
+    def _peft(self) -> PeftModel:
+        if not isinstance(self.model, PeftModel):
+            raise ModelError("this is a bare model: it has no adapter; start `fitune chat` with a run to have one")
+        return self.model
+
+    @staticmethod
+    def _name(folder: Path) -> str:
+        """PEFT parts names by dots."""
+        return title(folder).replace(".", "-")
