@@ -131,5 +131,6 @@ def versions() -> dict[str, str]:
 def source_hash() -> str:
     """Hash of our own code that a trace runs."""
     root = Path(__file__).parent
-    files = [*sorted(root.glob("*.py")), root.parent / "adapters" / "attach.py", root.parent / "train" / "loss.py"]
+    beside = ("adapters/attach.py", "train/loss.py", "train/laid.py", "models/heads.py")
+    files = [*sorted(root.glob("*.py")), *(root.parent / name for name in beside)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]

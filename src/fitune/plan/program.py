@@ -253,6 +253,10 @@ class Program:
                 for parameter in self.model.parameters():
                     if parameter.requires_grad and parameter.dtype != torch.float32:
                         parameter.data = parameter.data.float()
+        if scenario.loss == "rewards":
+            from fitune.models.heads import put_head
+
+            put_head(self.model)
         if scenario.gradient_checkpointing:
             if scenario.reentrant and hasattr(self.model, "enable_input_require_grads"):
                 self.model.enable_input_require_grads()
@@ -327,10 +331,34 @@ class Program:
             from fitune.train.loss import label_loss
 
             return label_loss(self.model, batch, batch["labels"].numel())
+        if self.scenario.loss in ("rewards", "pairs"):
+            with self.autocast() if self.scenario.autocast != "none" else nullcontext():
+                return self._answers_loss(batch)
         out = self.model(**batch)
         if self.scenario.keep_outputs:
             self.outputs = out
         return out["loss"] if isinstance(out, dict) else out[0]
+
+    def _answers_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """reward's and dpo's passes: the model's body, then a scalar at the rows' ends, or log-probabilities of answers.
+
+        The reference of dpo is not here: its log-probabilities are taken before step one, or in a pass without gradients
+        that has ended, and whose states are gone, before this one begins.
+        """
+        from fitune.models.heads import head_of
+        from fitune.train.laid import Laid, entry_logprobs
+        from fitune.train.packed import split_model
+
+        body, head = split_model(self.model)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        states = body(**inputs, use_cache=False).last_hidden_state
+        states = states.reshape(-1, states.shape[-1])
+        if self.scenario.loss == "rewards":
+            ends = torch.zeros(2 * batch["input_ids"].shape[0], dtype=torch.int64, device=self.device)
+            return torch.nn.functional.logsigmoid(head_of(self.model)(states.index_select(0, ends))).sum()
+        count = max(round(self.scenario.label_share * (states.shape[0] - 1)), 1)
+        places = torch.zeros(count, dtype=torch.int64, device=self.device)
+        return entry_logprobs(states, head, Laid(inputs, places, places, places, places, places[:1], count)).sum()
 
     def optimizer_step(self) -> None:
         """Clip, step, and let the gradients go."""

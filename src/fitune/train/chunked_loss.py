@@ -125,7 +125,8 @@ def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None
     return torch.log_softmax(capped * head.softcap, -1), capped.square_().neg_().add_(1).mul_(head.scale)
 
 
-def _transformed(logits: Tensor, head: Head) -> Tensor:
+def transformed(logits: Tensor, head: Head) -> Tensor:
+    """Logits in fp32 after the head's factor and soft-capping."""
     logits = logits.float()
     if head.scale != 1.0:
         logits = logits * head.scale
@@ -136,7 +137,7 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) 
     """Any head, trained or not: the chunk's logits are made again in the backward pass."""
 
     def chunk_loss(part: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, row_weights: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(_transformed(head.module(part), head), -1)
+        logprobs = torch.log_softmax(transformed(head.module(part), head), -1)
         loss = -(weights * logprobs[rows, targets]).sum()
         if not smoothing:
             return loss

@@ -11,6 +11,7 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.console import say, warn
+from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.plan import catalogue
 from fitune.plan.ladder import told
@@ -92,7 +93,7 @@ def rows_of(settings: Settings, ready: Ready) -> Rows:
         limit = changed.data.max_length if changed.data != settings.data else None
         return largest(micro, limit, likely_mode(changed, config_values(settings)))
 
-    lengths = [len(row.input_ids) for row in ready.data.train]
+    lengths = [longest_side(row) for row in ready.data.train]
     return Rows(lengths, largest_of, len(ready.template.added_tokens))
 
 
@@ -145,7 +146,12 @@ def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]
 
 
 def _within(rows: Any, limit: int | None) -> Any:
-    return rows if limit is None else [row for row in rows if len(row.input_ids) <= limit]
+    return rows if limit is None else [row for row in rows if longest_side(row) <= limit]
+
+
+def longest_side(row: Any) -> int:
+    """Tokens of a row, or of the longer side of a pair, which data.max_length limits."""
+    return max(len(side.input_ids) for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
 
 
 def _in_words(room: Room) -> str:
