@@ -205,6 +205,7 @@ def _evaluation(
     if settings.data.test is None and settings.data.test_share == 0:
         return {}
     micro = settings.train.micro_batch_size or settings.train.batch_size
+    micro *= 2 if settings.method in PAIRS else 1
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
     answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
     if answers and settings.method in ("sft", "dpo"):
