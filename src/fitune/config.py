@@ -64,9 +64,7 @@ class DataSettings(Section):
     """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
     hub_split: str = "train"
     """Split of a hub data set."""
-    form: Literal[
-        "auto", "messages", "conversations", "prompt_completion", "alpaca", "text", "preference", "prompt"
-    ] = "auto"
+    form: Literal["auto", "messages", "conversations", "prompt_completion", "alpaca", "text"] = "auto"
     """How a row is laid out; auto recognises it from the columns."""
     columns: dict[str, str] = {}
     """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
@@ -154,7 +152,7 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf", "accuracy"] = "loss"
+    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf"] = "loss"
     """Metric that picks the best checkpoint and decides early stopping."""
     patience: PositiveInt | None = None
     """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
@@ -179,28 +177,6 @@ class MemorySettings(Section):
     ] = []
     """What `fit` may change though it was set: train.tuning takes LoRA instead of full fine-tuning, data.max_length leaves
     the longest rows out."""
-
-
-class RewardSettings(Section):
-    """How a reward model learns (method reward): Bradley and Terry's loss on pairs."""
-
-    center: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of (r_chosen + r_rejected)², which keeps rewards around 0 (arXiv 2312.09244); 0 leaves it out."""
-
-
-class DpoSettings(Section):
-    """Preferences without a reward model (method dpo; arXiv 2305.18290)."""
-
-    loss: Literal["sigmoid", "robust", "ipo"] = "sigmoid"
-    """sigmoid: the paper's. robust: unbiased when `label_smoothing` of the pairs are judged wrongly (arXiv 2403.00409).
-    ipo: squared, per answer token (arXiv 2310.12036)."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dear it is to leave the reference; for ipo the paper's τ."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """With sigmoid or robust: the share of pairs that are taken for judged wrongly."""
-    reference: Literal["precomputed", "live"] = "precomputed"
-    """precomputed: the reference's log-probabilities are taken once before step one. live: each step asks the reference
-    again, with the adapter off (or the earlier run's, frozen). The losses are the same."""
 
 
 class RunSettings(Section):
@@ -232,9 +208,8 @@ class ExportSettings(Section):
 class Settings(Section):
     """A run. A YAML file holds the differences from these defaults."""
 
-    method: Literal["sft", "lm", "reward", "dpo"] = "sft"
-    """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text. reward: a reward model
-    from pairs of a better and a worse answer. dpo: the preferences of such pairs, without a reward model."""
+    method: Literal["sft", "lm"] = "sft"
+    """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text."""
     fit: Literal["auto", "off"] = "auto"
     """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
     loaded; what was set stays as it was set. off: train as asked, nothing is planned."""
@@ -244,8 +219,6 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     memory: MemorySettings = MemorySettings()
-    reward: RewardSettings = RewardSettings()
-    dpo: DpoSettings = DpoSettings()
     run: RunSettings = RunSettings()
     export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}

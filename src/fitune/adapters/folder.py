@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,19 +51,12 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
 
 
 def save_adapter(
-    model: PeftModel,
-    tokenizer,
-    template: Template,
-    folder: Path,
-    facts: dict[str, Any],
-    name: str = "default",
-    beside: Mapping[str, dict[str, torch.Tensor]] | None = None,
+    model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any], name: str = "default"
 ) -> None:
     """Write the adapter with everything needed to chat with it; whole or not at all.
 
     Args:
         name: which of the adapters in memory.
-        beside: name of a safetensors file → its tensors, for what lies beside the adapter (a head).
 
     Raises:
         OSError: the disk is full or not writable.
@@ -73,8 +65,6 @@ def save_adapter(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "adapter"
         _save_peft(model, whole, name)
-        for file_name, tensors in (beside or {}).items():
-            save_file(tensors, whole / file_name)
         _name_base(whole, str(facts["base"]["name"]), facts["base"]["revision"])
         tokenizer.chat_template = template.text
         tokenizer.save_pretrained(whole)

@@ -138,8 +138,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
     charts = []
     for kind, names in (("train", ("loss", "learning_rate", "grad_norm", "tokens_per_second")), ("eval", None)):
         rows = [row for row in metrics if row.get("kind") == kind]
-        known = {"step", "kind", "epoch", "tokens", "seconds", "memory_bytes", *(names or ())}
-        for name in (*(names or ()), *sorted({key for row in rows for key in row} - known)):
+        for name in names or sorted({key for row in rows for key in row} - {"step", "kind"}):
             points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
             if len(points) > 1:
                 charts.append(curve(points, f"{kind} {name}".replace("_", " ")))

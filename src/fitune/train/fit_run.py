@@ -11,9 +11,9 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.console import say, warn
-from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.plan import catalogue
+from fitune.plan.cpu import plan_cpu
 from fitune.plan.ladder import told
 from fitune.plan.predict import Plan, predict
 from fitune.plan.question import config_of
@@ -26,6 +26,9 @@ from fitune.train.largest import Batches, largest_pass
 from fitune.train.packing import ATTENTION_DROPOUTS
 from fitune.train.planning import LargestPass, packs_rows, scenario_of, with_changes
 from fitune.train.ready import Ready
+
+# Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
+SMALLEST_ON_CPU = 20_000_000
 
 
 def fit_run(settings: Settings, ready: Ready) -> Fitted:
@@ -93,7 +96,7 @@ def rows_of(settings: Settings, ready: Ready) -> Rows:
         limit = changed.data.max_length if changed.data != settings.data else None
         return largest(micro, limit, likely_mode(changed, config_values(settings)))
 
-    lengths = [longest_side(row) for row in ready.data.train]
+    lengths = [len(row.input_ids) for row in ready.data.train]
     return Rows(lengths, largest_of, len(ready.template.added_tokens))
 
 
@@ -117,21 +120,28 @@ def prompt_tokens(settings: Settings, ready: Ready) -> int | None:
     return max((len(ready.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
 
 
-def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]:
+def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters: int) -> dict[str, Any]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
-    On a GPU allocated_bytes and reserved_bytes.
+    On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
     """
-    if settings.fit == "off" or ready.hardware.device != "cuda":
+    device = ready.hardware.device
+    small = device == "cpu" and total_parameters < SMALLEST_ON_CPU
+    if settings.fit == "off" or device not in ("cuda", "cpu") or small:
         return {}
     micro = settings.train.micro_batch_size or settings.train.batch_size
     try:
         train, test = ready.data.train, ready.data.test
         batches = batches_of(settings, micro, mode, len(train))
         largest = largest_pass(train, test, batches, prompt_tokens(settings, ready))
+        # A CPU without bf16 trains in fp32, an older card in fp16: what was chosen here is what counts.
+        chosen = with_changes(settings, {"model.precision": ready.precision.name})
         scenario = scenario_of(
-            settings, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
+            chosen, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
         )
+        if device == "cpu":
+            cpu = plan_cpu(config_values(settings), scenario, largest.longest_tokens)
+            return {"resident_growth_bytes": cpu.growth_peak_bytes, "moment": cpu.moment, "parts": cpu.parts}
         plan = predict(config_values(settings), scenario, room_of(settings, ready).gpu)
     except (PlanError, ModelError, ValueError) as error:
         warn(f"memory: no plan can be made: {error}")
@@ -146,12 +156,7 @@ def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]
 
 
 def _within(rows: Any, limit: int | None) -> Any:
-    return rows if limit is None else [row for row in rows if longest_side(row) <= limit]
-
-
-def longest_side(row: Any) -> int:
-    """Tokens of a row, or of the longer side of a pair, which data.max_length limits."""
-    return max(len(side.input_ids) for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
+    return rows if limit is None else [row for row in rows if len(row.input_ids) <= limit]
 
 
 def _in_words(room: Room) -> str:

@@ -15,9 +15,6 @@ from fitune.adapters.places import find_adapter, lora_options
 from fitune.config import LoraSettings, Settings
 from fitune.plan.scenario import Scenario
 
-# Method → the loss path that is traced. A pair's two sides are rows of one pass.
-LOSSES: dict[str, Any] = {"sft": "labels", "lm": "labels", "reward": "rewards", "dpo": "pairs"}
-PAIRS = ("reward", "dpo")
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
 NEVER = {
     "kbit_preparation": "models/quantize.py does not lift what stays in 16 bits",
@@ -25,6 +22,7 @@ NEVER = {
     "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
     "optimizer_step": "a run ends with an optimizer step",
     "reentrant": "arguments._checkpointing asks for the kind without re-entry",
+    "loss": "loss.py takes logits where there is a label",
     "use_cache": "loss.py passes use_cache=False",
     "lift_outputs": "Trainer's accelerate always lifts them",
     "keep_outputs": "a step's outputs go with its loss",
@@ -70,15 +68,10 @@ def scenario_of(
     Raises:
         ValueError: a combination that cannot be trained.
     """
-    if settings.method not in LOSSES:
-        raise ValueError(
-            f"the plan does not know method {settings.method} yet; plan method sft at twice the batch for a lower bound"
-        )
     train = settings.train
     precision = precision_on_card(settings.model.precision, fast_bf16)
     micro = train.micro_batch_size or train.batch_size
     packed = pack_tokens is not None
-    sides = 2 if settings.method in PAIRS else 1
     return Scenario(
         **_base(settings, precision),
         **_adapters(settings, new_tokens),
@@ -92,10 +85,9 @@ def scenario_of(
         autocast="none" if precision == "fp32" else precision,
         attention=_attention(settings, packed),
         rows="packed" if packed else "padded",
-        batch=1 if packed else micro * sides,
+        batch=1 if packed else micro,
         seq_len=pack_tokens if pack_tokens is not None else longest_tokens,
         label_share=label_share,
-        loss=LOSSES[settings.method],
         save=True,
         **_evaluation(settings, longest_tokens, pack_tokens, eval_pack_tokens, prompt_tokens),
     )
@@ -114,7 +106,6 @@ def packs_rows(settings: Settings) -> bool:
 def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) -> LargestPass:
     """The largest pass when every row has ``tokens`` tokens, for a plan without data."""
     micro = settings.train.micro_batch_size or settings.train.batch_size
-    micro *= 2 if settings.method in PAIRS else 1
     pack = micro * tokens if packs_rows(settings) else None
     return LargestPass(tokens, label_share, pack, pack)
 
@@ -133,8 +124,6 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     trained = sorted((count for _, count in rows), reverse=True)
     padded = micro * lengths[0]
     if not packs_rows(settings):
-        micro *= 2 if settings.method in PAIRS else 1
-        padded = micro * lengths[0]
         return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
     pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
     share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
@@ -205,25 +194,15 @@ def _evaluation(
     if settings.data.test is None and settings.data.test_share == 0:
         return {}
     micro = settings.train.micro_batch_size or settings.train.batch_size
-    micro *= 2 if settings.method in PAIRS else 1
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
     answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
-    if answers and settings.method in ("sft", "dpo"):
+    if answers and settings.method == "sft":
         values |= {
             "generate_batch": answers,
             "prompt_tokens": longest if prompt is None else prompt,
             "new_answer_tokens": settings.eval.max_new_tokens,
         }
     return values
-
-
-def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """(tokens, trained tokens) of each row as a pass sees it: a pair in a pack has its prompt once, padded it is two rows."""
-    if settings.method not in PAIRS:
-        return tuple((row.num_tokens, row.num_trained) for row in rows)
-    if packs_rows(settings):
-        return tuple((pair.packed_tokens, pair.num_trained) for pair in rows)
-    return tuple((row.num_tokens, row.num_trained) for pair in rows for row in pair.rows)
 
 
 def label_share_of(rows: Sequence[Any]) -> float:

@@ -16,7 +16,6 @@ from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
 from fitune.data.render import Renderer
-from fitune.data.sources import KINDS
 from fitune.errors import SettingsError
 from fitune.export.check import refuse_unconvertible
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
@@ -26,9 +25,6 @@ from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.train.examine import questions_of
-
-# Metrics that are measured without generating answers to the held-out questions.
-WITHOUT_ANSWERS = ("loss", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -114,21 +110,19 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     for warning in prepared.warnings:
         warn(warning)
     trained = sum(row.num_trained for row in prepared.train)
-    tokens = sum(row.num_tokens for row in prepared.train)
+    tokens = sum(len(row.input_ids) for row in prepared.train)
     limit = "no limit" if max_length is None else f"{max_length:,} tokens"
     limit_from = "data.max_length" if asked else "the model's context length"
-    what = {"pairs": "training pairs", "prompts": "prompts"}.get(KINDS[settings.method], "training rows")
-    said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     say(
-        f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "
-        f"the longest row may have {limit}, from {limit_from}"
+        f"{len(prepared.train):,} training rows and {len(prepared.test):,} held out; {trained:,} of {tokens:,} tokens "
+        f"are trained; the longest row may have {limit}, from {limit_from}"
     )
     return prepared
 
 
 def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
     """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
-    if metric in WITHOUT_ANSWERS and (metric == "loss" or data.test):
+    if metric == "loss":
         return
     if not data.test:
         fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"
