@@ -23,10 +23,11 @@ from trl import SFTConfig, SFTTrainer
 
 from fitune.config import DataSettings, EvalSettings, LoraSettings, ModelSettings, RunSettings, Settings, TrainSettings
 from fitune.runs.folder import RunFolder, read_rows
-from fitune.train.build import adapt, load, make_arguments, make_schedule, make_trainer
+from fitune.train.build import adapt, load, make_arguments, make_schedule
 from fitune.train.callbacks import StopOnInterrupt
 from fitune.train.order import epoch_order
 from fitune.train.ready import make_ready
+from fitune.train.supervised import make_trainer
 
 RELATIVE_TOLERANCE = 1e-5
 

@@ -8,6 +8,7 @@ import pytest
 
 from fitune.config import Settings
 from fitune.settings import load_settings
+from fitune.settings.chain import is_chain, load_chain
 from fitune.settings.documents import documents, example_text, stale
 from fitune.settings.fields import all_fields
 
@@ -17,11 +18,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 def test_the_recipes_are_there():
     names = {path.stem for path in RECIPES}
-    assert names >= {"pig-latin", "yoda", "instruct-pythia", "lm-style", "all-settings"}
+    assert names >= {"pig-latin", "yoda", "instruct-pythia", "lm-style", "all-settings", "pig-latin-chain"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_says_something(path):
+    if is_chain(path):
+        assert len(load_chain(path).stages) > 1
+        return
     settings = load_settings(path)
     assert (settings == Settings()) == (path.stem == "all-settings")
 

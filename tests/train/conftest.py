@@ -15,8 +15,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.config import Settings
+from fitune.data.rows import PromptRow
+from fitune.evaluate.generate import Sampling
+from fitune.models.heads import put_head
+from fitune.models.tree_attention import use_tree_attention
+from fitune.rewards.mix import Mix, Part
 from fitune.train.arguments import schedule_of, training_arguments
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog
+from fitune.train.ppo import PpoTrainer
+from fitune.train.rewarded import Rollout
 from fitune.train.trainer import FituneTrainer
 
 
@@ -135,7 +142,79 @@ def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
     return make
 
 
+# The three tokens that the untrained model says most often, in this order: the best arm is the third.
+PAYS = (0.0, 0.5, 1.0)
+PROMPT = (3, 4, 6)
+
+
+class Words:
+    """A tokenizer whose words are numbers."""
+
+    pad_token_id = 0
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return " ".join(map(str, ids))
+
+
+RENDERER: Any = SimpleNamespace(tokenizer=Words(), end_ids=(2,))
+
+
+def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any:
+    """A trainer over one prompt; `changed` are steps, rate, seed, and fields of `Rollout`."""
+    steps, rate, seed = changed.pop("steps", 30), changed.pop("rate", 2e-2), changed.pop("seed", 1)
+    mode, mix = changed.pop("mode", "tree"), changed.pop("mix", None)
+    rows, checkpoints = changed.pop("prompts", 4), changed.pop("checkpoint_steps", 1_000)
+    how = {
+        "answers": 16, "sampling": Sampling(1, 1.0), "rows_at_once": 64, "endless_reward": None,
+        "passes": 2, "minibatches": 1, "part_prompts": rows, "loss_over": "token", "keep_samples": 4, **changed,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = tiny_llama(lora=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(15)  # so that hidden states of this size can tell one token from 63 others
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    use_tree_attention(model)
+    if kind is PpoTrainer:
+        put_head(adapted, offset=True, spread=0.0)
+    prompts = [PromptRow(PROMPT, ({"role": "user", "content": "?"},), None, {}, number) for number in range(rows)]
+    arguments = training_arguments(
+        folder, schedule_of(rows, rows, None, 1.0, steps, 0.0, None, checkpoints), epochs=1.0, max_steps=steps,
+        learning_rate=rate, schedule_name="linear", optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0,
+        gradient_checkpointing=False, seed=seed, mixed_precision="fp32", device="cpu", evaluates=False,
+        best_metric="loss", log_steps=1, report_to=[], run_name="bandit", overrides={},
+    )  # fmt: skip
+    arms = dict(zip(first_token(adapted).topk(len(PAYS)).indices.tolist(), PAYS, strict=True))
+
+    def pay(answers: list[str]) -> list[float]:
+        return [arms.get(int(answer.split()[0]), -0.5) for answer in answers]
+
+    mix = mix or Mix((Part("pay", 1.0, pay, frozenset({"answers"})),))
+    kept: list[dict[str, Any]] = []
+    trainer = kind(
+        adapted, arguments, train_rows=prompts, test_rows=[], collate=lambda rows: {"prompts": rows},
+        rollout=Rollout(**how), mix=mix, renderer=RENDERER, reference=adapted.disable_adapter,
+        mode=mode, keep=kept.extend, options=options,
+    )  # fmt: skip
+    trainer.kept, trainer.arms = kept, arms
+    return trainer
+
+
+def first_token(model: Any) -> torch.Tensor:
+    """Probability of each token after the prompt, V."""
+    model.eval()
+    with torch.no_grad():
+        return model(torch.tensor([PROMPT])).logits[0, -1].softmax(-1)
+
+
 @pytest.fixture
 def tiny() -> SimpleNamespace:
     """The functions of this file, for tests that cannot import a neighbour."""
-    return SimpleNamespace(make_rows=make_rows, collate=collate, llama=tiny_llama, trainer=tiny_trainer, losses=losses)
+    return SimpleNamespace(
+        make_rows=make_rows,
+        collate=collate,
+        llama=tiny_llama,
+        trainer=tiny_trainer,
+        losses=losses,
+        bandit=bandit_trainer,
+        first_token=first_token,
+    )

@@ -8,19 +8,25 @@ from typing import Any
 import pytest
 
 from fitune.config import Settings
+from fitune.data.rows import PairRow, PromptRow, TokenRow
 from fitune.plan.scenario import Scenario
 from fitune.settings.fields import all_fields
 from fitune.train.arguments import OPTIMIZERS
-from fitune.train.planning import NEVER, LargestPass, packs_rows, rows_of_length, scenario_of
+from fitune.train.planning import NEVER, LargestPass, packs_rows, row_sizes, rows_of_length, scenario_of
 
 # Settings that no memory depends on, and why.
 NO_MEMORY = {
-    "method": "sft and lm differ in their labels, which the rows tell, and in whether answers are generated",
+    "method": "tested below; sft and lm differ in their labels, which the rows tell, and in whether answers are generated",
+    "reward": "factors",
+    "dpo": "factors; a live reference is asked before the policy's pass, and its states are gone by then",
+    "rl": "tested below; the others are factors, times and words",
     "model.name": "the config is the plan's other argument",
     "model.revision": "likewise",
     "model.device": "the card is the plan's third argument",
     "model.chat_template": "new_tokens tells what a template adds",
     "model.trust_remote_code": "no weights",
+    "model.allow_pickled": "how weights are read, not how many",
+    "export": "after the run, on the CPU",
     "data": "largest_pass and label_share tell what the rows need",
     "lora.continue_from": "its options count, as test_continue.py shows",
     "lora.alpha": "a factor",
@@ -96,6 +102,7 @@ def test_every_part_of_a_scenario_is_reached_or_has_its_reason() -> None:
         asked(Settings(), packed=True),
         asked(settings_with(**{"train.tuning": "full"})),
         asked(Settings(), fast_bf16=False),
+        asked(settings_with(method="dpo")),
     ]
     plain = Scenario()
     names = {part.name for part in fields(Scenario)}
@@ -133,6 +140,37 @@ def test_nothing_held_out_means_no_evaluation() -> None:
     one = asked(settings_with(**{"data.test_share": 0.0}))
     assert (one.eval_batch, one.generate_batch) == (0, 0)
     assert asked(settings_with(method="lm")).generate_batch == 0
+
+
+@pytest.mark.parametrize(("method", "loss"), [("reward", "rewards"), ("dpo", "pairs")])
+def test_a_pair_is_two_rows_of_a_pass(method: str, loss: str) -> None:
+    padded = asked(settings_with(**{"method": method, "train.batch_size": 4}))
+    assert (padded.loss, padded.batch, padded.eval_batch) == (loss, 8, 8)
+    assert bool(padded.generate_batch) == (method == "dpo")
+    packed = asked(settings_with(method=method), packed=True)
+    assert (packed.loss, packed.batch, packed.seq_len) == (loss, 1, 300)
+
+
+def test_a_pair_in_a_pack_has_its_prompt_once() -> None:
+    sides = [TokenRow((1, 2, 3, end, 9), (False, False, False, True, True), 1) for end in (4, 5)]
+    pairs = [PairRow(sides[0], sides[1], 1)]
+    assert row_sizes(settings_with(method="dpo"), pairs) == ((7, 4),)
+    assert row_sizes(settings_with(**{"method": "dpo", "data.packing": "off"}), pairs) == ((5, 2), (5, 2))
+
+
+@pytest.mark.parametrize(("method", "answers"), [("ppo", 4), ("grpo", 8)])
+def test_the_answers_to_a_prompt_share_it_in_a_pack_and_are_sampled_at_once(method: str, answers: int) -> None:
+    changed = {"method": method, "rl.rewards": ["exact"], "rl.max_new_tokens": 10, "train.batch_size": 2}
+    prompts = [PromptRow((1, 2, 3), (), None, {}, 1)]
+    assert row_sizes(settings_with(**changed), prompts) == ((3 + answers * 10, answers * 10),)
+    one = scenario_of(settings_with(**changed), **vars(rows_of_length(settings_with(**changed), 13)))
+    assert (one.loss, one.rows, one.batch, one.seq_len) == ("pairs", "packed", 1, 2 * (3 + answers * 10))
+    assert (one.generate_batch, one.prompt_tokens, one.new_answer_tokens) == (2 * answers, 3, 10)
+    padded = settings_with(**{**changed, "data.packing": "off", "rl.answers": 3, "rl.rows_at_once": 5})
+    assert row_sizes(padded, prompts) == ((13, 10),) * 3
+    one = scenario_of(padded, **vars(rows_of_length(padded, 13)))
+    assert (one.rows, one.batch, one.seq_len, one.eval_batch) == ("padded", 6, 13, 6)
+    assert (one.generate_batch, one.prompt_tokens, one.new_answer_tokens) == (5, 3, 10)
 
 
 def test_optimizers_are_the_words_of_training() -> None:

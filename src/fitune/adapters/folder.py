@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,12 +52,19 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
 
 
 def save_adapter(
-    model: PeftModel, tokenizer, template: Template, folder: Path, facts: dict[str, Any], name: str = "default"
+    model: PeftModel,
+    tokenizer,
+    template: Template,
+    folder: Path,
+    facts: dict[str, Any],
+    name: str = "default",
+    beside: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Write the adapter with everything needed to chat with it; whole or not at all.
 
     Args:
         name: which of the adapters in memory.
+        beside: name of a safetensors file → its tensors, for what lies beside the adapter (a head).
 
     Raises:
         OSError: the disk is full or not writable.
@@ -65,6 +73,8 @@ def save_adapter(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         whole = Path(scratch) / "adapter"
         _save_peft(model, whole, name)
+        for file_name, tensors in (beside or {}).items():
+            save_file(tensors, whole / file_name)
         _name_base(whole, str(facts["base"]["name"]), facts["base"]["revision"])
         tokenizer.chat_template = template.text
         tokenizer.save_pretrained(whole)
@@ -151,7 +161,8 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
 def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor], name_of: str) -> None:
     """Put back in fp32 what was trained in full: PEFT has rounded it to the base's type on loading."""
     saved = {name.split(".", 2)[2] for name in tensors if ".lora_" not in name}
-    plain = {name: name.split(".", 2)[2] for name, _ in model.named_parameters()}
+    # A head on top of the whole has a shorter name and is nothing of the adapter.
+    plain = {name: name.split(".", 2)[2] for name, _ in model.named_parameters() if name.count(".") > 1}
     whole = {name for name, inner in plain.items() if inner.replace(f".modules_to_save.{name_of}", "") in saved}
     whole |= {name for name, inner in plain.items() if inner.replace(".base_layer.", ".") in saved}
     for name, parameter in model.named_parameters():

@@ -25,6 +25,7 @@ COMMANDS = {
         "fitune.cli.export:export",
         "Take a result elsewhere: adapter, merged, GGUF or Ollama, with a fidelity report.",
     ),
+    "score": ("fitune.cli.score:score", "Judge answers with a reward model."),
     "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
     "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "adapters": (

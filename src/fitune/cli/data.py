@@ -110,22 +110,25 @@ def split(file: str, share: float, seed: int, out_train: str | None, out_test: s
 
 
 @data.command()
-@click.argument("task", type=click.Choice(["pig-latin", "yoda"]))
+@click.argument("task", type=click.Choice(["pig-latin", "pig-latin-pairs", "yoda"]))
 @click.option("--from", "sentences", type=click.Path(), help="Pig Latin: a .txt file, one sentence a line.")
 @click.option("--out", type=click.Path(), required=True, help="The .jsonl file to write.")
-def make(task: str, sentences: str | None, out: str) -> None:
+@click.option("--seed", type=int, default=1, show_default=True, help="pig-latin-pairs: seed of the slips.")
+def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     """Make the data of a demo task.
 
     \b
     fitune data make pig-latin --from sentences.txt --out pig.jsonl
+    fitune data make pig-latin-pairs --out pairs.jsonl
     fitune data make yoda --out yoda.jsonl
 
-    Pig Latin without --from translates the Harvard sentences; Yoda comes from a set on the hub.
+    Pig Latin without --from translates the Harvard sentences; its pairs set the right translation (chosen) against one
+    with slips in a few words (rejected). Yoda comes from a set on the hub.
     """
     from importlib.resources import files
 
     from fitune.console import say
-    from fitune.data.tasks import make_pig_latin, make_yoda, read_sentences
+    from fitune.data.tasks import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
 
     if task == "yoda":
         if sentences:
@@ -133,7 +136,10 @@ def make(task: str, sentences: str | None, out: str) -> None:
         count = make_yoda(Path(out))
     else:
         source = sentences or str(files("fitune.data") / "harvard_sentences.txt")
-        count = make_pig_latin(read_sentences(source), Path(out))
+        lines = read_sentences(source)
+        count = (
+            make_pig_latin(lines, Path(out)) if task == "pig-latin" else make_pig_latin_pairs(lines, Path(out), seed)
+        )
     say(f"{count:,} rows in {out}")
 
 

@@ -144,6 +144,7 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     from fitune.models.source import ModelSource, resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer
+    from fitune.train.planning import row_sizes
     from fitune.train.ready import make_renderer, read_data
 
     if name.endswith(".json"):
@@ -158,4 +159,4 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     config = load_config(source, settings.model.trust_remote_code)
     renderer = make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config)
-    return tuple((len(row.input_ids), row.num_trained) for row in read_data(settings, config, renderer, ()).train)
+    return row_sizes(settings, read_data(settings, config, renderer, ()).train)

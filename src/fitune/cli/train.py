@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,12 +23,18 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     \b
     fitune train --model.name smollm2-135m-instruct --data.train my.jsonl
     fitune train recipes/pig-latin.yaml --lora.rank 32 --train.learning_rate 1e-3
+    fitune train recipes/pig-latin-chain.yaml
     fitune train --resume runs/NAME
 
     A recipe holds the differences from the defaults; flags are stronger than the recipe. Lists are written a,b;
-    mappings prompt=question,completion=answer; nothing is written null.
+    mappings prompt=question,completion=answer; nothing is written null. A recipe with `stages:` is a chain of runs, each
+    starting from the last; resumed, it goes on at the stage that is not finished.
     """
     overrides = ctx.meta["settings"]
+    if (results := _chain(recipe, resume, overrides)) is not None:
+        if as_json:
+            click.echo(json.dumps([_plain(result) for result in results], default=str, ensure_ascii=False))
+        ctx.exit(max((result.exit_code for result in results), default=0))
     settings = None
     if resume is None or recipe is not None or overrides:
         from fitune.settings import load_settings
@@ -37,8 +44,35 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
 
     result = run(settings, resume=resume or False)
     if as_json:
-        click.echo(json.dumps({**asdict(result), "folder": str(result.folder)}, default=str, ensure_ascii=False))
+        click.echo(json.dumps(_plain(result), default=str, ensure_ascii=False))
     ctx.exit(result.exit_code)
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    return {**asdict(result), "folder": str(result.folder)}
+
+
+def _chain(recipe: str | None, resume: str | None, overrides: dict[str, str]) -> list[Any] | None:
+    """Run the chain that the words name; None when they name a single run."""
+    from fitune.settings.chain import is_chain, load_chain
+
+    if resume is not None:
+        root = Path(overrides.get("run.folder", "runs"))
+        begun = next((path for path in (Path(resume), root / resume) if (path / "chain.json").is_file()), None)
+        if begun is None:
+            return None
+        if recipe is not None or overrides.keys() - {"run.folder"}:
+            raise click.UsageError("a chain is resumed with its own settings; leave the recipe and the flags away")
+        from fitune.train.chain import saved_chain, train_chain
+
+        chain = saved_chain(begun)
+        return train_chain(chain, resume=True) if chain is not None else None
+    if recipe is None or not is_chain(recipe):
+        return None
+    chain = load_chain(recipe, overrides)
+    from fitune.train.chain import train_chain
+
+    return train_chain(chain)
 
 
 def _own_settings(resume: str | None, overrides: dict[str, str]) -> Path | None:

@@ -19,6 +19,18 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt_completion": (("prompt", "completion"), ("system",)),
     "alpaca": (("instruction", "output"), ("input", "system")),
     "text": (("text",), ()),
+    "preference": (("chosen", "rejected"), ("prompt", "system")),
+    "prompt": (("prompt",), ("system",)),
+}
+# What a method reads → the forms that hold it, in the order in which they are recognised.
+FORMS_OF: dict[str, tuple[str, ...]] = {
+    "rows": ("messages", "conversations", "prompt_completion", "alpaca", "text"),
+    "pairs": ("preference",),
+    "prompts": ("prompt_completion", "messages", "conversations", "alpaca", "prompt"),
+}
+NEEDS = {
+    "pairs": "pairs of a better and a worse answer",
+    "prompts": "prompts",
 }
 PREFERENCE = {"prompt, chosen, rejected": {"chosen", "rejected"}, "prompt, completion, label": {"completion", "label"}}
 # ShareGPT's names of roles, beside the usual ones.
@@ -37,8 +49,13 @@ class Form:
         return row.get(self.mapping.get(column, column))
 
 
-def recognise(columns: Sequence[str], form: str = "auto", mapping: Mapping[str, str] | None = None) -> Form:
+def recognise(
+    columns: Sequence[str], form: str = "auto", mapping: Mapping[str, str] | None = None, kind: str = "rows"
+) -> Form:
     """The form that fits the columns.
+
+    Args:
+        kind: what the method reads, a key of `FORMS_OF`.
 
     Raises:
         DataError: none fits, or a preference form, or a mapping to columns that are not there.
@@ -55,18 +72,26 @@ def recognise(columns: Sequence[str], form: str = "auto", mapping: Mapping[str, 
             raise DataError(f'data.columns has "{own}", which no form uses{did_you_mean(own, known)}')
     present = (set(columns) - set(mapping.values())) | set(mapping)
     for layout, needed in PREFERENCE.items():
-        if form == "auto" and needed <= present:
+        if kind == "rows" and form == "auto" and needed <= present:
             raise DataError(
                 f"the columns are those of preference data ({layout}), which sft and lm do not train on; "
-                "for plain fine-tuning map the good answer: data.columns={completion: chosen}"
+                "use method reward or dpo, or for plain fine-tuning map the good answer: data.columns={completion: chosen}"
                 if "chosen" in needed
                 else f"the columns are those of preference data ({layout}); drop the label column to train on "
                 "every completion"
             )
-    names = [form] if form != "auto" else [name for name, (needed, _) in FORMS.items() if set(needed) <= present]
+    fitting = [name for name in FORMS_OF[kind] if set(FORMS[name][0]) <= present]
+    names = [form] if form != "auto" else fitting
+    if form != "auto" and form not in FORMS_OF[kind]:
+        raise DataError(
+            f"data.form is {form}, and the method needs {NEEDS.get(kind, 'rows with answers')}: "
+            f"use {', '.join(FORMS_OF[kind])}, or auto"
+        )
     if not names or not set(FORMS[names[0]][0]) <= present:
-        wanted = "; ".join(f"{name}: {', '.join(needed)}" for name, (needed, _) in FORMS.items())
+        wanted = "; ".join(f"{name}: {', '.join(FORMS[name][0])}" for name in FORMS_OF[kind])
         asked = f"data.form is {form}, and" if form != "auto" else "no form is recognised:"
+        if kind in NEEDS:
+            asked = f"the method needs {NEEDS[kind]}; {asked}"
         raise DataError(
             f"{asked} the data has the columns {', '.join(columns) or '(none)'}. Forms and their columns are {wanted}. "
             "Other names are mapped with data.columns, for example data.columns={prompt: question, completion: answer}"
@@ -83,6 +108,14 @@ def to_example(row: Mapping[str, Any], form: Form, system: str | None, row_numbe
     where = f"row {row_number}"
     if form.name == "text":
         return Example(None, _words(form.get(row, "text"), where, "text"), row_number)
+    messages = conversation(row, form, system, where)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise DataError(f"{where} has no answer: its roles are {', '.join(message['role'] for message in messages)}")
+    return Example(tuple(messages), None, row_number)
+
+
+def conversation(row: Mapping[str, Any], form: Form, system: str | None, where: str) -> list[dict[str, str]]:
+    """The messages of a row, whatever its form writes them as; a form without answers gives the prompt alone."""
     if form.name == "messages":
         messages = _messages(form.get(row, "messages"), where, "messages", "role", "content")
     elif form.name == "conversations":
@@ -93,17 +126,20 @@ def to_example(row: Mapping[str, Any], form: Form, system: str | None, row_numbe
             asked = f"{asked}\n\n{extra}"
         messages = [_say("user", asked), _say("assistant", _words(form.get(row, "output"), where, "output"))]
     else:
-        messages = _side(form.get(row, "prompt"), where, "prompt", "user")
-        messages += _side(form.get(row, "completion"), where, "completion", "assistant")
-    own_system = form.get(row, "system") or system
-    if own_system and messages[0]["role"] != "system":
-        messages.insert(0, _say("system", str(own_system)))
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{where} has no answer: its roles are {', '.join(message['role'] for message in messages)}")
-    return Example(tuple(messages), None, row_number)
+        messages = side(form.get(row, "prompt"), where, "prompt", "user")
+        if form.name != "prompt":
+            messages += side(form.get(row, "completion"), where, "completion", "assistant")
+    return with_system(messages, form.get(row, "system") or system)
 
 
-def _side(value: Any, where: str, column: str, role: str) -> list[dict[str, str]]:
+def with_system(messages: list[dict[str, str]], system: Any) -> list[dict[str, str]]:
+    """The messages, a system prompt before them where there is one to add."""
+    if system and messages[0]["role"] != "system":
+        return [_say("system", str(system)), *messages]
+    return messages
+
+
+def side(value: Any, where: str, column: str, role: str) -> list[dict[str, str]]:
     """A prompt or completion: a string, or a list of messages."""
     if isinstance(value, list):
         return _messages(value, where, column, "role", "content")

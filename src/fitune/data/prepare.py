@@ -1,62 +1,34 @@
-"""The whole path of the data: names of files → checked token rows, before any model is loaded."""
+"""The whole path of the data: names of files → checked token rows, before any model is loaded.
+
+`prepare` is the door for every method; the way of plain rows (sft, lm) is here, that of pairs in pairs.py, that of
+prompts in prompts.py.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from fitune.data.check import CheckReport, check_rows
-from fitune.data.files import Rows, read_rows
-from fitune.data.forms import Form, recognise, to_example
+from fitune.data.files import Rows
+from fitune.data.forms import Form, to_example
+from fitune.data.pairs import prepare_pairs
+from fitune.data.prompts import prepare_prompts
 from fitune.data.render import Renderer
 from fitune.data.rows import Example, TokenRow
-from fitune.data.tasks import demo_rows, is_demo
+from fitune.data.sources import (
+    KINDS,
+    DataOptions,
+    PreparedData,
+    convert_all,
+    example_key,
+    read_source,
+    set_aside,
+    split_file,
+)
 from fitune.errors import DataError
 
-FAULTS_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read."""
-
-    train: list[TokenRow]
-    test: list[TokenRow]
-    train_examples: list[Example]
-    test_examples: list[Example]
-    train_report: CheckReport
-    test_report: CheckReport | None
-    hashes: dict[str, str]
-
-    @property
-    def report(self) -> CheckReport:
-        """The report of the training rows."""
-        return self.train_report
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Everything worth showing, test rows' after the training rows'."""
-        own = self.train_report.warnings
-        return own + tuple(f"test rows: {text}" for text in (self.test_report.warnings if self.test_report else ()))
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How rows are read, rendered and limited; the plain values of the settings' data section."""
-
-    method: str = "sft"
-    form: str = "auto"
-    columns: Mapping[str, str] | None = None
-    system: str | None = None
-    loss_on: str = "auto"
-    response_template: str | None = None
-    max_length: int | None = None
-    too_long: str = "error"
-    hub_split: str = "train"
-    seed: int = 42
+__all__ = ["DataOptions", "PreparedData", "load_examples", "loss_target", "prepare", "split_file"]
 
 
 def prepare(
@@ -78,19 +50,21 @@ def prepare(
     Raises:
         DataError: with every fault found, before a model is loaded.
     """
-    return _prepare(train, test, renderer, DataOptions(**options), test_share, exclude)
+    how = DataOptions(**options)
+    way = {"pairs": prepare_pairs, "prompts": prepare_prompts}.get(KINDS[how.method], prepare_rows)
+    return way(train, test, renderer, how, test_share, exclude)
 
 
-def _prepare(
+def prepare_rows(
     train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
 ) -> PreparedData:
-    """`prepare` with its options in one object."""
+    """`prepare` for plain rows."""
     rows, form, examples = load_examples(train, renderer, options, exclude)
     if test is not None:
         test_rows, _, test_examples = load_examples(test, renderer, options)
     else:
         test_rows = None
-        examples, test_examples = set_aside(examples, test_share, options.seed)
+        examples, test_examples = set_aside(examples, test_share, options.seed, example_key)
     loss_on = loss_target(options, form)
     test_tokens, test_report, test_texts = [], None, frozenset()
     if test_examples:
@@ -111,29 +85,13 @@ def load_examples(
     Raises:
         DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
     """
-    generated = is_demo(name)
-    rows = (
-        demo_rows(name, renderer.tokenizer, options.seed, exclude) if generated else read_rows(name, options.hub_split)
-    )
-    form = recognise(rows.columns, options.form, options.columns)
+    rows, form = read_source(name, renderer.tokenizer, options, exclude)
     if options.method == "lm" and form.name != "text":
         raise DataError(
             f"method lm trains on plain text (a column named text), and {name} has the form {form.name}; "
             "use method: sft, or data.columns={text: COLUMN}"
         )
-    examples, faults = [], []
-    for row, number in zip(rows.rows, rows.numbers, strict=True):
-        try:
-            examples.append(to_example(row, form, options.system, number))
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        more = f"\n  … and {len(faults) - FAULTS_SHOWN:,} more" if len(faults) > FAULTS_SHOWN else ""
-        listed = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
-        raise DataError(
-            f"{name} ({form.name}): {len(faults):,} of {len(rows.rows):,} rows cannot be used\n{listed}{more}"
-        )
-    return rows, form, examples
+    return rows, form, convert_all(rows, form, lambda row, number: to_example(row, form, options.system, number))
 
 
 def loss_target(options: DataOptions, form: Form) -> str:
@@ -143,21 +101,6 @@ def loss_target(options: DataOptions, form: Form) -> str:
     if options.loss_on != "auto":
         return options.loss_on
     return "completion" if form.name in ("prompt_completion", "alpaca") else "assistant"
-
-
-def set_aside(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, test) examples. Equal rows are never on both sides; at least one row is kept for each side."""
-    if share == 0 or len(examples) < 2:
-        return list(examples), []
-    keys = [repr(example.messages or example.text) for example in examples]
-    distinct = list(dict.fromkeys(keys))
-    random.Random(seed).shuffle(distinct)
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    held_out = set(distinct[:count])
-    sides = [], []
-    for example, key in zip(examples, keys, strict=True):
-        sides[key in held_out].append(example)
-    return sides
 
 
 def _tokens(
@@ -192,27 +135,3 @@ def _tokens(
     if not kept_rows:
         raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {options.max_length})")
     return kept_rows, kept_examples, report, frozenset(row.text for row in rendered)
-
-
-def split_file(path: Path, share: float, seed: int, out_train: Path, out_test: Path) -> tuple[int, int]:
-    """Split a data file into two JSON Lines files, no row in both; returns their numbers of rows.
-
-    Raises:
-        DataError: unreadable, too few rows, or a file that exists.
-    """
-    from fitune.data.tasks import write_jsonl
-
-    if not 0 < share < 1:
-        raise DataError(f"the test share is {share}; use a share between 0 and 1, for example 0.1")
-    for out in (out_train, out_test):
-        if out.exists():
-            raise DataError(f"{out} exists already; name another file or delete it")
-    rows = read_rows(str(path)).rows
-    if len(rows) < 2:
-        raise DataError(f"{path} has 1 row; two are needed to split it")
-    wrapped = [Example(None, repr(row), index) for index, row in enumerate(rows)]
-    train, test = set_aside(wrapped, share, seed)
-    return (
-        write_jsonl((rows[example.row_number] for example in train), out_train),
-        write_jsonl((rows[example.row_number] for example in test), out_test),
-    )

@@ -63,8 +63,13 @@ class Renderer:
         """Tokens of plain text to continue: no template, BOS if the tokenizer begins texts with one."""
         return self._plain_prefix() + self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def render(self, example: Example, loss_on: str, response_template: str | None = None) -> Rendered:
+    def render(
+        self, example: Example, loss_on: str, response_template: str | None = None, first_message: int = 0
+    ) -> Rendered:
         """A row's text and its trained spans, by character.
+
+        Args:
+            first_message: assistant turns before this message are not trained.
 
         Raises:
             DataError: the template refuses the row, or hides an answer of it.
@@ -78,6 +83,7 @@ class Renderer:
             spans = self._after(text, response_template or "")
             return Rendered(text, spans, example.row_number)
         answers = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
+        answers = [index for index in answers if index >= first_message]
         if loss_on in ("completion", "last_assistant"):
             answers = answers[-1:]
         spans = tuple(self._answer_span(text, example, index) for index in answers)

@@ -1,8 +1,10 @@
-"""The frozen objects that a row passes through: `Example` → `Rendered` → `TokenRow`."""
+"""The frozen objects that a row passes through: `Example` → `Rendered` → `TokenRow`, alone or in a pair, or a `PromptRow`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,67 @@ class TokenRow:
     def num_trained(self) -> int:
         """Targets that count in the loss; the first token of a row has nothing before it and never does."""
         return sum(self.trained[1:])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the row."""
+        return len(self.input_ids)
+
+    def up_to_last_trained(self) -> TokenRow:
+        """The row without what the template writes behind the last trained token (a line break behind the end)."""
+        end = max((index for index, on in enumerate(self.trained) if on), default=len(self.trained) - 1) + 1
+        return TokenRow(self.input_ids[:end], self.trained[:end], self.row_number)
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A preference: the same prompt with the better and the worse answer. Only the answers are trained.
+
+    Both rows end with the last token of the answer (its end token, where the template writes one).
+    """
+
+    chosen: TokenRow
+    rejected: TokenRow
+    row_number: int
+
+    @property
+    def rows(self) -> tuple[TokenRow, TokenRow]:
+        """Both rows, the better one first."""
+        return self.chosen, self.rejected
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both rows, the prompt counted twice."""
+        return self.chosen.num_tokens + self.rejected.num_tokens
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of the pair when what its rows share at their start is counted once."""
+        pairs = enumerate(zip(self.chosen.input_ids, self.rejected.input_ids, strict=False))
+        shorter = min(self.chosen.num_tokens, self.rejected.num_tokens)
+        return self.num_tokens - next((at for at, (one, other) in pairs if one != other), shorter)
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens of both answers."""
+        return self.chosen.num_trained + self.rejected.num_trained
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt to answer: its tokens with the generation prompt behind them, as in chat.
+
+    `reference` is the answer that the file holds, or None; `columns` are the file's other columns, for rewards.
+    """
+
+    input_ids: tuple[int, ...]
+    messages: tuple[dict[str, str], ...]
+    reference: str | None
+    columns: Mapping[str, Any]
+    row_number: int
+    num_trained: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.input_ids)

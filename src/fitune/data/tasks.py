@@ -1,14 +1,16 @@
-"""The course's tasks as data: English → Pig Latin (made here) and English → Yoda (from the hub)."""
+"""Tasks as data: English → Pig Latin and pairs of right and wrong Pig Latin (made here), English → Yoda (from the hub)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+import random
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fitune.data.files import Rows, read_rows
 from fitune.data.pig_latin import to_pig_latin
+from fitune.data.pig_latin_slips import with_slips
 from fitune.data.sentences import make_sentences, whole_words
 from fitune.errors import DataError
 
@@ -16,30 +18,49 @@ DEMO = "demo:pig-latin"
 SYSTEM = "Translate to Pig Latin."
 YODA = "hub:dvgodoy/yoda_sentences"
 DEMO_ROWS = 3300
+PAIRS = "demo:pig-latin-pairs"
+PAIR_ROWS = 600
 
 
 def is_demo(name: str) -> bool:
-    """Whether a data set's name means the built-in task: `demo:pig-latin` or `demo:pig-latin:COUNT`."""
+    """Whether a data set's name means a built-in task: `demo:pig-latin`, `demo:pig-latin-pairs`, each with `:COUNT`."""
     return name.startswith("demo:")
 
 
 def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Collection[str] = ()) -> Rows:
-    """The demo task's rows: generated sentences and their translations.
+    """A demo task's rows: generated sentences and their translations, or a right and a wrong one of each.
 
     Raises:
         DataError: another name, or a count that is none.
     """
     task, _, count = name.removeprefix("demo:").partition(":")
-    if task != "pig-latin" or not (count or "1").isdigit() or count == "0":
-        raise DataError(f'"{name}" is no demo task; the one there is: {DEMO}, or {DEMO}:COUNT for so many rows')
-    sentences = make_sentences(whole_words(tokenizer), int(count or DEMO_ROWS), seed, exclude)
-    rows = tuple(pig_latin_row(sentence) for sentence in sentences)
+    tasks = {DEMO.removeprefix("demo:"): DEMO_ROWS, PAIRS.removeprefix("demo:"): PAIR_ROWS}
+    if task not in tasks or not (count or "1").isdigit() or count == "0":
+        raise DataError(f'"{name}" is no demo task; there are {DEMO} and {PAIRS}, with :COUNT behind for so many rows')
+    sentences = make_sentences(whole_words(tokenizer), int(count or tasks[task]), seed, exclude)
+    if task == "pig-latin":
+        rows = tuple(pig_latin_row(sentence) for sentence in sentences)
+    else:
+        rows = tuple(pig_latin_pairs(sentences, seed))
     return Rows(name, rows, tuple(range(1, len(rows) + 1)), f"generated, seed {seed}")
 
 
 def pig_latin_row(sentence: str) -> dict[str, str]:
     """One row: the short system prompt, the sentence, its translation."""
     return {"system": SYSTEM, "prompt": sentence, "completion": to_pig_latin(sentence)}
+
+
+def pig_latin_pairs(sentences: Iterable[str], seed: int) -> Iterator[dict[str, str]]:
+    """Preference rows: the right translation, and one with slips in a few words."""
+    generator = random.Random(seed)
+    for sentence in sentences:
+        row = pig_latin_row(sentence)
+        yield {
+            "system": row["system"],
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": with_slips(sentence, generator),
+        }
 
 
 def read_sentences(path: str) -> list[str]:
@@ -57,6 +78,11 @@ def read_sentences(path: str) -> list[str]:
 def make_pig_latin(sentences: Iterable[str], out: Path) -> int:
     """Write rows of English → Pig Latin; returns their number."""
     return write_jsonl((pig_latin_row(sentence) for sentence in sentences), out)
+
+
+def make_pig_latin_pairs(sentences: Iterable[str], out: Path, seed: int) -> int:
+    """Write rows of right and wrong Pig Latin; returns their number."""
+    return write_jsonl(pig_latin_pairs(sentences, seed), out)
 
 
 def make_yoda(out: Path) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class Tree:
     """E token ids to predict."""
     target_weights: np.ndarray
     """E counts of rows that train this prediction."""
+    row_paths: tuple[np.ndarray, ...]
+    """For each row, in the order given: all its nodes from root to end."""
     row_numbers: tuple[int, ...]
     """Numbers of the rows, in the order given."""
     row_tokens: int
@@ -93,11 +95,13 @@ def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
     """
     if not rows or any(len(row.input_ids) == 0 for row in rows):
         raise ValueError(f"build_tree got {len(rows)} rows, one of them empty or none at all; leave such rows out")
-    ordered = sorted(rows, key=lambda row: tuple(row.input_ids)) if share else list(rows)
+    order = sorted(range(len(rows)), key=lambda at: tuple(rows[at].input_ids)) if share else list(range(len(rows)))
+    row_paths: list[Any] = [None] * len(rows)
     paths, owned, ids, positions = [], [], [], []
     weights: dict[tuple[int, int], int] = {}
     path, previous = np.empty(0, dtype=np.int64), ()
-    for row in ordered:
+    for at in order:
+        row = rows[at]
         shared = common_prefix(previous, row.input_ids) if share else 0
         fresh = len(row.input_ids) - shared
         path = np.concatenate([path[:shared], np.arange(len(ids), len(ids) + fresh)])
@@ -106,6 +110,7 @@ def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
             positions.extend(range(shared, len(row.input_ids)))
             paths.append(path)
             owned.append(fresh)
+        row_paths[at] = path
         for index in range(1, len(row.input_ids)):
             if row.trained[index]:
                 entry = (int(path[index - 1]), int(row.input_ids[index]))
@@ -121,6 +126,7 @@ def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
         target_nodes=np.asarray([node for node, _ in entries], dtype=np.int64),
         target_ids=np.asarray([token for _, token in entries], dtype=np.int64),
         target_weights=np.asarray([weights[entry] for entry in entries], dtype=np.int64),
+        row_paths=tuple(row_paths),
         row_numbers=tuple(row.row_number for row in rows),
         row_tokens=sum(len(row.input_ids) for row in rows),
     )

@@ -44,6 +44,7 @@ def open_target(
     base_name: str | None = None,
     as_trained: bool = True,
     allow_pickled: bool = False,
+    for_reward: bool = False,
 ) -> Target:
     """Load a run's result (by name or folder), an adapter folder, or any model that training takes.
 
@@ -51,10 +52,12 @@ def open_target(
         base_name: where an adapter's base is now; None takes what the adapter names.
         allow_pickled: take pickled weights where there are no safetensors.
         as_trained: quantize an adapter's base as it was in training; False leaves it in `precision`.
+        for_reward: a reward model is wanted, which is not for answering.
 
     Raises:
         RunError: a run that has saved nothing yet.
-        ModelError: nothing of that name, or an adapter whose base cannot be had, or is another one.
+        ModelError: nothing of that name, an adapter whose base cannot be had or is another one, or a reward model that
+            is to answer.
     """
     found = find_target(name, runs_folder)
     code, pickled = allowances(found, allow_pickled)
@@ -66,6 +69,10 @@ def open_target(
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
         _say_allowed(base.notes)
         return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
+    if "reward" in read_facts(found) and not for_reward:
+        raise ModelError(
+            f"{found} is a reward model, which judges answers and gives none: fitune score {name} --data FILE"
+        )
     base, _ = open_base_of(found, hardware, chosen, base_name, as_trained, pickled, code)
     tokenizer, template, source = base.tokenizer, base.template, base.source
     model = load_adapter(base.model, found)

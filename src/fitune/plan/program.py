@@ -13,8 +13,8 @@ B rows, S tokens a row, N trained tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
     for name, module in list(model.named_modules()):
         if not isinstance(module, kinds) or module is head or "lm_head" in name:
             continue
-        if isinstance(module, nn.Linear):  # Falcon's own subclass too
+        if type(module) is nn.Linear:
             inputs, outputs = module.in_features, module.out_features
         else:
             inputs, outputs = module.weight.shape
@@ -209,7 +209,7 @@ class Program:
     Args:
         config: a transformers configuration.
         scenario: the question.
-        device: "meta", "cuda", or "cpu" for tests.
+        device: "meta" or "cuda".
         autocast: makes the context of the forward pass; None takes torch.autocast.
         recomputing: makes the context in which checkpointing recomputes; None needs none.
     """
@@ -226,8 +226,6 @@ class Program:
         self.autocast = autocast or self._torch_autocast
         self.recomputing = recomputing
         self.outputs: Any = None
-        self.pack: Any = None
-        self.row_tokens: int | None = None  # of a pack; None is one row
         self.model: Any = build_skeleton(config, scenario)
         self.optimizer: Any = None
         self.states: dict[int, Any] | None = None  # the plan's stand-in for the optimizer's
@@ -255,6 +253,10 @@ class Program:
                 for parameter in self.model.parameters():
                     if parameter.requires_grad and parameter.dtype != torch.float32:
                         parameter.data = parameter.data.float()
+        if scenario.loss == "rewards":
+            from fitune.models.heads import put_head
+
+            put_head(self.model)
         if scenario.gradient_checkpointing:
             if scenario.reentrant and hasattr(self.model, "enable_input_require_grads"):
                 self.model.enable_input_require_grads()
@@ -263,21 +265,8 @@ class Program:
             if self.recomputing is not None:
                 self._recompute_within(self.recomputing)
         self.model.train()
-        if scenario.rows == "packed" and scenario.loss == "labels":
-            self.pack = self.make_pack()
         if scenario.autocast != "none":
             self._wrap_forward()
-
-    def make_pack(self) -> Any:
-        """Rows as fitune packs them. On meta the attention is the flash kernel's, which holds what FlexAttention does."""
-        from fitune.plan.packs import meta_pack, real_pack, rows_of
-
-        rows = rows_of(self.scenario.seq_len, self.row_tokens, self.scenario.label_share)
-        return meta_pack(rows) if self.device == "meta" else real_pack(rows, self.bare(), self.device)
-
-    def bare(self) -> Any:
-        """The model without PEFT around it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def _recompute_within(self, context: Callable[[], Any]) -> None:
         """Enter ``context`` around each recomputed layer: a function mode is off in the backward pass."""
@@ -285,21 +274,6 @@ class Program:
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
             if checkpoint is not None:
                 module._gradient_checkpointing_func = _entering(checkpoint, context)
-
-    @contextmanager
-    def recomputing_the_loss(self) -> Iterator[None]:
-        """The same for a pack's loss over a trained head, which computes its chunks again."""
-        if self.pack is None or self.recomputing is None:
-            yield
-            return
-        from fitune.train import chunked_loss
-
-        before = chunked_loss.checkpoint
-        chunked_loss.checkpoint = _entering(before, self.recomputing)
-        try:
-            yield
-        finally:
-            chunked_loss.checkpoint = before
 
     def _wrap_forward(self) -> None:
         """As accelerate prepares a model: autocast around its forward, outputs lifted to fp32."""
@@ -318,7 +292,7 @@ class Program:
     def _torch_autocast(self) -> Any:
         if self.scenario.autocast == "none":
             return nullcontext()
-        return torch.autocast(self.device, dtype=DTYPES[self.scenario.autocast])
+        return torch.autocast("cuda", dtype=DTYPES[self.scenario.autocast])
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that are trained."""
@@ -338,40 +312,53 @@ class Program:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
             if device != "meta":
                 batch["attention_mask"][-1, 0] = 0
-        elif scenario.rows == "packed" and self.pack is None:  # another tool's packs: positions that start anew
+        elif scenario.rows == "packed":
             half = torch.arange(shape[1], device=device) % max(shape[1] // 2, 1)
             batch["position_ids"] = half.expand(shape).contiguous()
         return batch
 
     def micro_batch(self) -> None:
         """Forward, loss and backward of one micro-batch."""
-        loss = self.loss(self.make_batch() if self.pack is None else {})
+        batch = self.make_batch()
+        loss = self.loss(batch)
         if self.scenario.accumulation > 1 and self.scenario.loss == "logits":
             loss = loss / self.scenario.accumulation
         torch.autograd.backward([loss])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The scenario's loss path."""
-        if self.pack is not None:
-            from fitune.train.packed import pack_loss
-
-            # A pack does not go through the wrapped forward: packed_trainer.py sets autocast itself.
-            with self.autocast() if self.scenario.autocast != "none" else nullcontext():
-                return pack_loss(self.model, self.pack, 1, chunk_logits=self.chunk_logits())
         if self.scenario.loss == "labels":
             from fitune.train.loss import label_loss
 
             return label_loss(self.model, batch, batch["labels"].numel())
+        if self.scenario.loss in ("rewards", "pairs"):
+            with self.autocast() if self.scenario.autocast != "none" else nullcontext():
+                return self._answers_loss(batch)
         out = self.model(**batch)
         if self.scenario.keep_outputs:
             self.outputs = out
         return out["loss"] if isinstance(out, dict) else out[0]
 
-    def chunk_logits(self) -> int | None:
-        """Logits that a pack's loss makes at once."""
-        from fitune.train.chunked_loss import GPU_CHUNK_LOGITS
+    def _answers_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """reward's and dpo's passes: the model's body, then a scalar at the rows' ends, or log-probabilities of answers.
 
-        return GPU_CHUNK_LOGITS
+        The reference of dpo is not here: its log-probabilities are taken before step one, or in a pass without gradients
+        that has ended, and whose states are gone, before this one begins.
+        """
+        from fitune.models.heads import head_of
+        from fitune.train.laid import Laid, entry_logprobs
+        from fitune.train.packed import split_model
+
+        body, head = split_model(self.model)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        states = body(**inputs, use_cache=False).last_hidden_state
+        states = states.reshape(-1, states.shape[-1])
+        if self.scenario.loss == "rewards":
+            ends = torch.zeros(2 * batch["input_ids"].shape[0], dtype=torch.int64, device=self.device)
+            return torch.nn.functional.logsigmoid(head_of(self.model)(states.index_select(0, ends))).sum()
+        count = max(round(self.scenario.label_share * (states.shape[0] - 1)), 1)
+        places = torch.zeros(count, dtype=torch.int64, device=self.device)
+        return entry_logprobs(states, head, Laid(inputs, places, places, places, places, places[:1], count)).sum()
 
     def optimizer_step(self) -> None:
         """Clip, step, and let the gradients go."""
@@ -398,7 +385,7 @@ class Program:
         """The loss of one batch of held-out rows, without gradients."""
         self.model.eval()
         with torch.no_grad():
-            self.loss(self.make_batch(self.scenario.eval_batch) if self.pack is None else {})
+            self.loss(self.make_batch(self.scenario.eval_batch))
         self.model.train()
 
     def generate(self) -> None:
@@ -422,9 +409,8 @@ class Program:
     def _last_logits(self) -> dict[str, int]:
         import inspect
 
-        return (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(self.bare()).forward).parameters else {}
-        )
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(inner).forward).parameters else {}
 
 
 def make_optimizer(name: str, parameters: list[nn.Parameter]) -> Any:

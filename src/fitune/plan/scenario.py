@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "attention": ("eager", "sdpa", "flash_attention_2"),
     "rows": ("full", "padded", "packed"),
-    "loss": ("labels", "logits"),
+    "loss": ("labels", "logits", "rewards", "pairs"),
 }  # fmt: skip
 
 
@@ -78,8 +78,9 @@ class Scenario:
     accumulation: int = 1
     autocast: Literal["none", "bf16", "fp16"] = "bf16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    loss: Literal["labels", "logits"] = "labels"
-    """labels: logits only where there is a label (fitune). logits: all of them, by the model's own loss (others)."""
+    loss: Literal["labels", "logits", "rewards", "pairs"] = "labels"
+    """labels: logits only where there is a label (fitune). logits: all of them, by the model's own loss (others).
+    rewards: a scalar a row and no logits (reward). pairs: log-probabilities of answers, chunk by chunk (dpo)."""
 
     use_cache: bool = False
     """The forward pass fills a key-value cache (plain loops without checkpointing; fitune never)."""

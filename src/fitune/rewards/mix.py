@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fitune.errors import FituneError, RewardError, SettingsError, did_you_mean
 from fitune.rewards.guard import call
@@ -23,12 +23,12 @@ from fitune.rewards.library import LIBRARY, Reward
 
 WEIGHT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 RUN = "run"
-OFFERED = ("answers", "completions", "questions", "prompts", "messages", "wanted", "stopped", "tokens", "row_numbers")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer and what it answers. `row` holds the columns of its row in the data."""
+    """An answer and what it answers. `row` holds the columns of its row in the data, `token_ids` the tokens of prompt and
+    answer."""
 
     answer: str
     question: str = ""
@@ -37,6 +37,7 @@ class Sample:
     wanted: str | None = None
     stopped: bool = True
     tokens: int = 0
+    token_ids: tuple[int, ...] = ()
     row_number: int = 0
     row: dict[str, Any] = field(default_factory=dict)
 
@@ -166,7 +167,7 @@ def _function(module: Any, name: str, where: str) -> Reward:
     if not callable(reward):
         known = [word for word in vars(module) if callable(getattr(module, word)) and not word.startswith("_")]
         raise ValueError(f'names no function of {where}{did_you_mean(name, known)}; "{name}" is not one')
-    return reward
+    return cast(Reward, reward)
 
 
 def _arguments(reward: Reward) -> frozenset[str] | None:
@@ -192,6 +193,7 @@ def _offer(samples: Sequence[Sample]) -> dict[str, list[Any]]:
         "wanted": [sample.wanted for sample in samples],
         "stopped": [sample.stopped for sample in samples],
         "tokens": [sample.tokens for sample in samples],
+        "token_ids": [sample.token_ids for sample in samples],
         "row_numbers": [sample.row_number for sample in samples],
     }
     return {

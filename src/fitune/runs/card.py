@@ -26,10 +26,10 @@ def write_card(run: RunFolder, saved: Path | None = None) -> Path:
 def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
     """The card: what it is, what it was trained on, what was measured, how to use it."""
     model, data = manifest.get("model", {}), manifest.get("data", {})
-    lora = manifest.get("tuning") == "lora"
+    lora, judge = manifest.get("tuning") == "lora", manifest.get("method") == "reward"
     head: dict[str, Any] = {
         "library_name": "peft" if lora else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if judge else "text-generation",
         "license": "unknown",
         "tags": ["fitune", str(manifest.get("method")), *(["lora"] if lora else [])],
     }
@@ -63,9 +63,16 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
         lines += ["No rows were held out."]
     lines += ["", "## Settings that differ from the defaults", ""]
     lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run)]
-    lines += ["", "## Use", "", "```sh", f"fitune chat {run.path}", "```", ""]
+    use = f"fitune score {run.path} --data answers.jsonl" if judge else f"fitune chat {run.path}"
+    lines += ["", "## Use", "", "```sh", use, "```", ""]
     if lora:
         lines += [*_in_plain_peft(str(model.get("name")), on_hub or model.get("kind") == "folder"), ""]
+    if judge:
+        lines += [
+            "The head lies beside it in `head.safetensors`: an answer's reward is the product of its `weight` and the last "
+            "hidden state (behind the final norm) at the answer's end token.",
+            "",
+        ]
     versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
     lines += ["## Versions", "", versions, ""]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from fitune.runs.compare import memory_of
 from fitune.runs.folder import RunFolder, read_rows
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
+ROLLOUT_STEPS, ROLLOUT_ROWS = 10, 8
 STYLE = """
 :root { color-scheme: light dark; --line: #2563eb; --soft: #8884; --good: #15803d; --text: CanvasText; }
 @media (prefers-color-scheme: dark) { :root { --line: #7aa2ff; --good: #4ade80; } }
@@ -42,6 +43,7 @@ def write_report(run: RunFolder) -> Path:
         *_scores(manifest.get("results", {})),
         *_curves(metrics),
         *_samples(samples),
+        *_rollouts(samples),
         *_memory(manifest),
         "<h2>Settings that differ from the defaults</h2>",
         _table(("setting", "value"), [(name, json.dumps(value)) for name, value in changed_settings(run)]),
@@ -138,7 +140,8 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
     charts = []
     for kind, names in (("train", ("loss", "learning_rate", "grad_norm", "tokens_per_second")), ("eval", None)):
         rows = [row for row in metrics if row.get("kind") == kind]
-        for name in names or sorted({key for row in rows for key in row} - {"step", "kind"}):
+        known = {"step", "kind", "epoch", "tokens", "seconds", "memory_bytes", *(names or ())}
+        for name in (*(names or ()), *sorted({key for row in rows for key in row} - known)):
             points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
             if len(points) > 1:
                 charts.append(curve(points, f"{kind} {name}".replace("_", " ")))
@@ -157,6 +160,28 @@ def _samples(samples: Sequence[dict[str, Any]]) -> list[str]:
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in (*cells, escape(row["wanted"]))) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in ("asked", "before", "after", "wanted"))
     return ["<h2>Held-out rows</h2>", f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"]
+
+
+def _rollouts(samples: Sequence[dict[str, Any]]) -> list[str]:
+    """Answers that were sampled and rewarded in the last steps, the worst first, then the best."""
+    kept = [row for row in samples if row["moment"] == "rollout"]
+    if not kept:
+        return []
+    steps = sorted({row["step"] for row in kept})[-ROLLOUT_STEPS:]
+    latest = sorted((row for row in kept if row["step"] in steps), key=lambda row: row["reward"])
+    blocks = [f"<h2>Sampled answers of steps {steps[0]} to {steps[-1]}</h2>"]
+    for title, rows in (("Worst", latest[:ROLLOUT_ROWS]), ("Best", latest[::-1][:ROLLOUT_ROWS])):
+        lines = []
+        for row in rows:
+            parts = ", ".join(f"{name} {value:.3g}" for name, value in row["rewards"].items())
+            reward = f"{row['reward']:.3f}" + (f" ({parts})" if len(row["rewards"]) > 1 else "")
+            ended = "" if row["stopped"] else " (cut off)"
+            cells = (row["asked"], row["answer"] + ended, row["wanted"], reward, str(row["step"]))
+            lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        names = ("asked", "answered", "wanted", "reward", "step")
+        head = "".join(f'<th scope="col">{name}</th>' for name in names)
+        blocks += [f"<h3>{title}</h3><table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"]
+    return blocks
 
 
 def _marked(answer: str, wanted: str) -> str:

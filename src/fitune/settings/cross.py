@@ -10,6 +10,7 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.settings.fields import all_fields
+from fitune.settings.method_faults import method_faults
 from fitune.sizes import parse_bytes
 
 Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown
@@ -24,6 +25,7 @@ def cross_faults(settings: Settings) -> Iterator[Fault]:
     yield from _quantization(settings)
     yield from _export(settings)
     yield from _memory(settings)
+    yield from method_faults(settings)
     if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
         yield ("model.attention", "model.device"), "is flash_attention_2, which needs a GPU; use sdpa on the CPU"
     if settings.run.name is not None and (set(settings.run.name) & set("/\\") or settings.run.name in (".", "..")):

@@ -33,7 +33,11 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     Raises:
         SettingsError: with every fault: its place, the value and the remedy.
     """
-    sheet = read_sheet(Path(path)) if path is not None else Sheet()
+    return settings_of(read_sheet(Path(path)) if path is not None else Sheet(), overrides)
+
+
+def settings_of(sheet: Sheet, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """`load_settings` for what has been read already."""
     faults = list(sheet.faults)
     given = dict(sheet.given)
     for name, value in (overrides or {}).items():

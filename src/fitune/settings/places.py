@@ -35,31 +35,39 @@ class Sheet:
 def read_sheet(path: Path) -> Sheet:
     """Read a YAML file of settings; every fault of the file itself is in the result."""
     sheet = Sheet()
+    root = read_root(path, sheet)
+    if isinstance(root, yaml.MappingNode) and not sheet.faults:
+        read_mapping(sheet, path, root, "")
+    return sheet
+
+
+def read_root(path: Path, sheet: Sheet, stages: bool = False) -> yaml.Node | None:
+    """The file's top node, or None with the fault in ``sheet``."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         sheet.faults.append(f"{path} does not exist{_neighbours(path)}")
-        return sheet
+        return None
     except UnicodeDecodeError as error:
         sheet.faults.append(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8")
-        return sheet
+        return None
     except OSError as error:
         sheet.faults.append(f"{path} cannot be read: {error.strerror}")
-        return sheet
+        return None
     except yaml.YAMLError as error:
         sheet.faults.append(_syntax(path, error))
-        return sheet
+        return None
     if root is None:
         sheet.faults.append(f"{path} is empty; write the settings that differ, for example `data: {{train: my.jsonl}}`")
     elif not isinstance(root, yaml.MappingNode):
         sheet.faults.append(f"{path}:1: the file holds no mapping; write `section:` and below it `  setting: value`")
-    else:
-        _read_mapping(sheet, path, root, "")
-    return sheet
+    elif any(key.value == "stages" for key, _ in root.value) and not stages:
+        sheet.faults.append(f"{path} is a chain of runs (stages:), which `fitune train` takes; here one run is needed")
+    return root
 
 
-def _read_mapping(sheet: Sheet, path: Path, node: yaml.MappingNode, prefix: str) -> None:
+def read_mapping(sheet: Sheet, path: Path, node: yaml.MappingNode, prefix: str) -> None:
     """Put the keys of a mapping into the sheet; sections are entered, a setting's own mapping is its value."""
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
@@ -75,7 +83,7 @@ def _read_mapping(sheet: Sheet, path: Path, node: yaml.MappingNode, prefix: str)
             sheet.faults.append(f"{place} has a dot; in YAML write `{section}:` and below it `  {rest}: ...`")
         elif not prefix and name in sections():
             if isinstance(value_node, yaml.MappingNode):
-                _read_mapping(sheet, path, value_node, f"{name}.")
+                read_mapping(sheet, path, value_node, f"{name}.")
             elif value_node.tag != "tag:yaml.org,2002:null":  # a section whose lines are all comments is fine
                 sheet.faults.append(
                     f"{place} is {_shown(value_node)}; it is a section: write its settings below it, indented"

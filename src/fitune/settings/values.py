@@ -20,6 +20,7 @@ EXAMPLES = {
     "memory.may_change": "data.max_length",
     "lora.modules_to_save": "lm_head",
     "model.unquantized": "down_proj",
+    "rl.rewards": "pig_latin,0.2*length:20",
     "run.report_to": "tensorboard",
     "train.learning_rate": "2e-4",
     "train.micro_batch_size": "2",

@@ -5,6 +5,7 @@ The last place that sees a settings object; everything it calls takes plain valu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,24 +14,24 @@ import torch
 from transformers import TrainingArguments
 
 from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import continue_adapter
+from fitune.adapters.folder import add_adapter, continue_adapter
 from fitune.adapters.loftq import start_loftq
 from fitune.adapters.places import lora_options
+from fitune.adapters.reference import REFERENCE
 from fitune.config import Settings
 from fitune.console import say, warn
-from fitune.data.collate import pad_collate
+from fitune.data.tree import Row
 from fitune.models.load import LoadedBase, load_base
 from fitune.models.quantize import Quantization, refuse_full_tuning
-from fitune.runs import manifest as manifests
 from fitune.runs.folder import RunFolder
-from fitune.train.arguments import LEARNING_RATES, Schedule, schedule_of, training_arguments
+from fitune.train.arguments import Schedule, schedule_of, training_arguments
 from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
 from fitune.train.examine import Examiner, questions_of
-from fitune.train.fit_run import batches_of
 from fitune.train.memory import peak_memory_bytes
+from fitune.train.method import method_of
 from fitune.train.packing import Packing, choose_packing
 from fitune.train.ready import Ready, start_of
-from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.train.trainer import FituneTrainer
 
 
 def make_schedule(settings: Settings, num_rows: int) -> Schedule:
@@ -54,7 +55,7 @@ def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: Ru
         schedule,
         epochs=settings.train.epochs,
         max_steps=settings.train.max_steps,
-        learning_rate=settings.train.learning_rate or LEARNING_RATES[settings.train.tuning],
+        learning_rate=settings.train.learning_rate or default_rate(settings),
         schedule_name=settings.train.schedule,
         optimizer=settings.train.optimizer,
         weight_decay=settings.train.weight_decay,
@@ -64,7 +65,7 @@ def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: Ru
         mixed_precision=ready.precision.name,
         device=ready.hardware.device,
         evaluates=bool(ready.data.test),
-        best_metric=settings.eval.best_metric,
+        best_metric=best_metric_of(settings),
         log_steps=settings.run.log_steps,
         report_to=list(settings.run.report_to),
         run_name=run.path.name,
@@ -72,11 +73,22 @@ def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: Ru
     )
 
 
+def best_metric_of(settings: Settings) -> str:
+    """The metric that picks the best checkpoint; a method without a loss on held-out rows takes its first one."""
+    metric, measured = settings.eval.best_metric, method_of(settings.method).metrics
+    return metric if metric in measured else measured[0]
+
+
+def default_rate(settings: Settings) -> float:
+    """The learning rate when none is set."""
+    return method_of(settings.method).learning_rates[settings.train.tuning]
+
+
 def tell_plan(settings: Settings, schedule: Schedule, num_rows: int) -> None:
     """Say what was derived, and from what."""
     asked = settings.train.learning_rate
-    rate = asked or LEARNING_RATES[settings.train.tuning]
-    say(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {settings.train.tuning}'}")
+    rate, kind = asked or default_rate(settings), f"{settings.method} with {settings.train.tuning}"
+    say(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {kind}'}")
     rows = f"{num_rows:,} rows, {settings.train.batch_size} a step, {settings.train.epochs:g} epochs"
     say(
         f"{schedule.steps:,} steps: {'train.max_steps' if settings.train.max_steps else rows}; "
@@ -132,54 +144,48 @@ def _tell_bias(bias: str) -> None:
         warn(f"lora.bias is {bias}: trained biases change the base model even with the adapter off")
 
 
-def make_trainer(
-    settings: Settings,
-    run: RunFolder,
-    ready: Ready,
-    base: LoadedBase,
-    model: Any,
-    arguments: TrainingArguments,
-    interrupt: StopOnInterrupt,
-) -> SurvivingTrainer | SurvivingPackedTrainer:
-    """The trainer with everything that listens to it."""
-    questions = questions_of(ready.data.test_examples, settings.eval.samples)
-    rows_at_once = settings.train.batch_size
-    examiner = Examiner(ready.renderer, questions, settings.eval.max_new_tokens, rows_at_once, run.log_samples)
+def adapt_with_reference(settings: Settings, base: LoadedBase) -> Any:
+    """`adapt`, and where training goes on with an earlier adapter, a frozen copy of it for `as_reference`."""
+    model = adapt(settings, base)
+    if settings.train.tuning == "lora" and (start := start_of(settings)) is not None:
+        add_adapter(model, start, REFERENCE)
+        for name, value in model.named_parameters():
+            if REFERENCE in name:
+                value.requires_grad_(False)
+    return model
+
+
+def listeners(settings: Settings, run: RunFolder, ready: Ready, interrupt: StopOnInterrupt) -> list[Any]:
+    """What listens to a trainer; `introduce` must follow."""
     log = RunLog(run.log_metrics, partial(peak_memory_bytes, ready.hardware.device))
     callbacks: list[Any] = [log, ProgressLine(), interrupt]
     if ready.data.test:
-        metric = settings.eval.best_metric
+        metric = best_metric_of(settings)
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=settings.eval.patience))
-    packing = lay_out(settings, ready, model, arguments)
-    kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
-    if ready.hardware.device == "cuda":  # a CPU kills the process instead of telling it
-        callbacks.append(TriedFirst())
-    collate = partial(pad_collate, pad_id=ready.tokenizer.pad_token_id)
-    trainer = kind(
-        model,
-        arguments,
-        train_rows=ready.data.train,
-        test_rows=ready.data.test,
-        collate=collate,
-        examine=examiner if questions else None,
-        keep_checkpoints=settings.run.keep_checkpoints,
-        callbacks=callbacks,
-    )
+    return callbacks
+
+
+def introduce(trainer: FituneTrainer, callbacks: list[Any]) -> FituneTrainer:
+    """Tell each listener whom it listens to."""
     for callback in callbacks:
         callback.trainer = trainer
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(ready.data.train))
-    trainer.longest = partial(largest_inputs, ready.data.train, batches, collate)
-    trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
     return trainer
 
 
-def lay_out(settings: Settings, ready: Ready, model: Any, arguments: TrainingArguments) -> Packing:
+def examiner_of(settings: Settings, run: RunFolder, ready: Ready) -> Examiner | None:
+    """Held-out questions answered by generation at each evaluation; None when there are none."""
+    questions = questions_of(ready.data.test_examples, settings.eval.samples)
+    rows_at_once = settings.train.batch_size
+    examiner = Examiner(ready.renderer, questions, settings.eval.max_new_tokens, rows_at_once, run.log_samples)
+    return examiner if questions else None
+
+
+def lay_out(settings: Settings, ready: Ready, model: Any, arguments: TrainingArguments, rows: Sequence[Row]) -> Packing:
     """How rows are laid out, tried on this model; said aloud."""
     device = ready.hardware.device
     packing = choose_packing(
         model.to(device),
-        ready.data.train,
+        rows,
         settings.data.packing,
         arguments.per_device_train_batch_size,
         arguments.world_size,

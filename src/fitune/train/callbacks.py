@@ -26,7 +26,8 @@ class RunLog(TrainerCallback):
     """Writes one row a logged step and one an evaluation; what spans several steps survives a resume.
 
     A training row: step, kind "train", loss (mean over the steps since the row before), learning_rate, grad_norm,
-    epoch, tokens (real tokens so far, padding left out), tokens_per_second, seconds (in steps, so far), memory_bytes.
+    epoch, tokens (real tokens so far, padding left out), tokens_per_second, seconds (in steps, so far), memory_bytes,
+    and what the method adds (the trainer's ``step_metrics``).
     An evaluation row: step, kind "eval", loss and whatever else was measured.
     """
 
@@ -47,6 +48,8 @@ class RunLog(TrainerCallback):
         spent = time.perf_counter() - self.began
         log = self.trainer.carried["log"]
         log["losses"].append(self.trainer.step_loss)
+        if self.trainer.step_metrics:
+            log.setdefault("more", []).append(self.trainer.step_metrics)
         for total, part, value in (("tokens", "new_tokens", self.trainer.step_tokens), ("seconds", "new_s", spent)):
             log[total] += value
             log[part] += value
@@ -69,6 +72,7 @@ class RunLog(TrainerCallback):
                 "tokens_per_second": round(log["new_tokens"] / max(log["new_s"], 1e-9), 1),
                 "seconds": round(log["seconds"], 3),
                 "memory_bytes": self.memory_bytes(),
+                **_means(log.pop("more", [])),
             }
         )
         log.update(losses=[], new_tokens=0, new_s=0.0)
@@ -79,6 +83,13 @@ class RunLog(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         self.write({"step": state.global_step, "kind": "eval", **values})
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each number over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    held = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: math.fsum(values) / len(values) for name, values in held.items()}
 
 
 class BestKept(TrainerCallback):

@@ -55,49 +55,35 @@ class Head:
         return plain and not any(value.requires_grad for value in self.module.parameters())
 
 
-def chunked_cross_entropy(
-    hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0, chunk_logits: int | None = None
-) -> Tensor:
+def chunked_cross_entropy(hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0) -> Tensor:
     """Weighted sum of the entries' cross entropies, in fp32.
 
     Args:
-        chunk_logits: logits of a chunk at most; None takes the device's own, which the meta device does not have.
         label_smoothing: ε of Szegedy et al. 2016 (arXiv 1512.00567, section 7), as in torch's cross_entropy.
     """
     if len(entries.rows) == 0:
         return hidden_MH.float().sum() * 0.0
-    if chunk_logits is None:
-        chunk_logits = GPU_CHUNK_LOGITS if hidden_MH.device.type == "cuda" else CPU_CHUNK_LOGITS
     if not head.frozen_linear:
-        return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits)
+        return _recomputed(hidden_MH, head, entries, label_smoothing)
     weight, bias = head.module.weight, head.module.bias
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden_MH.device.type):
         dtype = torch.get_autocast_dtype(hidden_MH.device.type)
     bias = None if bias is None else bias.to(dtype)
     with torch.autocast(hidden_MH.device.type, enabled=False):
-        return _FrozenHead.apply(
-            hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing, chunk_logits
-        )
+        return _FrozenHead.apply(hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing)
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        entries: Entries,
-        smoothing: float,
-        chunk_logits: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, entries: Entries, smoothing: float
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         needs_grad = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if needs_grad else None
         vocabulary = len(weight)
-        for rows, here in _chunks(hidden, head, entries, chunk_logits):
+        for rows, here in _chunks(hidden, head, entries):
             at = (entries.rows[here] - rows.start, entries.targets[here])
             weights, row_weights = entries.weights[here], entries.row_weights[rows]
             logits = torch.nn.functional.linear(hidden[rows], weight, bias)
@@ -125,7 +111,7 @@ class _FrozenHead(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[
             None
-        ] * 6
+        ] * 5
 
 
 def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None]:
@@ -139,18 +125,19 @@ def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None
     return torch.log_softmax(capped * head.softcap, -1), capped.square_().neg_().add_(1).mul_(head.scale)
 
 
-def _transformed(logits: Tensor, head: Head) -> Tensor:
+def transformed(logits: Tensor, head: Head) -> Tensor:
+    """Logits in fp32 after the head's factor and soft-capping."""
     logits = logits.float()
     if head.scale != 1.0:
         logits = logits * head.scale
     return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
 
 
-def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, chunk_logits: int) -> Tensor:
+def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) -> Tensor:
     """Any head, trained or not: the chunk's logits are made again in the backward pass."""
 
     def chunk_loss(part: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, row_weights: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(_transformed(head.module(part), head), -1)
+        logprobs = torch.log_softmax(transformed(head.module(part), head), -1)
         loss = -(weights * logprobs[rows, targets]).sum()
         if not smoothing:
             return loss
@@ -158,7 +145,7 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, 
         return (1 - smoothing) * loss + smoothing * spread
 
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for rows, here in _chunks(hidden, head, entries, chunk_logits):
+    for rows, here in _chunks(hidden, head, entries):
         arguments = (
             hidden[rows],
             entries.rows[here] - rows.start,
@@ -170,11 +157,12 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, 
     return total
 
 
-def _chunks(hidden: Tensor, head: Head, entries: Entries, chunk_logits: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(hidden: Tensor, head: Head, entries: Entries) -> Iterator[tuple[slice, slice]]:
     """Runs of rows, each with the entries that belong to it."""
     vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
+    limit = GPU_CHUNK_LOGITS if hidden.device.type == "cuda" else CPU_CHUNK_LOGITS
     count = len(hidden)
-    chunks = max(1, -(-count * vocabulary // chunk_logits))
+    chunks = max(1, -(-count * vocabulary // limit))
     size = -(-count // chunks)
     starts = list(range(0, count, size))
     bounds = torch.searchsorted(entries.rows, torch.tensor([*starts, count], device=entries.rows.device)).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from fitune.train.memory import compare
 from fitune.train.trainer import FituneTrainer
 
 
-def finish(run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str) -> tuple[Path, dict[str, Any]]:
-    """Save what the run is for.
+def finish(
+    run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str, save: Callable[..., Path]
+) -> tuple[Path, dict[str, Any]]:
+    """Save what the run is for, as ``save`` of its method does.
 
     Returns:
         The saved folder, and the results for the manifest: steps, best_step, after, final_loss.
@@ -30,11 +33,7 @@ def finish(run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
-    if tuning == "full":
-        saved = save_whole_model(model, base, run.model)
-    else:
-        save_adapter(model, base.tokenizer, base.template, run.adapter, base_facts(base))
-        saved = run.adapter
+    saved = save(trainer, model, base, run, tuning)
     say(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
@@ -52,6 +51,14 @@ def tell_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, i
         if warning := comparison.warning():
             warn(warning)
     manifests.update(run.manifest, memory=facts)
+
+
+def save_result(trainer: FituneTrainer, model: Any, base: LoadedBase, run: RunFolder, tuning: str) -> Path:
+    """The adapter, or the whole model after full fine-tuning; returns its folder."""
+    if tuning == "full":
+        return save_whole_model(model, base, run.model)
+    save_adapter(model, base.tokenizer, base.template, run.adapter, base_facts(base))
+    return run.adapter
 
 
 def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:

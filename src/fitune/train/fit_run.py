@@ -11,9 +11,9 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.console import say, warn
+from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.plan import catalogue
-from fitune.plan.cpu import plan_cpu
 from fitune.plan.ladder import told
 from fitune.plan.predict import Plan, predict
 from fitune.plan.question import config_of
@@ -24,11 +24,16 @@ from fitune.train.examine import questions_of
 from fitune.train.fit import Fitted, Room, Rows, facts_of, room_on, search
 from fitune.train.largest import Batches, largest_pass
 from fitune.train.packing import ATTENTION_DROPOUTS
-from fitune.train.planning import LargestPass, packs_rows, scenario_of, with_changes
+from fitune.train.planning import (
+    SAMPLED,
+    LargestPass,
+    largest_pass_of,
+    packs_rows,
+    row_sizes,
+    scenario_of,
+    with_changes,
+)
 from fitune.train.ready import Ready
-
-# Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
-SMALLEST_ON_CPU = 20_000_000
 
 
 def fit_run(settings: Settings, ready: Ready) -> Fitted:
@@ -92,11 +97,13 @@ def rows_of(settings: Settings, ready: Ready) -> Rows:
         return largest_pass(train, test, batches_of(settings, micro, mode, len(train)), prompts)
 
     def largest_of(changed: Settings) -> LargestPass:
+        if changed.method in SAMPLED:
+            return sampled_pass(changed, ready.data.train)
         micro = changed.train.micro_batch_size or changed.train.batch_size
         limit = changed.data.max_length if changed.data != settings.data else None
         return largest(micro, limit, likely_mode(changed, config_values(settings)))
 
-    lengths = [len(row.input_ids) for row in ready.data.train]
+    lengths = [longest_side(row) for row in ready.data.train]
     return Rows(lengths, largest_of, len(ready.template.added_tokens))
 
 
@@ -120,28 +127,24 @@ def prompt_tokens(settings: Settings, ready: Ready) -> int | None:
     return max((len(ready.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
 
 
-def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters: int) -> dict[str, Any]:
+def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
-    On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
+    On a GPU allocated_bytes and reserved_bytes.
     """
-    device = ready.hardware.device
-    small = device == "cpu" and total_parameters < SMALLEST_ON_CPU
-    if settings.fit == "off" or device not in ("cuda", "cpu") or small:
+    if settings.fit == "off" or ready.hardware.device != "cuda":
         return {}
     micro = settings.train.micro_batch_size or settings.train.batch_size
     try:
         train, test = ready.data.train, ready.data.test
-        batches = batches_of(settings, micro, mode, len(train))
-        largest = largest_pass(train, test, batches, prompt_tokens(settings, ready))
-        # A CPU without bf16 trains in fp32, an older card in fp16: what was chosen here is what counts.
-        chosen = with_changes(settings, {"model.precision": ready.precision.name})
+        if settings.method in SAMPLED:
+            largest = sampled_pass(settings, train)
+        else:
+            batches = batches_of(settings, micro, mode, len(train))
+            largest = largest_pass(train, test, batches, prompt_tokens(settings, ready))
         scenario = scenario_of(
-            chosen, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
+            settings, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
         )
-        if device == "cpu":
-            cpu = plan_cpu(config_values(settings), scenario, largest.longest_tokens)
-            return {"resident_growth_bytes": cpu.growth_peak_bytes, "moment": cpu.moment, "parts": cpu.parts}
         plan = predict(config_values(settings), scenario, room_of(settings, ready).gpu)
     except (PlanError, ModelError, ValueError) as error:
         warn(f"memory: no plan can be made: {error}")
@@ -155,8 +158,18 @@ def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters:
     }
 
 
+def sampled_pass(settings: Settings, prompts: Any) -> LargestPass:
+    """The largest pass over answers that are yet to be sampled: each as long as it may be."""
+    return largest_pass_of(settings, row_sizes(settings, prompts))
+
+
 def _within(rows: Any, limit: int | None) -> Any:
-    return rows if limit is None else [row for row in rows if len(row.input_ids) <= limit]
+    return rows if limit is None else [row for row in rows if longest_side(row) <= limit]
+
+
+def longest_side(row: Any) -> int:
+    """Tokens of a row, or of the longer side of a pair, which data.max_length limits."""
+    return max(len(side.input_ids) for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
 
 
 def _in_words(room: Room) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from fitune.data.pack import pack_rows
+from fitune.data.pair_passes import pair_passes, pair_tokens
+from fitune.data.rows import PairRow
 from fitune.data.tree import Tree
 from fitune.train.order import epoch_order
 from fitune.train.planning import LargestPass
@@ -40,9 +42,15 @@ class Batches:
         return self.micro_rows * max((len(row.input_ids) for row in rows), default=1)
 
 
-def heaviest_steps(rows: Sequence[Any], batches: Batches, count: int) -> list[list[Any]]:
-    """The rows of the ``count`` optimizer steps with the most tokens, heaviest first."""
-    lengths = np.asarray([len(row.input_ids) for row in rows])
+def heaviest_steps(
+    rows: Sequence[Any], batches: Batches, count: int, weights: np.ndarray | None = None
+) -> list[list[Any]]:
+    """The rows of the ``count`` optimizer steps with the most tokens, heaviest first.
+
+    Args:
+        weights: tokens of each row; None takes its length.
+    """
+    lengths = np.asarray([len(row.input_ids) for row in rows]) if weights is None else weights
     found = []
     for order in _orders(len(rows), batches):
         starts = range(0, len(order), batches.batch_rows)
@@ -88,6 +96,8 @@ def largest_pass(
     train_rows: Sequence[Any], test_rows: Sequence[Any], batches: Batches, prompt_tokens: int | None = None
 ) -> LargestPass:
     """What the rows say about the memory of this run."""
+    if isinstance(train_rows[0], PairRow):
+        return _largest_pass_of_pairs(train_rows, test_rows, batches, prompt_tokens)
     longest = max(len(row.input_ids) for row in train_rows)
     if batches.mode == "off":
         micro = largest_micro_batch(train_rows, batches)
@@ -100,6 +110,30 @@ def largest_pass(
     eval_pack = max((tree.num_nodes for tree in held_out), default=None)
     share = _share(predicting, pack.num_nodes - 1)
     return LargestPass(longest, share, pack.num_nodes, eval_pack, prompt_tokens)
+
+
+def _largest_pass_of_pairs(
+    train: Sequence[PairRow], test: Sequence[PairRow], batches: Batches, prompt_tokens: int | None
+) -> LargestPass:
+    """The same of pairs: padded, both sides are rows of a pass; packed, what they share is counted once."""
+    longest = max(side.num_tokens for pair in train for side in pair.rows)
+    if batches.mode == "off":
+        rows = sorted((side.num_trained for pair in train for side in pair.rows), reverse=True)[
+            : 2 * batches.micro_rows
+        ]
+        return LargestPass(longest, _share(sum(rows), len(rows) * (longest - 1)), prompt_tokens=prompt_tokens)
+    share = batches.mode == "tree"
+    most = batches.micro_rows * max(pair_tokens(pair, share) for pair in train)
+
+    def size(pairs: Sequence[PairRow]) -> int:
+        return sum(pair_tokens(pair, share) for pair in pairs)
+
+    weights = np.asarray([pair_tokens(pair, share) for pair in train])
+    steps = heaviest_steps(train, batches, STEPS_PACKED, weights)
+    largest = max((one for step in steps for one in pair_passes(step, most, share)), key=size)
+    held_out = max((size(one) for one in pair_passes(test, most, share)), default=None)
+    trained = sum(pair.num_trained for pair in largest)
+    return LargestPass(longest, _share(trained, size(largest) - 1), size(largest), held_out, prompt_tokens)
 
 
 def _share(part: int, whole: int) -> float:

@@ -15,6 +15,13 @@ from fitune.adapters.places import find_adapter, lora_options
 from fitune.config import LoraSettings, Settings
 from fitune.plan.scenario import Scenario
 
+# Method → the loss path that is traced. A pair's two sides are rows of one pass.
+LOSSES: dict[str, Any] = {
+    "sft": "labels", "lm": "labels", "reward": "rewards", "dpo": "pairs", "ppo": "pairs", "grpo": "pairs",
+}  # fmt: skip
+PAIRS = ("reward", "dpo")
+# rl_build.ANSWERS: answers to a prompt, which in a pack has its tokens once.
+SAMPLED = {"ppo": 4, "grpo": 8}
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
 NEVER = {
     "kbit_preparation": "models/quantize.py does not lift what stays in 16 bits",
@@ -22,7 +29,6 @@ NEVER = {
     "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
     "optimizer_step": "a run ends with an optimizer step",
     "reentrant": "arguments._checkpointing asks for the kind without re-entry",
-    "loss": "loss.py takes logits where there is a label",
     "use_cache": "loss.py passes use_cache=False",
     "lift_outputs": "Trainer's accelerate always lifts them",
     "keep_outputs": "a step's outputs go with its loss",
@@ -68,10 +74,15 @@ def scenario_of(
     Raises:
         ValueError: a combination that cannot be trained.
     """
+    if settings.method not in LOSSES:
+        raise ValueError(
+            f"the plan does not know method {settings.method} yet; plan method sft at twice the batch for a lower bound"
+        )
     train = settings.train
     precision = precision_on_card(settings.model.precision, fast_bf16)
     micro = train.micro_batch_size or train.batch_size
     packed = pack_tokens is not None
+    sides = sides_of(settings)
     return Scenario(
         **_base(settings, precision),
         **_adapters(settings, new_tokens),
@@ -85,9 +96,10 @@ def scenario_of(
         autocast="none" if precision == "fp32" else precision,
         attention=_attention(settings, packed),
         rows="packed" if packed else "padded",
-        batch=1 if packed else micro,
+        batch=1 if packed else micro * sides,
         seq_len=pack_tokens if pack_tokens is not None else longest_tokens,
         label_share=label_share,
+        loss=LOSSES[settings.method],
         save=True,
         **_evaluation(settings, longest_tokens, pack_tokens, eval_pack_tokens, prompt_tokens),
     )
@@ -106,6 +118,13 @@ def packs_rows(settings: Settings) -> bool:
 def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) -> LargestPass:
     """The largest pass when every row has ``tokens`` tokens, for a plan without data."""
     micro = settings.train.micro_batch_size or settings.train.batch_size
+    if settings.method in SAMPLED:  # of a row's tokens the last rl.max_new_tokens are the answer
+        unit, answers = sampled_sizes(settings, max(tokens - settings.rl.max_new_tokens, 1))[0]
+        pack = micro * unit
+        if packs_rows(settings):
+            return LargestPass(unit, answers / unit, pack, pack)
+        return LargestPass(tokens, min(1.0, settings.rl.max_new_tokens / tokens))
+    micro *= sides_of(settings)
     pack = micro * tokens if packs_rows(settings) else None
     return LargestPass(tokens, label_share, pack, pack)
 
@@ -124,6 +143,8 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     trained = sorted((count for _, count in rows), reverse=True)
     padded = micro * lengths[0]
     if not packs_rows(settings):
+        micro *= sides_of(settings)
+        padded = micro * lengths[0]
         return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
     pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
     share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
@@ -140,6 +161,21 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         part = getattr(settings, section).model_copy(update={name: value})
         settings = settings.model_copy(update={section: part})
     return settings
+
+
+def sides_of(settings: Settings) -> int:
+    """Rows of a padded pass for each row of the batch: both answers of a pair, or all that are sampled to a prompt."""
+    if settings.method in SAMPLED:
+        return settings.rl.answers or SAMPLED[settings.method]
+    return 2 if settings.method in PAIRS else 1
+
+
+def sampled_sizes(settings: Settings, prompt_tokens: int) -> list[tuple[int, int]]:
+    """(tokens, trained tokens) of a prompt with all its answers as one unit of a pack; padded, of each of its rows."""
+    new, count = settings.rl.max_new_tokens, sides_of(settings)
+    if packs_rows(settings):
+        return [(prompt_tokens + count * new, count * new)]
+    return [(prompt_tokens + new, new)] * count
 
 
 def _base(settings: Settings, precision: str) -> dict[str, Any]:
@@ -190,19 +226,41 @@ def _attention(settings: Settings, packed: bool) -> Any:
 def _evaluation(
     settings: Settings, longest: int, pack: int | None, eval_pack: int | None, prompt: int | None
 ) -> dict[str, Any]:
-    """Batches beside the step; empty when nothing is held out."""
+    """Batches beside the step; without held-out rows only the answers that a method samples."""
+    if settings.method in SAMPLED:  # rollout.sample_answers; the reference's pass has no gradients, as an evaluation
+        new, count = settings.rl.max_new_tokens, sides_of(settings)
+        asked = longest - (new if pack is None else count * new)
+        return {
+            "eval_batch": 1
+            if pack is not None
+            else count * (settings.train.micro_batch_size or settings.train.batch_size),
+            "generate_batch": min(settings.rl.rows_at_once, settings.train.batch_size * count),
+            "prompt_tokens": max(asked, 1),
+            "new_answer_tokens": new,
+        }
     if settings.data.test is None and settings.data.test_share == 0:
         return {}
-    micro = settings.train.micro_batch_size or settings.train.batch_size
+    micro = (settings.train.micro_batch_size or settings.train.batch_size) * sides_of(settings)
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
     answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
-    if answers and settings.method == "sft":
+    if answers and settings.method in ("sft", "dpo"):
         values |= {
             "generate_batch": answers,
             "prompt_tokens": longest if prompt is None else prompt,
             "new_answer_tokens": settings.eval.max_new_tokens,
         }
     return values
+
+
+def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """(tokens, trained tokens) of each row as a pass sees it: a pair in a pack has its prompt once, padded it is two rows."""
+    if settings.method in SAMPLED:
+        return tuple(size for row in rows for size in sampled_sizes(settings, row.num_tokens))
+    if settings.method not in PAIRS:
+        return tuple((row.num_tokens, row.num_trained) for row in rows)
+    if packs_rows(settings):
+        return tuple((pair.packed_tokens, pair.num_trained) for pair in rows)
+    return tuple((row.num_tokens, row.num_trained) for pair in rows for row in pair.rows)
 
 
 def label_share_of(rows: Sequence[Any]) -> float:

@@ -16,7 +16,8 @@ from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
 from fitune.data.render import Renderer
-from fitune.errors import SettingsError
+from fitune.data.sources import KINDS
+from fitune.errors import DataError, SettingsError
 from fitune.export.check import refuse_unconvertible
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
 from fitune.models.load import load_config
@@ -25,6 +26,9 @@ from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.train.examine import questions_of
+
+# Metrics that are measured without generating answers to the held-out questions.
+WITHOUT_ANSWERS = ("loss", "accuracy", "reward")
 
 
 @dataclass(frozen=True)
@@ -107,22 +111,40 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
         hub_split=data.hub_split,
         seed=settings.train.seed,
     )
+    if KINDS[settings.method] == "prompts":
+        context = getattr(config, "max_position_embeddings", None)
+        check_context([*prepared.train, *prepared.test], settings.rl.max_new_tokens, context)
     for warning in prepared.warnings:
         warn(warning)
     trained = sum(row.num_trained for row in prepared.train)
-    tokens = sum(len(row.input_ids) for row in prepared.train)
+    tokens = sum(row.num_tokens for row in prepared.train)
     limit = "no limit" if max_length is None else f"{max_length:,} tokens"
     limit_from = "data.max_length" if asked else "the model's context length"
+    what = {"pairs": "training pairs", "prompts": "prompts"}.get(KINDS[settings.method], "training rows")
+    said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     say(
-        f"{len(prepared.train):,} training rows and {len(prepared.test):,} held out; {trained:,} of {tokens:,} tokens "
-        f"are trained; the longest row may have {limit}, from {limit_from}"
+        f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "
+        f"the longest row may have {limit}, from {limit_from}"
     )
     return prepared
 
 
+def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | None) -> None:
+    """Raise `DataError` when a prompt leaves no room for the longest answer in the model's context."""
+    over = [row for row in prompts if context and row.num_tokens + max_new_tokens > context]
+    if over and context:
+        longest = max(over, key=lambda row: row.num_tokens)
+        raise DataError(
+            f"{len(over):,} prompts leave no room for an answer of rl.max_new_tokens {max_new_tokens:,} in the model's "
+            f"context of {context:,} tokens (row {longest.row_number} has {longest.num_tokens:,}); lower "
+            f"rl.max_new_tokens, or leave them out with data.max_length: {max(context - max_new_tokens, 1)} and "
+            "data.too_long: drop"
+        )
+
+
 def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
     """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
-    if metric == "loss":
+    if metric in WITHOUT_ANSWERS and (metric == "loss" or data.test):
         return
     if not data.test:
         fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"

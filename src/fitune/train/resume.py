@@ -31,6 +31,8 @@ FREE = (
     "eval.samples",
     "eval.max_new_tokens",
     "eval.patience",
+    "rl.reward_seconds",
+    "rl.keep_samples",
 )
 
 

@@ -25,12 +25,13 @@ from fitune.runs.compare import find_run, read_settings
 from fitune.runs.folder import RunFolder
 from fitune.runs.space import bytes_needed, check_space, folder_bytes
 from fitune.train.arguments import Schedule, check_trackers
-from fitune.train.build import adapt, load, make_arguments, make_schedule, make_trainer, tell_plan
+from fitune.train.build import load, make_arguments, make_schedule, tell_plan
 from fitune.train.callbacks import ProgressLine, StopOnInterrupt
 from fitune.train.finish import finish, tell_memory, write_pages
 from fitune.train.fit import Fitted
 from fitune.train.fit_run import changes_rows, fit_run, predicted_run
 from fitune.train.memory import begin_measuring
+from fitune.train.method import method_of
 from fitune.train.ready import Ready, make_ready
 from fitune.train.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
 from fitune.train.trainer import FituneTrainer
@@ -205,7 +206,8 @@ def _train(
     set_seed(settings.train.seed)  # grown embedding rows start at random
     base = load(settings, ready)
     set_seed(settings.train.seed)
-    model = adapt(settings, base)
+    method = method_of(settings.method)
+    model = method.adapt(settings, base)
     trained, total = trained_share(model)
     say(f"training {trained:,} of {total:,} parameters ({trained / total:.2%})")
     final_bytes = 4 * (total if settings.train.tuning == "full" else trained)
@@ -218,7 +220,7 @@ def _train(
     )
 
     interrupt = StopOnInterrupt()
-    trainer = make_trainer(settings, run, ready, base, model, arguments, interrupt)
+    trainer = method.make_trainer(settings, run, ready, base, model, arguments, interrupt)
     if checkpoint is not None and is_over(checkpoint, schedule.steps):
         trainer.take_up(checkpoint)
     else:
@@ -228,9 +230,9 @@ def _train(
         _interrupted(run, f" at step {step} of {schedule.steps}")
         return RunResult(run.path, "interrupted", step)
 
-    saved, results = finish(run, trainer, base, settings.train.tuning)
+    saved, results = finish(run, trainer, base, settings.train.tuning, method.save)
     measured = meter.measured()
-    tell_memory(run, predicted_run(settings, ready, trainer.layout, total), measured)
+    tell_memory(run, predicted_run(settings, ready, trainer.layout), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run)
     before = whole["results"].get("before")

@@ -36,7 +36,7 @@ from fitune.train.order import ShuffledByEpoch
 TRAINED_FILE = "trained.safetensors"
 ROW_NUMBERS = "row_numbers"
 
-Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
 Examine = Callable[[Any, int], dict[str, float]]
 
 
@@ -56,7 +56,7 @@ class RowDataset(Dataset):
 def with_row_numbers(collate: Collate) -> Collate:
     """The batch that ``collate`` makes, with the rows' numbers beside it so that an error can name them."""
 
-    def collate_numbered(rows: Sequence[Any]) -> dict[str, Tensor]:
+    def collate_numbered(rows: Sequence[Any]) -> dict[str, Any]:
         return {**collate(rows), ROW_NUMBERS: torch.tensor([row.row_number for row in rows])}
 
     return collate_numbered
@@ -94,6 +94,8 @@ class FituneTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.step_loss = 0.0
         self.step_tokens = 0
+        # What a method measures in a step beside the loss; logged as its mean over the steps of a row.
+        self.step_metrics: dict[str, float] = {}
         self.last_row_numbers: list[int] = []
         self.carried: dict[str, Any] = {}
         super().__init__(
@@ -179,7 +181,7 @@ class FituneTrainer(Trainer):
         was_training = model.training
         model.eval()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
-            measured = {"loss": self._token_loss(eval_dataset)}
+            measured = self.measure(eval_dataset)
             if self.examine is not None:
                 measured.update(self.examine(model, self.state.global_step))
         model.train(was_training)
@@ -187,6 +189,10 @@ class FituneTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, eval_dataset: Any) -> dict[str, float]:
+        """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
+        return {"loss": self._token_loss(eval_dataset)}
 
     def _token_loss(self, eval_dataset: Any) -> float:
         total, tokens = 0.0, 0

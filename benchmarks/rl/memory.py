@@ -1,0 +1,68 @@
+"""Peak memory of each method on the built-in model at the same batch of tokens, each in a process of its own.
+
+    python benchmarks/rl/memory.py --out /tmp/rl-memory
+
+The most memory that the process held (VmHWM on Linux), imports and model included, after three steps of about --tokens
+tokens of rows, evaluation by generation included. Prints a table with the ratio to sft.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fitune.runs.folder import read_rows
+
+NEW_TOKENS = 24
+ROW_TOKENS = {"sft": 68, "ppo": 28 + NEW_TOKENS, "grpo": 28 + NEW_TOKENS}  # of the demo's rows, on average
+ANSWERS = 4
+COMMON = {
+    "data.train": "demo:pig-latin:400", "data.test_share": "0.05", "train.max_steps": "3", "eval.samples": "8",
+    "eval.max_new_tokens": str(NEW_TOKENS), "lora.rank": "16", "run.log_steps": "1",
+}  # fmt: skip
+
+
+def settings_of(method: str, tokens: int) -> dict[str, str]:
+    """Flags of a run whose steps have about so many tokens."""
+    rows = round(tokens / ROW_TOKENS[method])
+    if method == "sft":
+        return {**COMMON, "method": method, "train.batch_size": str(rows)}
+    rl = {
+        "rl.rewards": "pig_latin", "rl.answers": str(ANSWERS), "rl.max_new_tokens": str(NEW_TOKENS),
+        "train.batch_size": str(round(rows / ANSWERS)),
+    }  # fmt: skip
+    return {**COMMON, **rl, "method": method}
+
+
+def measure(out: Path, method: str, tokens: int) -> dict[str, Any]:
+    """Peak bytes and tokens a step of one run in a fresh process."""
+    folder = out / f"{method}-{tokens}"
+    if not (folder / "report.html").exists():
+        flags = settings_of(method, tokens) | {"run.folder": str(out), "run.name": folder.name}
+        words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+        subprocess.run([sys.executable, "-m", "fitune.cli", "train", *words], check=True)
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
+    return {"method": method, "peak_bytes": rows[-1]["memory_bytes"], "tokens": rows[-1]["tokens"] / len(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument("--methods", nargs="+", default=["sft", "ppo", "grpo"])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = [measure(args.out, method, args.tokens) for method in args.methods]
+    (args.out / "results.json").write_text(json.dumps(found, indent=1))
+    print("| method | tokens a step | peak GiB | × sft |\n|---|---|---|---|")
+    for one in found:
+        ratio = one["peak_bytes"] / found[0]["peak_bytes"]
+        print(f"| {one['method']} | {one['tokens']:,.0f} | {one['peak_bytes'] / 2**30:.2f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

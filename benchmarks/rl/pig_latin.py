@@ -1,0 +1,177 @@
+"""Does learning from rewards raise what is really right? English → Pig Latin from a half-trained model, three seeds.
+
+    python benchmarks/rl/pig_latin.py --out /tmp/rl                     # a small model, made and half-trained here
+    python benchmarks/rl/pig_latin.py --out /tmp/rl --model smollm2-135m-instruct --start RUN   # from an sft run's adapter
+
+The policy is rewarded by the rule (or, with --reward run:RUN, by a reward model) on generated sentences, and measured by
+the share of words right in the greedy answers to held-out ones. Writes results.json and results.md below --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import fitune
+from fitune.data.pig_latin import to_pig_latin
+from fitune.data.sentences import FUNCTION_WORDS, whole_words
+from fitune.data.tasks import SYSTEM
+from fitune.models.source import resolve
+from fitune.models.tokenizer import load_tokenizer
+from fitune.runs.folder import read_rows
+
+SPECIAL = ("<pad>", "<ask>", "<answer>", "<end>")
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<ask>{% elif m['role'] == 'assistant' %}<answer>{% endif %}"
+    "{% if m['role'] != 'system' %}{{ m['content'] }}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+HELD_OUT = 100
+
+
+def make_model(folder: Path) -> Path:
+    """A Llama of 1.1 million parameters with random weights, whose tokens are letters."""
+    letters = [chr(code) for code in range(32, 127)]
+    inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate([*SPECIAL, *letters])}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", additional_special_tokens=list(SPECIAL[1:3])
+    )
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=144, intermediate_size=400, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=128, bos_token_id=None, eos_token_id=3, pad_token_id=0,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_sentences(count: int, longest: int, seed: int) -> list[str]:
+    """Different strings of 2 to `longest` everyday words."""
+    words = [word for word in whole_words(load_tokenizer(resolve("smollm2-135m-instruct"))) if len(word) <= 6][:4000]
+    generator = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        size = generator.randint(2, longest)
+        chosen = [generator.choice(FUNCTION_WORDS if generator.random() < 0.25 else words) for _ in range(size)]
+        found[" ".join(chosen)] = None
+    return list(found)
+
+
+def write(path: Path, sentences: list[str], system: bool) -> Path:
+    """Rows of prompt and right answer."""
+    rows: list[dict[str, str]] = [{"prompt": text, "completion": to_pig_latin(text)} for text in sentences]
+    if system:
+        rows = [{"system": SYSTEM, **row} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def half_trained(out: Path, model: str, train: Path, test: Path, steps: int) -> str:
+    """The small model after so many supervised steps, all of its weights trained; returns its folder."""
+    folder = out / "half"
+    if not (folder / "model").is_dir():
+        settings = {
+            "model": {"name": model, "precision": "fp32", "device": "cpu"},
+            "data": {"train": str(train), "test": str(test)},
+            "train": {
+                "tuning": "full", "batch_size": 64, "max_steps": steps, "learning_rate": 2e-3,
+                "schedule": "linear",
+            },
+            "eval": {"samples": HELD_OUT, "max_new_tokens": 48, "every_steps": steps},
+            "run": {"folder": str(out), "name": "half", "keep_checkpoints": 1, "log_steps": 50},
+        }  # fmt: skip
+        fitune.train(fitune.Settings.model_validate(settings))
+    return str(folder / "model")
+
+
+def learn(out: Path, method: str, seed: int, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """One run; its evaluations, the first of them before step one."""
+    name = f"{method}-{seed}"
+    if not (out / name / "report.html").exists():
+        run = {"folder": str(out), "name": name, "keep_checkpoints": 1}
+        settings = {**values, "method": method, "run": run, "train": {**values["train"], "seed": seed}}
+        fitune.train(fitune.Settings.model_validate(settings))
+    rows = read_rows(out / name / "metrics.jsonl")
+    kl = {row["step"]: row.get("kl") for row in rows if row["kind"] == "train"}
+    return [{**row, "kl": kl.get(row["step"])} for row in rows if row["kind"] == "eval"]
+
+
+def table(curves: dict[str, list[list[dict[str, Any]]]]) -> str:
+    """Words right, KL and length by step, mean ± standard deviation over the seeds."""
+    lines = [
+        "| method | step | words right | KL to the start | tokens of an answer | stopped |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, seeds in curves.items():
+        for at in range(len(seeds[0])):
+            rows = [rows[at] for rows in seeds]
+            cells = [f"{rows[0]['step']}", spread([100 * row["word_accuracy"] for row in rows], "%")]
+            cells += [spread([row["kl"] for row in rows]) if rows[0]["kl"] is not None else "0"]
+            cells += [spread([row[name] for row in rows]) for name in ("answer_tokens", "stopped")]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], unit: str = "") -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}{unit}" if len(values) > 1 else f"{values[0]:.2f}{unit}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", help="another model than the small one made here")
+    parser.add_argument("--start", help="with --model: the run or adapter to start from")
+    parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--half-steps", type=int, default=200, help="supervised steps of the small model")
+    parser.add_argument("--steps", type=int, default=100, help="steps of learning from rewards")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--longest", type=int, default=3, help="words of the longest sentence")
+    parser.add_argument("--reward", default="pig_latin")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    sentences = make_sentences(12_000 + args.held_out, args.longest, seed=7)
+    test = write(args.out / "test.jsonl", sentences[: args.held_out], bool(args.model))
+    train = write(args.out / "train.jsonl", sentences[args.held_out :], bool(args.model))
+    if args.model:
+        model: dict[str, Any] = {"name": args.model}
+        lora: dict[str, Any] = {"continue_from": args.start}
+    else:
+        base = make_model(args.out / "small") if not (args.out / "small").exists() else args.out / "small"
+        half = half_trained(args.out, str(base), train, test, args.half_steps)
+        model, lora = {"name": half, "precision": "fp32", "device": "cpu"}, {"rank": 32, "alpha": 64}
+    values = {
+        "model": model,
+        "data": {"train": str(train), "test": str(test)},
+        "lora": lora,
+        "train": {
+            "batch_size": args.prompts, "max_steps": args.steps, "learning_rate": args.rate, "schedule": "linear",
+        },
+        "rl": {"rewards": [args.reward], "answers": args.answers, "max_new_tokens": 48, "rows_at_once": 128},
+        "eval": {"samples": args.held_out, "max_new_tokens": 48, "every_steps": max(args.steps // 4, 1)},
+    }  # fmt: skip
+    curves = {method: [learn(args.out, method, seed, values) for seed in args.seeds] for method in args.methods}
+    (args.out / "results.json").write_text(json.dumps(curves, indent=1))
+    (args.out / "results.md").write_text(table(curves) + "\n")
+    print(table(curves))
+
+
+if __name__ == "__main__":
+    main()

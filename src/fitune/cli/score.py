@@ -1,0 +1,50 @@
+"""`fitune score`: a reward model judges the answers of a file."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.option("--data", required=True, help="A data file, hub:NAME, or a demo task: pairs, or rows with answers.")
+@click.option("--rows", type=click.IntRange(1), help="Score the first N rows only.")
+@click.option("--system", default=None, help="System prompt for rows that bring none.")
+@click.option(
+    "--seed", default=42, show_default=True, help="Seed of a demo task's rows; training made them with train.seed."
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
+def score(run: str, data: str, rows: int | None, system: str | None, seed: int, device: str, as_json: bool) -> None:
+    """Score DATA with the reward model of RUN (method reward), by name or folder.
+
+    \b
+    fitune score my-reward --data answers.jsonl
+    fitune score my-reward --data pairs.jsonl --json
+
+    Rows with an answer get its reward. Pairs (chosen, rejected) get both rewards; accuracy is the share of pairs whose
+    chosen answer has the higher one, and length_correlation says how far rewards merely follow length.
+    """
+    from fitune.console import results
+    from fitune.data.prepare import DataOptions
+    from fitune.evaluate.score import open_reward_model
+    from fitune.evaluate.score import score as judge
+    from fitune.evaluate.target import open_target
+
+    model = open_reward_model(open_target(run, device=device, for_reward=True))
+    found = judge(model, data, DataOptions(system=system, seed=seed), rows)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        return
+    from rich.table import Table
+
+    pairs = "margin" in found.rows[0]
+    names = ("asked", "chosen", "rejected", "margin") if pairs else ("asked", "answer", "reward")
+    table = Table(*names)
+    for row in found.rows[:20]:
+        table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in names))
+    results().print(table)
+    for name, value in found.metrics.items():
+        results().print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")

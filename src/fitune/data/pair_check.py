@@ -1,0 +1,170 @@
+"""What pairs would teach: counts, and pairs that teach nothing (equal, empty) or only length.
+
+In: pairs as messages and as token rows. Out: `PairReport`, and which pairs may be trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
+
+from fitune.data.render import Renderer
+from fitune.data.rows import PairRow
+
+SHOWN = 5
+# Share of pairs from which the longer (or the shorter) answer wins so often that length alone would do.
+LOPSIDED = 0.8
+FEWEST_FOR_BIAS = 20
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Counts of one set of pairs, and what is wrong with it. Lengths are those of the answers, in tokens."""
+
+    name: str
+    form: str
+    rows: int
+    tokens: int
+    trained_tokens: int
+    shortest: int
+    median: int
+    longest: int
+    max_length: int | None
+    rows_over_limit: int
+    equal_pairs: int
+    empty_pairs: int
+    pairs_that_differ_in_length_only: int
+    rows_with_trained_end: int
+    duplicate_rows: int
+    prompts_also_in_test: int
+    chosen_length: float
+    rejected_length: float
+    chosen_is_longer: float
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `--json` and the manifest."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report in words, a fact a line."""
+        limit = f", limit {self.max_length:,}" if self.max_length else ""
+        return [
+            f"pairs                 {self.rows:,} ({self.form})",
+            f"tokens                {self.tokens:,} in both sides; a side has {self.shortest:,} to {self.longest:,}, "
+            f"median {self.median:,}{limit}",
+            f"answer tokens         {self.trained_tokens:,}, the only ones that are trained",
+            f"end token trained     in {self.rows_with_trained_end:,} of {2 * self.rows:,} sides",
+            f"over the limit        {self.rows_over_limit:,} pairs",
+            f"teach nothing         {self.equal_pairs:,} pairs are equal, {self.empty_pairs:,} have an empty answer",
+            f"differ in length only {self.pairs_that_differ_in_length_only:,} pairs: one answer is how the other begins",
+            f"answer length         {self.chosen_length:.1f} tokens chosen, {self.rejected_length:.1f} rejected; the "
+            f"chosen one is longer in {self.chosen_is_longer:.0%} of the pairs",
+            f"duplicates            {self.duplicate_rows:,} pairs; the prompts of {self.prompts_also_in_test:,} are also "
+            "in the test rows",
+        ]
+
+
+def check_pairs(
+    name: str,
+    form: str,
+    pairs: Sequence[Any],
+    usable: Sequence[Any],
+    rows: Sequence[PairRow],
+    renderer: Renderer,
+    max_length: int | None,
+    too_long: str,
+    held_out: frozenset[str],
+) -> tuple[PairReport, list[int]]:
+    """Count, and say what is wrong.
+
+    Args:
+        pairs: `fitune.data.pairs.Pair`s as read; `usable` those of them without an empty answer; `rows` theirs.
+        held_out: prompts of the test rows.
+
+    Returns:
+        The report, and the places in `rows` of the pairs that may be trained on.
+    """
+    errors, warnings = [], []
+    empty = [pair.row_number for pair in pairs if not all(text.strip() for text in pair.texts)]
+    equal = [row.row_number for pair, row in zip(usable, rows, strict=True) if _equal(pair, row)]
+    length_only = [
+        pair.row_number for pair in usable if pair.row_number not in equal and _one_begins_other(*pair.texts)
+    ]
+    over = [row.row_number for row in rows if max_length and max(map(len, _ids(row))) > max_length]
+    keys = [repr((pair.prompt, pair.chosen, pair.rejected)) for pair in pairs]
+    leaked = [pair.row_number for pair in pairs if repr(pair.prompt) in held_out]
+    sides = [len(ids) for row in rows for ids in _ids(row)]
+    ended = sum(side.input_ids[-1] in renderer.end_ids for row in rows for side in row.rows)
+    if over and too_long == "error":
+        errors.append(
+            f"{_numbers(over)} with a side longer than {max_length:,} tokens (the longest has {max(sides):,}); raise "
+            "data.max_length, or leave such pairs out with data.too_long: drop"
+        )
+    elif over and too_long == "cut":
+        errors.append(
+            f"{_numbers(over)} with a side longer than {max_length:,} tokens, and an answer that is cut is another "
+            "answer than the one that was judged; raise data.max_length, or use data.too_long: drop"
+        )
+    elif over:
+        warnings.append(
+            f"{_numbers(over)} with a side longer than {max_length:,} tokens: left out (data.too_long: drop)"
+        )
+    if empty:
+        warnings.append(f"{_numbers(empty)} with an empty answer; left out")
+    if equal:
+        warnings.append(f"{_numbers(equal)} whose two answers are equal; left out")
+    if length_only:
+        warnings.append(f"{_numbers(length_only)} that differ in length only: one answer is how the other begins")
+    if ended < 2 * len(rows):
+        warnings.append(f"{2 * len(rows) - ended:,} answers whose end token is not trained")
+    if leaked:
+        warnings.append(f"the prompts of {_numbers(leaked)} are in the test rows too")
+    if len(set(keys)) < len(keys):
+        warnings.append(f"{len(keys) - len(set(keys)):,} pairs are there more than once")
+    better = [row.chosen.num_trained for row in rows]
+    worse = [row.rejected.num_trained for row in rows]
+    longer = [a > b for a, b in zip(better, worse, strict=True) if a != b]
+    share = sum(longer) / len(longer) if longer else 0.5
+    if len(rows) >= FEWEST_FOR_BIAS and len(longer) >= len(rows) / 2 and not 1 - LOPSIDED < share < LOPSIDED:
+        kind = "longer" if share > 0.5 else "shorter"
+        warnings.append(
+            f"the chosen answer is the {kind} one in {max(share, 1 - share):.0%} of the pairs that differ in length: a "
+            "model could learn length alone"
+        )
+    dropped = {*equal, *over}
+    kept = [index for index, row in enumerate(rows) if row.row_number not in dropped]
+    if not kept and not errors:
+        errors.append(f"no pair is left: {len(equal):,} are equal, {len(empty):,} empty, {len(over):,} too long")
+    report = PairReport(
+        name, form, len(pairs), sum(sides), sum(row.num_trained for row in rows), min(sides, default=0),
+        int(median(sides)) if sides else 0, max(sides, default=0), max_length, len(over), len(equal), len(empty),
+        len(length_only), ended, len(keys) - len(set(keys)), len(leaked), mean(better) if better else 0.0,
+        mean(worse) if worse else 0.0, sum(a > b for a, b in zip(better, worse, strict=True)) / max(len(rows), 1),
+        tuple(errors), tuple(warnings),
+    )  # fmt: skip
+    return report, kept
+
+
+def _ids(row: PairRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return row.chosen.input_ids, row.rejected.input_ids
+
+
+def _equal(pair: Any, row: PairRow) -> bool:
+    """Whether the answers are the same but for blanks at their ends."""
+    better, worse = pair.texts
+    return better.strip() == worse.strip() or row.chosen.input_ids == row.rejected.input_ids
+
+
+def _one_begins_other(better: str, worse: str) -> bool:
+    short, long = sorted((better.strip(), worse.strip()), key=len)
+    return long.startswith(short.rstrip(".!?… "))
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """`3 pairs (rows 2, 5, 9)`, at most SHOWN numbers."""
+    shown = ", ".join(str(number) for number in numbers[:SHOWN]) + (", …" if len(numbers) > SHOWN else "")
+    return f"{len(numbers):,} pair{'s' if len(numbers) != 1 else ''} (row{'s' if len(numbers) != 1 else ''} {shown})"

@@ -1,0 +1,137 @@
+"""Prompts alone, for methods that answer them themselves: any form with answers gives its prompts and references.
+
+In: a source's name and `DataOptions`. Out: `PreparedData` of `PromptRow`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from fitune.data.forms import Form, conversation
+from fitune.data.render import Renderer
+from fitune.data.rows import Example, PromptRow
+from fitune.data.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.errors import DataError
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """Counts of a set of prompts, and what is wrong with it."""
+
+    name: str
+    form: str
+    rows: int
+    tokens: int
+    shortest: int
+    median: int
+    longest: int
+    max_length: int | None
+    rows_over_limit: int
+    rows_with_reference: int
+    duplicate_rows: int
+    rows_also_in_test: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `--json` and the manifest."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report in words, a fact a line."""
+        limit = f", limit {self.max_length:,}" if self.max_length else ""
+        return [
+            f"prompts               {self.rows:,} ({self.form}), {self.rows_with_reference:,} with a reference answer",
+            f"tokens                {self.tokens:,}; a prompt has {self.shortest:,} to {self.longest:,}, "
+            f"median {self.median:,}{limit}",
+            f"over the limit        {self.rows_over_limit:,} prompts",
+            f"duplicates            {self.duplicate_rows:,} prompts; {self.rows_also_in_test:,} also in the test rows",
+        ]
+
+
+def prepare_prompts(
+    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+) -> PreparedData:
+    """Prompts ready to be answered; those that are equal stay on one side of the split.
+
+    Raises:
+        DataError: unreadable rows, prompts over the limit, or none left.
+    """
+    source, form = read_source(train, renderer.tokenizer, options, exclude)
+    rows = _read(source, form, renderer, options)
+    hashes = {source.name: source.sha256}
+    if test is not None:
+        other, other_form = read_source(test, renderer.tokenizer, options)
+        test_rows = _read(other, other_form, renderer, options)
+        hashes[other.name] = other.sha256
+    else:
+        rows, test_rows = set_aside(rows, test_share, options.seed, key=lambda row: repr(row.messages))
+    test_report = None
+    if test_rows:
+        test_rows, test_report = _limited(test or f"{test_share:.0%} of {train}", form, test_rows, options)
+    held_out = frozenset(row.input_ids for row in test_rows)
+    rows, report = _limited(train, form, rows, options, held_out)
+    return PreparedData(rows, test_rows, _examples(rows), _examples(test_rows), report, test_report, hashes)
+
+
+def to_prompt(row: Mapping[str, Any], form: Form, system: str | None, number: int, renderer: Renderer) -> PromptRow:
+    """A row as a prompt; its last answer, if there is one, becomes the reference.
+
+    Raises:
+        DataError: a row without a question.
+    """
+    messages = conversation(row, form, system, f"row {number}")
+    reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    if not any(message["role"] == "user" for message in messages):
+        raise DataError(f"row {number} has no question to answer")
+    return PromptRow(tuple(renderer.prompt_ids(messages)), tuple(messages), reference, dict(row), number)
+
+
+def _read(source: Any, form: Form, renderer: Renderer, options: DataOptions) -> list[PromptRow]:
+    return convert_all(source, form, lambda row, number: to_prompt(row, form, options.system, number, renderer))
+
+
+def _limited(
+    name: str,
+    form: Form,
+    rows: list[PromptRow],
+    options: DataOptions,
+    held_out: frozenset[tuple[int, ...]] = frozenset(),
+) -> tuple[list[PromptRow], PromptReport]:
+    """Prompts within the limit, and the report of all."""
+    limit, warnings = options.max_length, []
+    lengths = [row.num_tokens for row in rows]
+    over = [row for row in rows if limit and row.num_tokens > limit]
+    if over and options.too_long != "drop":
+        raise DataError(
+            f"{name}: {len(over):,} prompts are longer than {limit:,} tokens (row {over[0].row_number} has "
+            f"{over[0].num_tokens:,}); raise data.max_length, or leave them out with data.too_long: drop"
+            + (" (a prompt cannot be cut: its end is what is asked)" if options.too_long == "cut" else "")
+        )
+    kept = [row for row in rows if not limit or row.num_tokens <= limit]
+    if not kept:
+        raise DataError(f"{name}: every prompt is longer than {limit:,} tokens; raise data.max_length")
+    if over:
+        warnings.append(f"{len(over):,} prompts longer than {limit:,} tokens: left out (data.too_long: drop)")
+    duplicates = len(rows) - len({row.input_ids for row in rows})
+    leaked = [row for row in rows if row.input_ids in held_out]
+    if duplicates:
+        warnings.append(f"{duplicates:,} prompts are there more than once")
+    if leaked:
+        warnings.append(f"{len(leaked):,} prompts are in the test rows too, for example row {leaked[0].row_number}")
+    report = PromptReport(
+        name, form.name, len(rows), sum(lengths), min(lengths), int(median(lengths)), max(lengths), limit, len(over),
+        sum(row.reference is not None for row in rows), duplicates, len(leaked), tuple(warnings),
+    )  # fmt: skip
+    return kept, report
+
+
+def _examples(rows: Sequence[PromptRow]) -> list[Example]:
+    """The rows as conversations, with the reference as the answer where there is one."""
+    examples = []
+    for row in rows:
+        answer = [{"role": "assistant", "content": row.reference}] if row.reference else []
+        examples.append(Example((*row.messages, *answer), None, row.row_number))
+    return examples

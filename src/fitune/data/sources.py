@@ -1,0 +1,141 @@
+"""What every method's way through the data shares: reading a source, turning its rows, setting some aside.
+
+In: a name and `DataOptions`. Out: rows with a recognised form; `PreparedData` is what all the ways end in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fitune.data.files import Rows, read_rows
+from fitune.data.forms import Form, recognise
+from fitune.data.rows import Example
+from fitune.data.tasks import demo_rows, is_demo, write_jsonl
+from fitune.errors import DataError
+
+FAULTS_SHOWN = 5
+# Method → what it reads, a key of `fitune.data.forms.FORMS_OF`.
+KINDS = {
+    "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
+    "grpo": "prompts",
+}  # fmt: skip
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
+
+    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`; the
+    reports are `CheckReport`, or offer the same `to_dict()`, `lines()`, `warnings` and counts of rows and tokens.
+    """
+
+    train: list[Any]
+    test: list[Any]
+    train_examples: list[Example]
+    test_examples: list[Example]
+    train_report: Any
+    test_report: Any | None
+    hashes: dict[str, str]
+
+    @property
+    def report(self) -> Any:
+        """The report of the training rows."""
+        return self.train_report
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Everything worth showing, test rows' after the training rows'."""
+        own = self.train_report.warnings
+        return own + tuple(f"test rows: {text}" for text in (self.test_report.warnings if self.test_report else ()))
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How rows are read, rendered and limited; the plain values of the settings' data section."""
+
+    method: str = "sft"
+    form: str = "auto"
+    columns: Mapping[str, str] | None = None
+    system: str | None = None
+    loss_on: str = "auto"
+    response_template: str | None = None
+    max_length: int | None = None
+    too_long: str = "error"
+    hub_split: str = "train"
+    seed: int = 42
+
+
+def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()) -> tuple[Rows, Form]:
+    """Rows of a file, the hub or a demo task, and the form that the method can read.
+
+    Raises:
+        DataError: unreadable, or of no form that fits the method.
+    """
+    rows = demo_rows(name, tokenizer, options.seed, exclude) if is_demo(name) else read_rows(name, options.hub_split)
+    return rows, recognise(rows.columns, options.form, options.columns, KINDS[options.method])
+
+
+def convert_all(rows: Rows, form: Form, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
+    """Every row turned.
+
+    Raises:
+        DataError: rows that are not of the form (several are listed).
+    """
+    items, faults = [], []
+    for row, number in zip(rows.rows, rows.numbers, strict=True):
+        try:
+            items.append(convert(row, number))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        more = f"\n  … and {len(faults) - FAULTS_SHOWN:,} more" if len(faults) > FAULTS_SHOWN else ""
+        listed = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
+        raise DataError(
+            f"{rows.name} ({form.name}): {len(faults):,} of {len(rows.rows):,} rows cannot be used\n{listed}{more}"
+        )
+    return items
+
+
+def set_aside(
+    items: Sequence[Item], share: float, seed: int, key: Callable[[Item], str]
+) -> tuple[list[Item], list[Item]]:
+    """(training, test) items. Items of equal keys are never on both sides; at least one is kept for each side."""
+    if share == 0 or len(items) < 2:
+        return list(items), []
+    keys = [key(item) for item in items]
+    distinct = list(dict.fromkeys(keys))
+    random.Random(seed).shuffle(distinct)
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    held_out = set(distinct[:count])
+    sides: tuple[list[Item], list[Item]] = ([], [])
+    for item, own in zip(items, keys, strict=True):
+        sides[own in held_out].append(item)
+    return sides
+
+
+def example_key(example: Example) -> str:
+    """What makes two examples equal."""
+    return repr(example.messages or example.text)
+
+
+def split_file(path: Path, share: float, seed: int, out_train: Path, out_test: Path) -> tuple[int, int]:
+    """Split a data file into two JSON Lines files, no row in both; returns their numbers of rows.
+
+    Raises:
+        DataError: unreadable, too few rows, or a file that exists.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"the test share is {share}; use a share between 0 and 1, for example 0.1")
+    for out in (out_train, out_test):
+        if out.exists():
+            raise DataError(f"{out} exists already; name another file or delete it")
+    rows = read_rows(str(path)).rows
+    if len(rows) < 2:
+        raise DataError(f"{path} has 1 row; two are needed to split it")
+    train, test = set_aside(rows, share, seed, key=repr)
+    return write_jsonl(train, out_train), write_jsonl(test, out_test)

@@ -1,0 +1,76 @@
+"""A chain of runs, each starting from the last; resumed, it goes on at the stage that is not finished.
+
+In: a `fitune.settings.chain.Chain`. Out: a `RunResult` a stage that was run.
+The chain's folder holds a run folder for each stage, and chain.json: every stage's settings as they were at the start.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fitune.config import Settings
+from fitune.console import say
+from fitune.errors import RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.folder import MANIFEST, RunFolder
+from fitune.settings.chain import Chain, Stage
+from fitune.train.resume import check_same_settings
+from fitune.train.run import RunResult, train
+
+CHAIN = "chain.json"
+
+
+def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
+    """Run every stage that is not finished, in order; stops after one that was interrupted.
+
+    Raises:
+        RunError: the folder holds a chain and ``resume`` is off, or a finished stage had other settings.
+        FituneError: whatever a stage raises; the stages before it stay finished.
+    """
+    kept = chain.folder / CHAIN
+    if kept.exists() and not resume:
+        raise RunError(
+            f"{chain.folder} holds a chain that was begun; go on with `fitune train --resume {chain.folder}`, or choose "
+            "another run.name"
+        )
+    chain.folder.mkdir(parents=True, exist_ok=True)
+    if not kept.exists():
+        listed = [{"name": stage.name, "settings": stage.settings.model_dump(mode="json")} for stage in chain.stages]
+        kept.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    results = []
+    for number, stage in enumerate(chain.stages, start=1):
+        path = chain.folder / stage.name
+        where = f"stage {number} of {len(chain.stages)}, {stage.name}"
+        if (path / MANIFEST).is_file():
+            check_same_settings(RunFolder(path), stage.settings.model_dump(mode="json"))
+            if manifests.read(path / MANIFEST).get("status") == "finished":
+                say(f"{where}: finished already")
+                continue
+            say(f"{where}: going on")
+            result = train(resume=str(path))
+        else:
+            say(where)
+            result = train(stage.settings)
+        results.append(result)
+        if result.status != "finished":
+            say(f"the chain goes on with: fitune train --resume {chain.folder}")
+            break
+    return results
+
+
+def saved_chain(folder: Path) -> Chain | None:
+    """The chain that was begun in a folder, or None when it holds none.
+
+    Raises:
+        RunError: its file is damaged.
+    """
+    kept = folder / CHAIN
+    if not kept.is_file():
+        return None
+    try:
+        listed = json.loads(kept.read_text(encoding="utf-8"))
+        stages = tuple(Stage(one["name"], Settings(**one["settings"])) for one in listed)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{kept} is damaged: {error}; begin the chain anew under another run.name") from error
+    return Chain(folder.name, folder, stages)

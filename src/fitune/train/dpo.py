@@ -1,0 +1,177 @@
+r"""dpo: preferences without a reward model (Rafailov et al. 2023, arXiv 2305.18290).
+
+With h = log π(chosen)/π_ref(chosen) − log π(rejected)/π_ref(rejected), log-probabilities summed over the answer's tokens:
+
+    sigmoid   −(1 − ε) log σ(βh) − ε log σ(−βh)           equation 7; ε label smoothing (Mitchell 2023, "conservative")
+    robust    the same with −ε → +ε, over (1 − 2ε)         Chowdhury et al. 2024, arXiv 2403.00409, equation 12
+    ipo       (h' − 1/(2β))²                               Azar et al. 2023, arXiv 2310.12036, equation 17, where h' is h
+                                                          with log-probabilities per answer token, as its authors advise
+
+The reference is the model as it stands before step one: the bare base under a fresh adapter, or the earlier run's adapter
+that training goes on from. Precomputed, its log-probabilities are taken once, before step one, for the pairs that the run
+will meet, by the very model that is then trained: no second model and no second adapter is ever in memory. Live, each step
+asks it anew (adapters/reference.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import TrainingArguments
+
+from fitune.adapters.reference import as_reference
+from fitune.config import Settings
+from fitune.console import say
+from fitune.data.rows import PairRow
+from fitune.models.load import LoadedBase
+from fitune.runs.folder import RunFolder
+from fitune.train import build
+from fitune.train.callbacks import StopOnInterrupt
+from fitune.train.laid import Laid, by_row, check_laid, count_by_row, token_logprobs
+from fitune.train.method import Method
+from fitune.train.order import epoch_order
+from fitune.train.pair_trainer import Measured, PairTrainer, sides
+from fitune.train.ready import Ready
+from fitune.train.trainer import FituneTrainer
+
+
+def adapt(settings: Settings, base: LoadedBase) -> Any:
+    """The model with its trained parameters marked; a live reference lies beside an adapter that is trained further."""
+    return (build.adapt_with_reference if settings.dpo.reference == "live" else build.adapt)(settings, base)
+
+
+def make_trainer(
+    settings: Settings,
+    run: RunFolder,
+    ready: Ready,
+    base: LoadedBase,
+    model: Any,
+    arguments: TrainingArguments,
+    interrupt: StopOnInterrupt,
+) -> FituneTrainer:
+    """The trainer with everything that listens to it, its reference measured."""
+    callbacks = build.listeners(settings, run, ready, interrupt)
+    every = sides(ready.data.train)
+    packing = build.lay_out(settings, ready, model, arguments, every)
+    check_laid(model, every, packing.mode)
+    trainer = DpoTrainer(
+        model,
+        arguments,
+        train_rows=ready.data.train,
+        test_rows=ready.data.test,
+        packing=packing,
+        loss=settings.dpo.loss,
+        beta=settings.dpo.beta,
+        label_smoothing=settings.dpo.label_smoothing,
+        examine=build.examiner_of(settings, run, ready),
+        keep_checkpoints=settings.run.keep_checkpoints,
+        callbacks=callbacks,
+    )
+    if settings.dpo.reference == "precomputed":
+        steps = build.make_schedule(settings, len(ready.data.train)).steps
+        met = pairs_met(ready.data.train, steps, settings.train.batch_size, settings.train.seed)
+        say(f"reference: log-probabilities of {len(met) + len(ready.data.test):,} pairs before step one")
+        trainer.take_reference([*met, *ready.data.test])
+    return build.introduce(trainer, callbacks)
+
+
+def pairs_met(rows: Sequence[PairRow], steps: int, batch_size: int, seed: int) -> list[PairRow]:
+    """The pairs that a run of so many steps will train on, in their own order."""
+    a_step = min(batch_size, len(rows))
+    if steps * a_step >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(epoch_order(len(rows), seed, 0)[: steps * a_step])]
+
+
+class DpoTrainer(PairTrainer):
+    """Pairs under the losses above.
+
+    Args:
+        loss: sigmoid, robust or ipo.
+        beta: how dear it is to leave the reference.
+        label_smoothing: ε, the share of pairs that are taken for judged wrongly.
+    """
+
+    def __init__(
+        self, *args: Any, loss: str = "sigmoid", beta: float = 0.1, label_smoothing: float = 0.0, **kwargs: Any
+    ):
+        super().__init__(*args, **kwargs)
+        self.loss, self.beta, self.label_smoothing = loss, beta, label_smoothing
+        self.reference: dict[PairRow, tuple[float, float]] = {}
+        """Log-probability of a pair's chosen and its rejected answer under the reference."""
+
+    def take_reference(self, pairs: Sequence[PairRow]) -> None:
+        """Measure the reference's log-probabilities of ``pairs`` with the model as it stands.
+
+        Passes are laid over all pairs at once, the same whenever the run is resumed.
+        """
+        model: Any = self.model
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for passed in self._passes(pairs):
+                with self.accelerator.autocast():
+                    laid = self._lay(passed)
+                    sums = by_row(token_logprobs(model, laid), laid).tolist()
+                for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
+                    self.reference[pair] = (better, worse)
+        model.train(was_training)
+
+    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+        """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""
+        known = self._reference_of(model, laid, pairs)  # first: its states are gone before the policy's are kept
+        sums = by_row(token_logprobs(model, laid), laid)
+        ratios = sums - known
+        losses = dpo_loss(ratios[::2], ratios[1::2], count_by_row(laid), self.loss, self.beta, self.label_smoothing)
+        rewards = self.beta * ratios.detach()
+        better, worse = rewards[::2], rewards[1::2]
+        return losses, {
+            "accuracy": (better > worse).float() + 0.5 * (better == worse).float(),
+            "margin": better - worse,
+            "reward_chosen": better,
+            "reward_rejected": worse,
+            "logprob_chosen": sums[::2].detach(),
+            "logprob_rejected": sums[1::2].detach(),
+        }
+
+    def _reference_of(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> Tensor:
+        """2P log-probabilities of the answers under the reference."""
+        if self.reference:
+            known = [value for pair in pairs for value in self.reference[pair]]
+            return torch.tensor(known, device=laid.ends.device)
+        was_training = model.training
+        model.eval()
+        with as_reference(model):
+            sums = by_row(token_logprobs(model, laid), laid)
+        model.train(was_training)
+        return sums
+
+
+def dpo_loss(
+    better_P: Tensor, worse_P: Tensor, tokens_2P: Tensor, loss: str, beta: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """P losses from log-ratios π/π_ref of the answers.
+
+    Args:
+        tokens_2P: tokens of the answers, each pair's better one first (ipo alone reads them).
+    """
+    if loss == "ipo":
+        a_token = better_P / tokens_2P[::2].clamp(min=1) - worse_P / tokens_2P[1::2].clamp(min=1)
+        return (a_token - 1 / (2 * beta)) ** 2
+    h = beta * (better_P - worse_P)
+    right, wrong = -F.logsigmoid(h), -F.logsigmoid(-h)
+    if loss == "robust":
+        return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+    return (1 - label_smoothing) * right + label_smoothing * wrong
+
+
+METHOD = Method(
+    adapt=adapt,
+    make_trainer=make_trainer,
+    learning_rates={"lora": 5e-5, "full": 1e-6},
+    metrics=("loss", "accuracy", "exact_match", "word_accuracy", "chrf"),
+)

@@ -1,0 +1,117 @@
+"""grpo: answers to the same prompt compete, and no value model is needed (DeepSeekMath, arXiv 2402.03300).
+
+One base: the policy is its adapter, the reference the base with the adapter off; rewards as in ppo.
+
+A step: several answers to each prompt are sampled and scored; an answer's advantage is how far it lies above the others
+to its prompt; clipped updates with the distance from the reference in the loss. The prompt of a group is computed once.
+(That loss, taken on the policy's own answers, has the gradient of KL(reference ‖ policy), not of KL(policy ‖ reference);
+RLOO, arXiv 2402.14740, has the latter, since it pays for the distance out of the reward.)
+
+The variants: ``rl.advantage`` group or rloo, ``rl.scale_rewards`` off for Dr. GRPO, ``rl.loss_over`` token (DAPO),
+answer (GRPO) or constant (Dr. GRPO), ``rl.clip_high`` for DAPO's wider upper side, ``rl.ratio: answer`` for GSPO.
+
+B answers, G to a prompt, T tokens of the longest, R answers of a part.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitune.config import Settings
+from fitune.train.method import Method
+from fitune.train.rewarded import RewardedTrainer
+from fitune.train.rl_build import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
+from fitune.train.rl_math import (
+    group_advantages,
+    kl_estimate,
+    masked_mean,
+    policy_loss,
+    rloo_advantages,
+)
+from fitune.train.rollout import Answered
+
+
+@dataclass(frozen=True)
+class GrpoOptions:
+    """The plain values of the settings' ``rl`` section that grpo reads."""
+
+    kl_coef: float = 0.04
+    clip: float = 0.2
+    clip_high: float = 0.2
+    advantage: str = "group"
+    scale_rewards: bool = True
+    ratio: str = "token"
+
+
+class GrpoTrainer(RewardedTrainer):
+    """Group-relative policy optimization."""
+
+    def __init__(self, *args: Any, options: GrpoOptions, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.options = options
+
+    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+        """From scores to gradients."""
+        how, mask = self.options, self.mask
+        parts = self.parts(answered)
+        group = answered.per_prompt
+
+        # With a single update the policy that learns is the one that sampled: its own pass tells the old log-probabilities.
+        leave_one_out = how.advantage == "rloo"
+        several = self.rollout.passes * min(self.rollout.minibatches, len(parts)) > 1
+        before = self.know(parts, reference=False).logp if several or (leave_one_out and how.kl_coef) else None
+        reference = self.know(parts, reference=True).logp if how.kl_coef else None
+        if leave_one_out:  # the distance from the reference is part of the reward
+            if before is not None and reference is not None:
+                scores_B = scores_B - how.kl_coef * (kl_estimate(before, reference) * mask).sum(1)
+            advantages = rloo_advantages(scores_B, group)[:, None] * mask
+        else:
+            advantages = group_advantages(scores_B, group, how.scale_rewards)[:, None] * mask
+
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        old = torch.zeros_like(mask, dtype=torch.float32) if before is None else before
+        for update in self.updates(parts):
+            count += 1
+            tokens = self.tokens_of(update)
+            for part, weights in self.weigh(update):
+                logp, at = self.look(part).logp, part.numbers
+                if before is None:
+                    old[at] = logp.detach()
+                policy, clipped = policy_loss(
+                    logp, old[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
+                )
+                loss = (policy * weights).sum()
+                sums["policy_loss"] += loss.item()
+                if reference is not None and not leave_one_out:
+                    loss = loss + how.kl_coef * (kl_estimate(logp, reference[at], "k3") * mask[at] * weights).sum()
+                self.backward(loss)
+                sums["loss"] += loss.item()
+                sums["clip_fraction"] += clipped.sum().item() / tokens
+
+        watched: dict[str, float | Tensor] = {"entropy": -masked_mean(old, mask)}
+        if reference is not None:
+            watched |= {"kl": (kl_estimate(old, reference) * mask).sum(1).mean(), "kl_coef": how.kl_coef}
+        return {**{name: total / count for name, total in sums.items()}, **watched}
+
+
+def make_grpo(settings: Settings, *everything: Any) -> RewardedTrainer:
+    """The trainer with everything that listens to it."""
+    rl = settings.rl
+    options = GrpoOptions(
+        kl_coef=kl_coef_of(settings),
+        clip=rl.clip,
+        clip_high=rl.clip_high or rl.clip,
+        advantage=rl.advantage,
+        scale_rewards=rl.scale_rewards,
+        ratio=rl.ratio,
+    )
+    return make_trainer(GrpoTrainer, options, settings, *everything)
+
+
+METHOD = Method(adapt=adapt_policy, make_trainer=make_grpo, learning_rates=LEARNING_RATES, metrics=METRICS)

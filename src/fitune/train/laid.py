@@ -1,0 +1,175 @@
+"""Rows laid out for one forward pass, and what methods that look at single rows read from it.
+
+In: token rows, a layout (a tree pack where the model allows it, else a padded rectangle). Out: for each trained token of
+each row its log-probability; for each row the hidden state at its last token. The same numbers in either layout.
+Knows nothing of losses, trainers or settings.
+
+Rows that share a prefix (a pair's prompt, the answers of a group) have it computed once in a pack, and a token that
+several rows predict from the same place meets the head once.
+
+R rows, T trained tokens of all rows together (in the order of the rows), P places they are predicted from, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fitune.data.collate import pad_collate
+from fitune.data.tree import Row, build_tree
+from fitune.errors import ModelError
+from fitune.models.tree_attention import no_mask
+from fitune.models.tree_layout import make_layout
+from fitune.train.chunked_loss import CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS, Head, transformed
+from fitune.train.packed import split_model
+from fitune.train.packing import Mode
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """Rows as one forward pass sees them. Places are numbers in the flattened states of the pass."""
+
+    inputs: dict[str, Any]
+    """What the model's body is called with."""
+    places: Tensor
+    """P places from which something is predicted, each (place, token) once."""
+    tokens: Tensor
+    """P token ids predicted there."""
+    entry_of: Tensor
+    """T: which of the P a trained token is."""
+    row_of: Tensor
+    """T: the row a trained token belongs to, ascending."""
+    ends: Tensor
+    """R places of the rows' last tokens."""
+    computed_tokens: int
+    """Tokens that the pass computes, padding included."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ends)
+
+
+def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> Laid:
+    """Lay rows out.
+
+    Args:
+        rows: at least one, none empty; their ``trained`` tells which tokens' log-probabilities are wanted.
+        mode: of a `fitune.train.packing.Packing`: tree, rows (packs without sharing), or off (padded).
+    """
+    if mode == "off":
+        batch = pad_collate(rows, pad_id=0)  # type: ignore[arg-type]
+        width = batch["input_ids"].shape[1]
+        paths = [np.arange(len(row.input_ids)) + index * width for index, row in enumerate(rows)]
+        inputs: dict[str, Any] = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        computed = len(rows) * width
+    else:
+        tree = build_tree(rows, share=mode == "tree")
+        paths, computed = list(tree.row_paths), tree.num_nodes
+        layout = make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device)
+        inputs = {
+            "input_ids": torch.from_numpy(tree.input_ids).to(device)[None],
+            "position_ids": layout.positions[None],
+            "attention_mask": no_mask(device),
+            "tree_layout": layout,
+        }
+    places, tokens, row_of = [], [], []
+    for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
+        at = np.flatnonzero(np.asarray(row.trained[1:])) + 1
+        places.append(path[at - 1])
+        tokens.append(np.asarray(row.input_ids)[at])
+        row_of.append(np.full(len(at), index))
+    pairs = np.stack([np.concatenate(places), np.concatenate(tokens)]).astype(np.int64)
+    entries, entry_of = np.unique(pairs, axis=1, return_inverse=True)
+
+    def there(values: Any) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.long).to(device)
+
+    return Laid(
+        inputs, there(entries[0]), there(entries[1]), there(entry_of.reshape(-1)), there(np.concatenate(row_of)),
+        there([path[-1] for path in paths]), computed,
+    )  # fmt: skip
+
+
+def states_of(model: Any, laid: Laid) -> Tensor:
+    """Hidden states behind the last norm, one a place: (places, H)."""
+    body, _ = split_model(model)
+    states = body(**laid.inputs, use_cache=False).last_hidden_state
+    return states.reshape(-1, states.shape[-1])
+
+
+def end_states(model: Any, laid: Laid) -> Tensor:
+    """R×H hidden states at the rows' last tokens."""
+    return states_of(model, laid).index_select(0, laid.ends)
+
+
+def token_logprobs(model: Any, laid: Laid) -> Tensor:
+    """T log-probabilities in fp32, with gradient where it is enabled.
+
+    Logits exist for a few hundred places at a time and are made again in the backward pass.
+    """
+    return entry_logprobs(states_of(model, laid), split_model(model)[1], laid)
+
+
+def entry_logprobs(states: Tensor, head: Head, laid: Laid, temperature: float = 1.0) -> Tensor:
+    """`token_logprobs` from states that are there already.
+
+    Args:
+        temperature: logits are divided by it, for tokens that were sampled so.
+    """
+    vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
+    limit = GPU_CHUNK_LOGITS if states.device.type == "cuda" else CPU_CHUNK_LOGITS
+    size = max(1, limit // vocabulary)
+
+    def chunk(part: Tensor, tokens: Tensor) -> Tensor:
+        logits = transformed(head.module(part), head) / temperature
+        return torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
+
+    found = []
+    for start in range(0, len(laid.places), size):
+        here = slice(start, start + size)
+        part = states.index_select(0, laid.places[here])
+        if torch.is_grad_enabled():
+            found.append(checkpoint(chunk, part, laid.tokens[here], use_reentrant=False))
+        else:
+            found.append(chunk(part, laid.tokens[here]))
+    every = torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
+    return every.index_select(0, laid.entry_of)
+
+
+def by_row(values: Tensor, laid: Laid) -> Tensor:
+    """R sums of T values over the tokens of each row."""
+    return values.new_zeros(laid.num_rows).index_add(0, laid.row_of, values)
+
+
+def count_by_row(laid: Laid) -> Tensor:
+    """R numbers of trained tokens."""
+    return torch.bincount(laid.row_of, minlength=laid.num_rows)
+
+
+@torch.no_grad()
+def check_laid(model: Any, rows: Sequence[Row], mode: Mode) -> None:
+    """Compare a padded row's log-probabilities with the model's own logits; packs have had their own check.
+
+    Raises:
+        ModelError: this model does more between its body and its logits than its config tells.
+    """
+    if mode != "off":
+        return
+    row = min((row for row in rows if any(row.trained[1:])), key=lambda row: len(row.input_ids))
+    was_training = model.training
+    model.eval()
+    laid = lay([row], "off", next(model.parameters()).device)
+    ours = token_logprobs(model, laid)
+    own = torch.log_softmax(model(**laid.inputs, use_cache=False).logits[0].float(), -1)[laid.places, laid.tokens]
+    model.train(was_training)
+    if not torch.allclose(ours, own[laid.entry_of], rtol=0.02, atol=0.02):
+        raise ModelError(
+            f"{type(model).__name__} does more between its last hidden state and its logits than fitune knows, so "
+            "log-probabilities of answers cannot be computed; this method does not work with it"
+        )

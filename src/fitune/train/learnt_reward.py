@@ -1,0 +1,72 @@
+"""A reward run as a reward: its adapter and its head lie on the base that the policy is trained on.
+
+In: the policy's model, the run's name. Out: a function for `fitune.rewards.mix`.
+One base in memory: scoring switches the adapter for a forward pass, and switches it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fitune.adapters.folder import add_adapter, check_belongs, read_facts, template_digest
+from fitune.adapters.places import find_adapter
+from fitune.adapters.reference import _switched
+from fitune.data.rows import TokenRow
+from fitune.errors import ModelError
+from fitune.models.heads import read_head
+from fitune.models.template import Template
+from fitune.rewards.library import Reward
+from fitune.train.laid import end_states, lay
+from fitune.train.packing import Mode
+
+
+def learnt_reward(
+    model: Any, name: str, template: Template, runs_folder: str, mode: Mode, rows_at_once: int, autocast: Any
+) -> Reward:
+    """The reward that the run ``name`` has learnt, in standard deviations from the mean of its own data's answers.
+
+    Args:
+        model: the policy's PEFT model; it gains an adapter, frozen.
+        mode: how rows are laid out.
+        autocast: makes the context in which the model computes.
+
+    Raises:
+        ModelError: no reward run, or one over another base or another chat template.
+    """
+    folder = find_adapter(name, runs_folder, "rl.rewards run")
+    check_belongs(model.get_base_model(), folder)
+    head = read_head(folder, model.config.get_text_config().hidden_size)
+    facts = read_facts(folder)
+    scale = facts.get("reward") or {}
+    middle, spread = scale.get("mean", 0.0), scale.get("std") or 1.0
+    saved = (facts.get("template") or {}).get("sha256")
+    if saved not in (None, template_digest(template)):
+        raise ModelError(
+            f"the reward model in {folder} was trained with another chat template than this run's ({template.origin}); "
+            f"set model.chat_template to {folder / 'chat_template.jinja'}"
+        )
+    own = f"reward{sum(other.startswith('reward') for other in model.peft_config)}"
+    add_adapter(model, folder, own)
+    for parameter_name, value in model.named_parameters():
+        if f".{own}." in parameter_name:
+            value.requires_grad_(False)
+    head.requires_grad_(False).to(next(model.parameters()).device)
+
+    def score(answers: Sequence[str], token_ids: Sequence[tuple[int, ...]]) -> list[float]:
+        was_training = model.training
+        rows = [TokenRow(ids, (False,) * (len(ids) - 1) + (True,), number) for number, ids in enumerate(token_ids)]
+        found: list[float] = []
+        model.eval()
+        try:
+            with torch.no_grad(), _switched(model, own), autocast():
+                for first in range(0, len(rows), rows_at_once):
+                    laid = lay(rows[first : first + rows_at_once], mode, next(model.parameters()).device)
+                    found += ((head(end_states(model, laid)) - middle) / spread).tolist()
+        finally:
+            model.train(was_training)
+        return found
+
+    return score

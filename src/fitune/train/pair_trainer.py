@@ -1,0 +1,148 @@
+"""`PairTrainer`: FituneTrainer whose steps are pairs; what a pair's loss is, its subclasses say.
+
+In: as FituneTrainer, with `PairRow`s, and a `Packing`. Out: likewise, with what was measured over the pairs of a step.
+Knows nothing of settings.
+
+The loader hands out the pairs of a whole optimizer step; they are laid into passes of a bounded size, a pair never torn
+apart, so that its prompt is computed once. Losses are means over the pairs of the step, however they are laid.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fitune.data.pair_passes import pair_passes, pair_tokens
+from fitune.data.rows import PairRow
+from fitune.train.laid import Laid, lay
+from fitune.train.packing import Packing
+from fitune.train.trainer import FituneTrainer
+
+PAIRS = "pairs"
+Measured = dict[str, Tensor]
+
+
+def keep_pairs(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """The collator: pairs as they are."""
+    return {PAIRS: list(rows)}
+
+
+def for_pairs(packing: Packing, pairs: Sequence[PairRow], micro_batch_pairs: int) -> Packing:
+    """The layout with a limit that as many of the longest pairs fit into as a micro-batch has."""
+    longest = max((pair_tokens(pair, packing.mode == "tree") for pair in pairs), default=1)
+    return replace(packing, max_tokens=micro_batch_pairs * longest)
+
+
+def sides(pairs: Sequence[PairRow]) -> list[Any]:
+    """2P rows: each pair's better row, then its worse one."""
+    return [row for pair in pairs for row in pair.rows]
+
+
+class PairTrainer(FituneTrainer):
+    """FituneTrainer over pairs.
+
+    Args:
+        packing: how rows are laid out; with "off" they are padded.
+    """
+
+    def __init__(self, *args: Any, packing: Packing, **kwargs: Any):
+        super().__init__(*args, collate=keep_pairs, **kwargs)
+        self.pairs_at_once = self.args.per_device_train_batch_size
+        dataset: Any = self.train_dataset
+        self.packing = for_pairs(packing, dataset.rows, self.pairs_at_once)
+        # One batch a step, dealt out to passes here: see PackedTrainer.
+        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
+        self._train_batch_size = self.args.train_batch_size
+        self.args.gradient_accumulation_steps = 1
+        self.accelerator.gradient_accumulation_steps = 1
+
+    @abstractmethod
+    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+        """P losses in fp32, and what else is measured (P numbers a name), of the 2P rows that `sides` gives."""
+
+    def summarize(self, measured: Measured, pairs: Sequence[PairRow]) -> dict[str, float]:
+        """Numbers over many pairs; their means unless a method knows better."""
+        return {name: values.mean().item() for name, values in measured.items()}
+
+    @property
+    def layout(self) -> str:
+        """tree, rows or off: how the rows of a step are laid out."""
+        return self.packing.mode
+
+    # ---- the step
+
+    def get_train_dataloader(self) -> DataLoader:
+        self.data_collator = keep_pairs
+        return super().get_train_dataloader()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The pairs of one optimizer step, and their number."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        pairs = [pair for batch in batches for pair in batch[PAIRS]]
+        self.step_loss = 0.0
+        self.step_tokens = sum(pair.num_tokens for pair in pairs)
+        return batches, torch.tensor(len(pairs), device=device).clamp(min=1)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of every pass of the step; halts when a loss is not finite."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        kept: list[Measured] = []
+        order: list[PairRow] = []
+        for pairs in self._passes(inputs[PAIRS]):
+            self.last_row_numbers = [pair.row_number for pair in pairs]
+            with self.accelerator.autocast():
+                losses, measured = self.pair_losses(self.model, self._lay(pairs), pairs)
+            loss = losses.sum() / num_items_in_batch
+            if not torch.isfinite(loss):
+                self.halt(f"the loss is {loss.item()}")
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            kept.append({name: values.detach() for name, values in measured.items()})
+            order += pairs
+        self.step_loss += total.item()
+        self.step_metrics = self.summarize(_joined(kept), order)
+        return total
+
+    def _passes(self, pairs: Sequence[PairRow]) -> list[list[PairRow]]:
+        if self.packing.mode == "off":
+            at_once = self.pairs_at_once
+            return [list(pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
+        return pair_passes(pairs, self.packing.max_tokens, self.packing.mode == "tree")
+
+    def _lay(self, pairs: Sequence[PairRow]) -> Laid:
+        return lay(sides(pairs), self.packing.mode, self.args.device)
+
+    # ---- evaluation
+
+    def measure(self, eval_dataset: Any) -> dict[str, float]:
+        """Loss and what the method measures over the held-out pairs."""
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        measured, pairs, losses = self.pass_over(dataset.rows)
+        return {"loss": losses.mean().item(), **self.summarize(measured, pairs)}
+
+    def pass_over(self, rows: Sequence[PairRow]) -> tuple[Measured, list[PairRow], Tensor]:
+        """What is measured of any pairs in the model's present mode, those pairs in the order of the numbers, and P
+        losses."""
+        kept: list[Measured] = []
+        order: list[PairRow] = []
+        for pairs in self._passes(rows):
+            with self.accelerator.autocast():
+                losses, measured = self.pair_losses(self.model, self._lay(pairs), pairs)
+            kept.append({"loss": losses, **measured})
+            order += pairs
+        joined = _joined(kept)
+        return joined, order, joined.pop("loss")
+
+
+def _joined(kept: Sequence[Measured]) -> Measured:
+    """Values of many passes end to end."""
+    return {name: torch.cat([one[name] for one in kept]) for name in kept[0]}

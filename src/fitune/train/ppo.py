@@ -1,0 +1,132 @@
+"""ppo: the policy earns rewards and stays near its reference (Schulman 2017, arXiv 1707.06347; for language models
+Ziegler 2019, arXiv 1909.08593).
+
+One base, four parts: the policy is its adapter, the reference is the base with the adapter off, the values come from a
+scalar head on the policy's own hidden states, and the reward is a function, a reward run's adapter and head, or both.
+
+A step: answers are sampled and scored; each token pays for its distance from the reference, the last one earns the
+score; advantages by GAE; then several passes of clipped updates over the same answers.
+
+B answers, T tokens of the longest, R answers of a part.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fitune.config import Settings
+from fitune.models.heads import put_head
+from fitune.models.load import LoadedBase
+from fitune.train.method import Method
+from fitune.train.rewarded import RewardedTrainer
+from fitune.train.rl_build import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
+from fitune.train.rl_math import (
+    adapted_coefficient,
+    explained_variance,
+    gae,
+    kl_estimate,
+    masked_mean,
+    penalised_rewards,
+    policy_loss,
+    value_loss,
+    whiten,
+)
+from fitune.train.rollout import Answered
+
+
+@dataclass(frozen=True)
+class PpoOptions:
+    """The plain values of the settings' ``rl`` section that ppo reads."""
+
+    kl_coef: float = 0.05
+    kl_target: float | None = None
+    clip: float = 0.2
+    clip_high: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_coef: float = 0.1
+    value_clip: float | None = 0.2
+    ratio: str = "token"
+
+
+class PpoTrainer(RewardedTrainer):
+    """Proximal policy optimization over sampled answers."""
+
+    def __init__(self, *args: Any, options: PpoOptions, **kwargs: Any):
+        super().__init__(*args, values=True, **kwargs)
+        self.options = options
+
+    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+        """From scores to gradients."""
+        how, mask = self.options, self.mask
+        parts = self.parts(answered)
+
+        # What policy, reference and value head think of the answers, before anything is learnt from them.
+        before, reference = self.know(parts, reference=False), self.know(parts, reference=True)
+        assert before.values is not None
+        kl_coef = float(self.carried.get("kl_coef", how.kl_coef))
+        rewards = penalised_rewards(scores_B, before.logp, reference.logp, mask, kl_coef)
+        advantages = gae(rewards, before.values, mask, how.gamma, how.lam)
+        returns = (advantages + before.values) * mask
+        advantages = whiten(advantages, mask)
+
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for update in self.updates(parts):
+            count += 1
+            tokens = self.tokens_of(update)
+            for part, weights in self.weigh(update):
+                seen, at = self.look(part), part.numbers
+                assert seen.values is not None
+                policy, clipped = policy_loss(
+                    seen.logp, before.logp[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
+                )
+                value = value_loss(seen.values, before.values[at], returns[at], mask[at], how.value_clip)
+                loss = ((policy + how.value_coef * value) * weights).sum()
+                self.backward(loss)
+                sums["loss"] += loss.item()
+                sums["policy_loss"] += (policy * weights).sum().item()
+                sums["value_loss"] += (value * weights).sum().item()
+                sums["clip_fraction"] += clipped.sum().item() / tokens
+
+        kl = float((kl_estimate(before.logp, reference.logp) * mask).sum(1).mean())
+        if how.kl_target is not None:
+            self.carried["kl_coef"] = adapted_coefficient(kl_coef, kl, how.kl_target)
+        return {
+            **{name: total / count for name, total in sums.items()},
+            "kl": kl,
+            "kl_coef": kl_coef,
+            "entropy": -masked_mean(before.logp, mask),  # sampled by the policy itself: its mean is the entropy
+            "explained_variance": explained_variance(before.values, returns, mask),
+        }
+
+
+def adapt(settings: Settings, base: LoadedBase) -> Any:
+    """The policy with a value head that knows nothing yet."""
+    model = adapt_policy(settings, base)
+    put_head(model, offset=True, spread=0.0)
+    return model
+
+
+def make_ppo(settings: Settings, *everything: Any) -> RewardedTrainer:
+    """The trainer with everything that listens to it."""
+    rl = settings.rl
+    options = PpoOptions(
+        kl_coef=kl_coef_of(settings),
+        kl_target=rl.kl_target,
+        clip=rl.clip,
+        clip_high=rl.clip_high or rl.clip,
+        gamma=rl.gamma,
+        lam=rl.lam,
+        value_coef=rl.value_coef,
+        value_clip=rl.value_clip,
+        ratio=rl.ratio,
+    )
+    return make_trainer(PpoTrainer, options, settings, *everything)
+
+
+METHOD = Method(adapt=adapt, make_trainer=make_ppo, learning_rates=LEARNING_RATES, metrics=METRICS)

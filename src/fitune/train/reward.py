@@ -1,0 +1,166 @@
+r"""reward: a scalar that is higher for the better answer of a pair.
+
+The model is the base with a LoRA adapter and a scalar head on the hidden state of the answer's last token (its end
+token). The loss is Bradley and Terry's (1952) as Stiennon et al. 2020 use it (arXiv 2009.01325, section 3.4):
+
+    −log σ(r_chosen − r_rejected)  [ + center · (r_chosen + r_rejected)² ]
+
+the second part after Eisenstein et al. 2023 (arXiv 2312.09244, equation 2): rewards of different prompts stay around 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import TrainingArguments
+
+from fitune.adapters.folder import base_facts, save_adapter
+from fitune.config import Settings
+from fitune.console import warn
+from fitune.data.rows import PairRow
+from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
+from fitune.models.load import LoadedBase
+from fitune.runs.folder import RunFolder
+from fitune.train import build
+from fitune.train.callbacks import StopOnInterrupt
+from fitune.train.laid import Laid, end_states
+from fitune.train.method import Method
+from fitune.train.pair_trainer import Measured, PairTrainer, sides
+from fitune.train.ready import Ready, start_of
+from fitune.train.trainer import FituneTrainer
+
+# Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
+LENGTH_WARNING = 0.6
+# Pairs from which the scale of the rewards is taken.
+SCALE_PAIRS = 256
+
+
+def adapt(settings: Settings, base: LoadedBase) -> Any:
+    """The base with a LoRA adapter and a head: a fresh one, or that of the reward model that is trained further."""
+    model = build.adapt(settings, base)
+    head, start = put_head(model), start_of(settings)
+    if start is not None and (start / HEAD_FILE).exists():
+        head.load_state_dict(read_head(start, len(head.weight)).state_dict())
+    return model
+
+
+def make_trainer(
+    settings: Settings,
+    run: RunFolder,
+    ready: Ready,
+    base: LoadedBase,
+    model: Any,
+    arguments: TrainingArguments,
+    interrupt: StopOnInterrupt,
+) -> FituneTrainer:
+    """The trainer with everything that listens to it."""
+    callbacks = build.listeners(settings, run, ready, interrupt)
+    trainer = RewardTrainer(
+        model,
+        arguments,
+        train_rows=ready.data.train,
+        test_rows=ready.data.test,
+        packing=build.lay_out(settings, ready, model, arguments, sides(ready.data.train)),
+        center=settings.reward.center,
+        keep_checkpoints=settings.run.keep_checkpoints,
+        callbacks=callbacks,
+    )
+    return build.introduce(trainer, callbacks)
+
+
+class RewardTrainer(PairTrainer):
+    """Pairs under Bradley and Terry's loss.
+
+    Args:
+        center: weight of the squared sum of a pair's rewards.
+    """
+
+    def __init__(self, *args: Any, center: float = 0.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.center = center
+
+    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+        """P losses; measured: the reward of either answer."""
+        rewards = head_of(model)(end_states(model, laid))
+        better, worse = rewards[::2], rewards[1::2]
+        return preference_loss(better, worse, self.center), {"chosen": better, "rejected": worse}
+
+    def summarize(self, measured: Measured, pairs: Sequence[PairRow]) -> dict[str, float]:
+        return preference_metrics(measured["chosen"], measured["rejected"], pairs)
+
+
+def preference_loss(better_P: Tensor, worse_P: Tensor, center: float = 0.0) -> Tensor:
+    """−log σ(r_chosen − r_rejected), P numbers; ties lose log 2."""
+    losses = -F.logsigmoid(better_P - worse_P)
+    return losses + center * (better_P + worse_P) ** 2 if center else losses
+
+
+def preference_metrics(better_P: Tensor, worse_P: Tensor, pairs: Sequence[PairRow]) -> dict[str, float]:
+    """What is worth knowing of P rewarded pairs.
+
+    Returns:
+        accuracy (ties count half), margin (mean difference), reward_chosen, reward_rejected, length_correlation
+        (Pearson's r of reward and answer length over all 2P answers; 0 where either does not vary).
+    """
+    difference = better_P - worse_P
+    rewards = torch.cat([better_P, worse_P]).float()
+    lengths = torch.tensor(
+        [float(pair.chosen.num_trained) for pair in pairs] + [float(pair.rejected.num_trained) for pair in pairs],
+        device=rewards.device,
+    )
+    return {
+        "accuracy": ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item(),
+        "margin": difference.mean().item(),
+        "reward_chosen": better_P.mean().item(),
+        "reward_rejected": worse_P.mean().item(),
+        "length_correlation": correlation(rewards, lengths),
+    }
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    """Pearson's r; 0 where either does not vary."""
+    a, b = one - one.mean(), other - other.mean()
+    norm = (a.norm() * b.norm()).item()
+    return (a @ b).item() / norm if norm > 0 else 0.0
+
+
+def save(trainer: RewardTrainer, model: Any, base: LoadedBase, run: RunFolder, tuning: str) -> Path:
+    """The adapter, with the head beside it, and in fitune.json the scale of the rewards over the held-out pairs."""
+    dataset: Any = trainer.eval_dataset or trainer.train_dataset
+    rows = dataset.rows[:SCALE_PAIRS]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        measured, pairs, _ = trainer.pass_over(rows)
+    model.train(was_training)
+    follows = trainer.summarize(measured, pairs)["length_correlation"]
+    if abs(follows) > LENGTH_WARNING:
+        warn(
+            f"rewards follow the length of the answers (correlation {follows:.2f} over {2 * len(pairs):,} of them): this "
+            "model may reward length alone; balance the pairs, or compare answers of equal length"
+        )
+    every = torch.cat([measured["chosen"], measured["rejected"]])
+    scale = {
+        "mean": every.mean().item(),
+        "std": every.std().item(),
+        "answers": len(every),
+        "length_correlation": follows,
+    }
+    facts = {**base_facts(base), "reward": scale}
+    head = {HEAD_FILE: head_tensors(head_of(model))}
+    save_adapter(model, base.tokenizer, base.template, run.adapter, facts, beside=head)
+    return run.adapter
+
+
+METHOD = Method(
+    adapt=adapt,
+    make_trainer=make_trainer,
+    learning_rates={"lora": 2e-4},
+    save=save,
+    metrics=("loss", "accuracy"),
+)

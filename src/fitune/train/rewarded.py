@@ -1,0 +1,342 @@
+"""`RewardedTrainer`: what every method has that learns from the rewards of its own answers.
+
+In: prompts, a mix of rewards, a model whose adapter is the policy. Out: steps; one step samples a batch of answers,
+has them rewarded, and learns from them in one optimizer update or several.
+Knows nothing of advantages or losses: `learn` of ppo.py and grpo.py is where these methods are told.
+
+One base is in memory: the policy is it with its adapter, the reference is it with the adapter switched off (or with the
+frozen adapter that the run started from).
+
+B answers of a step, T tokens of the longest, R answers of a part.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fitune.console import warn
+from fitune.data.render import Renderer
+from fitune.data.rows import PromptRow
+from fitune.errors import RewardError
+from fitune.evaluate.generate import Sampling
+from fitune.models.heads import head_of
+from fitune.rewards.mix import Mix
+from fitune.runs import checkpoints
+from fitune.train.laid import Laid, entry_logprobs, lay, states_of
+from fitune.train.packed import split_model
+from fitune.train.packing import Mode
+from fitune.train.rl_math import token_weights
+from fitune.train.rollout import Answered, sample_answers, step_seed
+from fitune.train.trainer import FituneTrainer
+
+PROMPTS = "prompts"
+CUT_OFF_REMINDER = 10  # steps between two warnings that every answer was cut off
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How answers are sampled and learnt from; the plain values of the settings' ``rl`` section."""
+
+    answers: int
+    sampling: Sampling
+    rows_at_once: int
+    endless_reward: float | None
+    passes: int
+    minibatches: int
+    part_prompts: int
+    loss_over: str
+    keep_samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Answers that share a forward pass."""
+
+    numbers: Tensor
+    """R numbers of the answers."""
+    laid: Laid
+    columns: Tensor
+    """For each trained token of all rows its place in its answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a forward pass tells of the answers' tokens, each BT or RT, 0 past an answer's end."""
+
+    logp: Tensor
+    values: Tensor | None = None
+
+
+class RewardedTrainer(FituneTrainer, ABC):
+    """FituneTrainer over prompts.
+
+    Args:
+        rollout: how answers are sampled and learnt from.
+        mix: the rewards.
+        reference: makes a context in which the model answers as the reference does.
+        mode: how rows are laid out, from `fitune.train.packing`.
+        keep: takes rows of samples.jsonl.
+        values: whether the model has a value head.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rollout: Rollout,
+        mix: Mix,
+        renderer: Renderer,
+        reference: Callable[[], AbstractContextManager[Any]],
+        mode: Mode,
+        keep: Callable[[list[dict[str, Any]]], None],
+        values: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.rollout, self.mix, self.renderer, self.reference = rollout, mix, renderer, reference
+        self.mode: Mode = mode
+        self.layout = mode  # for the run's plan
+        self.keep, self.values = keep, values
+        self.answered: Answered | None = None
+        self.mask = torch.zeros(0)
+        # A step takes the prompts of a whole batch, whatever a forward pass takes; as in PackedTrainer.
+        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
+        self._train_batch_size = self.args.train_batch_size
+        self.args.gradient_accumulation_steps = 1
+        self.accelerator.gradient_accumulation_steps = 1
+
+    # ---- one step
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Sample, reward, learn. The optimizer's last update of the step is left to transformers' loop."""
+        prompts = inputs[PROMPTS]
+        self.last_row_numbers = [prompt.row_number for prompt in prompts]
+        self.answered = answered = self.sample(prompts)
+        scores_B, watched = self.judge(answered)
+        model.train()
+        self.mask = self._mask(answered)
+        learnt = self.learn(answered, scores_B)
+        self.step_metrics = {**watched, **{name: float(value) for name, value in learnt.items()}}
+        self.step_tokens = sum(row.num_tokens for row in answered.rows)
+        self.step_loss = self.step_metrics["loss"]
+        del self.step_metrics["loss"]
+        return torch.tensor(self.step_loss, device=self.args.device)
+
+    @abstractmethod
+    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+        """Everything from scores to gradients; returns metrics, among them ``loss``."""
+
+    def sample(self, prompts: Sequence[PromptRow]) -> Answered:
+        """The policy's answers to the step's prompts."""
+        how, seed = self.rollout, step_seed(self.args.seed, self.state.global_step)
+        return sample_answers(self.model, self.renderer, prompts, how.answers, how.sampling, how.rows_at_once, seed)
+
+    def judge(self, answered: Answered) -> tuple[Tensor, dict[str, float]]:
+        """Scores B, and what is worth watching of them; an answer without an end earns nothing by being long.
+
+        Raises:
+            RewardError: a reward failed; the state before this step is kept as a checkpoint.
+        """
+        try:
+            scores, own = self.mix.score(answered.samples)
+        except RewardError as error:
+            raise RewardError(f"step {self.state.global_step + 1}: {error}{self._rescue()}") from error
+        if self.rollout.endless_reward is not None:
+            limit = self.rollout.endless_reward
+            scores = [
+                score if sample.stopped else min(score, limit)
+                for score, sample in zip(scores, answered.samples, strict=True)
+            ]
+        self._warn_of_endless(answered)
+        self.keep(self._worst_and_best(answered, scores, own))
+        scores_B = torch.tensor(scores, device=self.args.device)
+        groups_PG = scores_B.view(answered.prompts, -1)
+        lengths = answered.lengths
+        watched = {
+            "reward": float(scores_B.mean()),
+            "reward_std": float(scores_B.std(unbiased=False)),
+            "groups_alike": float((groups_PG.amax(1) == groups_PG.amin(1)).float().mean()),
+            "answer_tokens": sum(lengths) / len(lengths),
+            "stopped": answered.stopped_share,
+        }
+        if len(own) > 1:
+            watched |= {f"reward_{name}": sum(values) / len(values) for name, values in own.items()}
+        return scores_B, watched
+
+    # ---- for `learn`
+
+    def parts(self, answered: Answered) -> list[Part]:
+        """The answers, laid out for forward passes of ``part_prompts`` prompts each."""
+        size = self.rollout.part_prompts * answered.per_prompt
+        return [self._part(answered, start, start + size) for start in range(0, len(answered.rows), size)]
+
+    def updates(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
+        """The parts of each optimizer update: all of them once a pass, dealt out anew to the minibatches.
+
+        Gradients of an update must be there when the next is asked for: the optimizer steps between two.
+        """
+        first = True
+        for number in range(self.rollout.passes):
+            generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.state.global_step, number + 1))
+            order = torch.randperm(len(parts), generator=generator).tolist()
+            for minibatch in range(self.rollout.minibatches):
+                chosen = order[minibatch :: self.rollout.minibatches]
+                if not chosen:
+                    continue
+                if not first:
+                    self._step_now()
+                first = False
+                yield [parts[index] for index in chosen]
+
+    def look(self, part: Part) -> Seen:
+        """One forward pass over a part: log-probabilities RT of its tokens, and their values where there is a head."""
+        with self.accelerator.autocast():
+            states = states_of(self.model, part.laid)
+            head = split_model(self.model)[1]
+            logp = entry_logprobs(states, head, part.laid, self.rollout.sampling.temperature)
+            values = None
+            if self.values:
+                values = head_of(self.model)(states.index_select(0, part.laid.places))[part.laid.entry_of]
+        return Seen(self._spread(logp, part), None if values is None else self._spread(values, part))
+
+    def know(self, parts: Sequence[Part], reference: bool) -> Seen:
+        """`look` at all answers without gradients, BT; as the reference sees them or as the policy does."""
+        logp, values = torch.zeros_like(self.mask, dtype=torch.float32), None
+        for part in parts:
+            with torch.no_grad():
+                seen = self._as_reference(part) if reference else self.look(part)
+            logp[part.numbers] = seen.logp
+            if seen.values is not None and not reference:
+                values = torch.zeros_like(logp) if values is None else values
+                values[part.numbers] = seen.values
+        return Seen(logp, values)
+
+    def weigh(self, update: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+        """Each part of an update with the weights RT of its tokens, which sum over the update as ``loss_over`` says."""
+        numbers = torch.cat([part.numbers for part in update])
+        weights = token_weights(self.mask[numbers], self.rollout.loss_over, self.rollout.sampling.max_new_tokens)
+        yield from zip(update, weights.split([len(part.numbers) for part in update]), strict=True)
+
+    def tokens_of(self, update: Sequence[Part]) -> int:
+        """Tokens that an update learns from."""
+        return max(sum(int(self.mask[part.numbers].sum()) for part in update), 1)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a part's share of an update; halts when the loss is not finite."""
+        if not torch.isfinite(loss):
+            self.halt(f"the loss is {loss.item()}")
+        self.accelerator.backward(loss)
+
+    # ---- rows, checkpoints, evaluation
+
+    def get_train_dataloader(self) -> DataLoader:
+        padded = self.data_collator
+        self.data_collator = _prompts
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = padded
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, torch.tensor(1, device=device)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `FituneTrainer.evaluate`; a reward that fails here leaves the steps before it to resume from, too."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RewardError as error:
+            raise RewardError(f"evaluation at step {self.state.global_step}: {error}{self._rescue()}") from error
+
+    def measure(self, eval_dataset: Any) -> dict[str, float]:
+        return {}  # everything is measured on answers, by ``examine``
+
+    # ---- inside
+
+    def _as_reference(self, part: Part) -> Seen:
+        with self.reference():
+            return self.look(part)
+
+    def _step_now(self) -> None:
+        optimizer: Any = self.optimizer
+        if self.args.max_grad_norm:
+            trained = [value for _, value in self.trained_parameters()]
+            self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _part(self, answered: Answered, start: int, stop: int) -> Part:
+        device = self.args.device
+        rows = answered.rows[start:stop]
+        columns = [torch.arange(row.num_trained, device=device) for row in rows]
+        numbers = torch.arange(start, start + len(rows), device=device)
+        return Part(numbers, lay(rows, self.mode, device), torch.cat(columns))
+
+    def _mask(self, answered: Answered) -> Tensor:
+        """Bool BT."""
+        lengths_B = torch.tensor(answered.lengths, device=self.args.device)
+        return torch.arange(int(lengths_B.max()), device=self.args.device) < lengths_B[:, None]
+
+    def _spread(self, flat: Tensor, part: Part) -> Tensor:
+        """One number a trained token → RT."""
+        table = flat.new_zeros(part.laid.num_rows, self.mask.shape[1])
+        return table.index_put((part.laid.row_of, part.columns), flat)
+
+    def _warn_of_endless(self, answered: Answered) -> None:
+        if answered.stopped_share > 0:
+            self.carried["steps_without_end"] = 0
+            return
+        count = self.carried["steps_without_end"] = self.carried.get("steps_without_end", 0) + 1
+        if count % CUT_OFF_REMINDER == 1:
+            warn(
+                f"step {self.state.global_step + 1}: every answer was cut off at rl.max_new_tokens "
+                f"{self.rollout.sampling.max_new_tokens}, so none was rewarded for its end; raise the limit, or start "
+                "from a model that has learnt to stop"
+            )
+
+    def _worst_and_best(
+        self, answered: Answered, scores: Sequence[float], own: dict[str, list[float]]
+    ) -> list[dict[str, Any]]:
+        """Rows for samples.jsonl: the lowest rewards, then the highest."""
+        order = sorted(range(len(scores)), key=lambda index: scores[index])
+        half = self.rollout.keep_samples // 2
+        chosen = order if len(order) <= 2 * half else [*order[:half], *order[len(order) - half :]]
+        return [
+            {
+                "step": self.state.global_step + 1,
+                "moment": "rollout",
+                "row": answered.samples[index].row_number,
+                "asked": answered.samples[index].question,
+                "answer": answered.samples[index].answer,
+                "wanted": answered.samples[index].wanted or "",
+                "reward": scores[index],
+                "rewards": {name: values[index] for name, values in own.items()},
+                "tokens": answered.samples[index].tokens,
+                "stopped": answered.samples[index].stopped,
+            }
+            for index in (chosen if half else [])
+        ]
+
+    def _rescue(self) -> str:
+        """Keep the state before this step, so that a resumed run loses nothing; says so."""
+        step = self.state.global_step
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+        if step == 0:
+            return "; no step was done yet"
+        if not checkpoints.is_whole(folder):
+            self._save_checkpoint(self.model, None)
+        return f"; the {step} steps before are kept, and a resumed run goes on from there"
+
+
+def _prompts(rows: Sequence[PromptRow]) -> dict[str, Any]:
+    return {PROMPTS: list(rows)}

@@ -1,0 +1,71 @@
+"""Held-out prompts, answered greedily at each evaluation and rewarded as in training.
+
+In: prompts, rewards. Out: metrics, and rows of samples.jsonl as those of `fitune.train.examine`, with the reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fitune.data.render import Renderer
+from fitune.data.rows import PromptRow
+from fitune.evaluate.generate import Sampling
+from fitune.evaluate.metrics import exact_match, score, word_accuracy
+from fitune.rewards.mix import Mix
+from fitune.train.rollout import sample_answers
+
+
+class RewardExaminer:
+    """Callable of the trainer: model and step → reward, the parts of it, answer_tokens, stopped, and the scores against
+    the wanted answers where the data has them."""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        prompts: Sequence[PromptRow],
+        mix: Mix,
+        max_new_tokens: int,
+        rows_at_once: int,
+        endless_reward: float | None,
+        keep: Callable[[list[dict[str, Any]]], None],
+    ):
+        self.renderer, self.prompts, self.mix = renderer, list(prompts), mix
+        self.sampling, self.rows_at_once = Sampling(max_new_tokens), rows_at_once
+        self.endless_reward, self.keep = endless_reward, keep
+
+    def __call__(self, model: Any, step: int) -> dict[str, float]:
+        answered = sample_answers(model, self.renderer, self.prompts, 1, self.sampling, self.rows_at_once, seed=0)
+        scores, own = self.mix.score(answered.samples)
+        if (limit := self.endless_reward) is not None:
+            pairs = zip(scores, answered.samples, strict=True)
+            scores = [score if sample.stopped else min(score, limit) for score, sample in pairs]
+        moment = "before" if step == 0 else "during"
+        self.keep(
+            [
+                {
+                    "step": step,
+                    "moment": moment,
+                    "row": sample.row_number,
+                    "asked": sample.question,
+                    "answer": sample.answer,
+                    "stopped": sample.stopped,
+                    "wanted": sample.wanted or "",
+                    "reward": reward,
+                    "exact_match": exact_match([sample.answer], [sample.wanted or ""]),
+                    "word_accuracy": word_accuracy([sample.answer], [sample.wanted or ""]),
+                }
+                for sample, reward in zip(answered.samples, scores, strict=True)
+            ]
+        )
+        found = {
+            "reward": sum(scores) / len(scores),
+            "answer_tokens": sum(answered.lengths) / len(scores),
+            "stopped": answered.stopped_share,
+        }
+        if len(own) > 1:
+            found |= {f"reward_{name}": sum(values) / len(values) for name, values in own.items()}
+        pairs = [(sample.answer, sample.wanted) for sample in answered.samples if sample.wanted is not None]
+        if len(pairs) == len(scores):
+            found |= score([answer for answer, _ in pairs], [wanted for _, wanted in pairs])
+        return found

@@ -1,0 +1,121 @@
+"""Answers sampled from the model that is trained, many at once.
+
+In: prompts, how to sample. Out: `Answered`: token rows ready for the training step, and samples ready for rewards.
+Knows nothing of rewards' values, losses or trainers.
+
+B answers: those to one prompt are neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fitune.data.render import Renderer
+from fitune.data.rows import PromptRow, TokenRow
+from fitune.evaluate.generate import Sampling, _asking, _left_padded, generation_settings
+from fitune.rewards.mix import Sample
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers of one step."""
+
+    rows: tuple[TokenRow, ...]
+    """B rows of prompt and answer, the answer trained, its end token included; numbered 0 … B − 1."""
+    samples: tuple[Sample, ...]
+    """B answers as text, for the rewards."""
+    prompts: int
+    """Different prompts; each has B / prompts answers."""
+
+    @property
+    def per_prompt(self) -> int:
+        return len(self.rows) // self.prompts
+
+    @property
+    def lengths(self) -> list[int]:
+        """B numbers of answer tokens."""
+        return [row.num_trained for row in self.rows]
+
+    @property
+    def stopped_share(self) -> float:
+        """Share of the answers that ended by themselves."""
+        return sum(sample.stopped for sample in self.samples) / len(self.samples)
+
+
+def sample_answers(
+    model: Any,
+    renderer: Renderer,
+    prompts: Sequence[PromptRow],
+    per_prompt: int,
+    sampling: Sampling,
+    rows_at_once: int,
+    seed: int,
+) -> Answered:
+    """`per_prompt` answers to each prompt.
+
+    The draws depend on the seed alone, and nobody else's random numbers are used up: a resumed run samples what the
+    uninterrupted one would have sampled.
+
+    Args:
+        rows_at_once: answers in one batch of `generate`; their caches live at the same time.
+    """
+    settings = generation_settings(renderer, sampling)
+    order = sorted(
+        (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
+    )
+    answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _asking(model):
+        torch.manual_seed(seed)
+        for first in range(0, len(order), rows_at_once):
+            chosen = order[first : first + rows_at_once]
+            asked = [list(prompts[index].input_ids) for index in chosen]
+            input_ids, mask = _left_padded(asked, renderer.tokenizer.pad_token_id)
+            output = model.generate(
+                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            )
+            for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                answers[index].append(through_end(ids, renderer.end_ids))
+    pairs = [(prompts[index], ids) for index in range(len(prompts)) for ids in answers[index]]
+    rows = tuple(_row(prompt, ids, number) for number, (prompt, ids) in enumerate(pairs))
+    samples = tuple(_sample(prompt, ids, renderer) for prompt, ids in pairs)
+    return Answered(rows, samples, len(prompts))
+
+
+def through_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
+    """New tokens through the first that ends the answer; `generate` pads what follows it."""
+    ends = set(end_ids)
+    stop = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[:stop])
+
+
+def step_seed(seed: int, step: int, what: int = 0) -> int:
+    """A seed of its own for each step of each run, and for each use within a step."""
+    return (seed * 1_000_003 + step * 7_919 + what * 104_729 + 54_321) % 2**63
+
+
+def _size(prompt: PromptRow) -> int:
+    return len(prompt.input_ids)
+
+
+def _row(prompt: PromptRow, ids: Sequence[int], number: int) -> TokenRow:
+    return TokenRow((*prompt.input_ids, *ids), (False,) * len(prompt.input_ids) + (True,) * len(ids), number)
+
+
+def _sample(prompt: PromptRow, ids: Sequence[int], renderer: Renderer) -> Sample:
+    asked = [message["content"] for message in prompt.messages if message["role"] == "user"]
+    return Sample(
+        answer=renderer.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        question=asked[-1] if asked else "",
+        prompt=renderer.tokenizer.decode(prompt.input_ids),
+        messages=prompt.messages,
+        wanted=prompt.reference,
+        stopped=not set(renderer.end_ids).isdisjoint(ids),
+        tokens=len(ids),
+        token_ids=(*prompt.input_ids, *ids),
+        row_number=prompt.row_number,
+        row=dict(prompt.columns),
+    )

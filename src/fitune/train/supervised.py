@@ -1,0 +1,62 @@
+"""sft and lm: next-token prediction on the trained tokens of each row.
+
+The two differ in their data alone: prompts and responses with the loss on the responses, or plain text with the loss on
+every token. The loss is that of loss.py, in packs (packed.py) where the model allows it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from transformers import TrainingArguments
+
+from fitune.config import Settings
+from fitune.data.collate import pad_collate
+from fitune.models.load import LoadedBase
+from fitune.runs import manifest as manifests
+from fitune.runs.folder import RunFolder
+from fitune.train.arguments import LEARNING_RATES
+from fitune.train.build import adapt, examiner_of, introduce, lay_out, listeners
+from fitune.train.callbacks import StopOnInterrupt
+from fitune.train.fit_run import batches_of
+from fitune.train.method import Method
+from fitune.train.ready import Ready
+from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+
+
+def make_trainer(
+    settings: Settings,
+    run: RunFolder,
+    ready: Ready,
+    base: LoadedBase,
+    model: Any,
+    arguments: TrainingArguments,
+    interrupt: StopOnInterrupt,
+) -> SurvivingTrainer | SurvivingPackedTrainer:
+    """The trainer with everything that listens to it."""
+    callbacks = listeners(settings, run, ready, interrupt)
+    packing = lay_out(settings, ready, model, arguments, ready.data.train)
+    kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
+    if ready.hardware.device == "cuda":  # a CPU kills the process instead of telling it
+        callbacks.append(TriedFirst())
+    collate = partial(pad_collate, pad_id=ready.tokenizer.pad_token_id)
+    trainer = kind(
+        model,
+        arguments,
+        train_rows=ready.data.train,
+        test_rows=ready.data.test,
+        collate=collate,
+        examine=examiner_of(settings, run, ready),
+        keep_checkpoints=settings.run.keep_checkpoints,
+        callbacks=callbacks,
+    )
+    introduce(trainer, callbacks)
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = batches_of(settings, micro, packing.mode, len(ready.data.train))
+    trainer.longest = partial(largest_inputs, ready.data.train, batches, collate)
+    trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
+    return trainer
+
+
+METHOD = Method(adapt=adapt, make_trainer=make_trainer, learning_rates=LEARNING_RATES)
