@@ -6,13 +6,15 @@ import json
 import random
 
 import pytest
+from click.testing import CliRunner
 from transformers import AutoTokenizer
 
+from fitune.cli.data import check
 from fitune.data.forms import recognise
 from fitune.data.pairs import to_pair
 from fitune.data.pig_latin import to_pig_latin
 from fitune.data.pig_latin_slips import with_slips
-from fitune.data.prepare import prepare
+from fitune.data.prepare import DataOptions, prepare, rows_to_show
 from fitune.data.render import Renderer
 from fitune.errors import DataError
 
@@ -169,3 +171,25 @@ def test_prompts_come_out_of_rows_with_answers_too(tmp_path, renderer):
     assert alone.reference is None
     with pytest.raises(DataError, match="longer than 3 tokens"):
         prepare(str(tmp_path / "q.jsonl"), None, renderer=renderer, method="ppo", max_length=3)
+
+
+def test_both_sides_of_a_pair_are_shown(tmp_path, renderer):
+    path = write(tmp_path / "p.jsonl", [{"prompt": "say hi", "chosen": "hi", "rejected": "ho"}])
+    shown = rows_to_show(path, renderer, DataOptions(method="dpo"), 3)
+    assert [side for side, _ in shown] == ["chosen", "rejected"]
+    (_, row) = shown[1]
+    assert (
+        renderer.tokenizer.decode([t for t, on in zip(row.input_ids, row.trained, strict=True) if on]) == "ho<|im_end|>"
+    )
+    ((side, prompt),) = rows_to_show(path, renderer, DataOptions(method="ppo"), 1)
+    assert side == "prompt" and not any(prompt.trained)
+
+
+def test_the_command_takes_a_file_of_pairs_for_pairs(tmp_path, tiny_llama):
+    path = write(
+        tmp_path / "p.jsonl",
+        [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "c", "chosen": "d", "rejected": "e"}],
+    )
+    result = CliRunner().invoke(check, [path, "--model.name", str(tiny_llama), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["train"]["equal_pairs"] == 1

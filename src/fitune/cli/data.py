@@ -34,21 +34,22 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
     fitune data show my.jsonl --model.name HuggingFaceTB/SmolLM2-360M-Instruct
     """
     from fitune.console import results
-    from fitune.data.prepare import load_examples, loss_target
+    from fitune.data.prepare import rows_to_show
     from fitune.data.show import label_rows, show_row
 
     settings = _settings(source, ctx.meta["settings"])
     renderer, _ = _renderer(settings)
-    options = _options(settings)
-    _, form, examples = load_examples(settings.data.train, renderer, options)
-    target = loss_target(options, form)
-    rendered = [renderer.render(example, target, options.response_template) for example in examples[:rows]]
-    tokens = list(renderer.tokenize(rendered))
+    shown = rows_to_show(settings.data.train, renderer, _options(settings), rows)
     if as_json:
-        found = [{"row": row.row_number, "tokens": label_rows(row, renderer.tokenizer)} for row in tokens]
+        found = [
+            {"row": row.row_number, **({"side": side} if side else {}), "tokens": label_rows(row, renderer.tokenizer)}
+            for side, row in shown
+        ]
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
-    for row in tokens:
+    for side, row in shown:
+        if side:
+            results().print(f"{side}:", markup=False)
         results().print(show_row(row, renderer.tokenizer, results().color_system is not None))
         results().print()
 
@@ -62,6 +63,9 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
 
     \b
     fitune data check my.jsonl --data.max_length 1024
+    fitune data check pairs.jsonl
+
+    A file with the columns chosen and rejected is checked as preference pairs.
     """
     from fitune.console import results
     from fitune.errors import DataError
@@ -150,7 +154,23 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
     if source.endswith((".yaml", ".yml")):
         return load_settings(source, overrides)
     held_out = {} if "data.test" in overrides else {"data.test_share": "0"}
-    return load_settings(None, {"data.train": source, **held_out, **overrides})
+    chosen = overrides.keys() & {"method", "data.columns", "data.form"}
+    method = {"method": "dpo"} if not chosen and _holds_pairs(source) else {}
+    return load_settings(None, {"data.train": source, **held_out, **method, **overrides})
+
+
+def _holds_pairs(source: str) -> bool:
+    """Whether a file (not the hub's, which is read once only) holds preference pairs by its columns."""
+    from fitune.data.files import read_rows
+    from fitune.data.tasks import PAIRS, is_demo
+    from fitune.errors import DataError
+
+    if source.startswith("hub:") or is_demo(source):
+        return source.startswith(PAIRS)
+    try:
+        return {"chosen", "rejected"} <= set(read_rows(source).columns)
+    except DataError:  # told by the command itself
+        return False
 
 
 def _renderer(settings: Any) -> tuple[Any, Any]:

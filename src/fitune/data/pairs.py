@@ -17,7 +17,7 @@ from typing import Any
 from fitune.data.forms import Form, side, with_system
 from fitune.data.pair_check import PairReport, check_pairs
 from fitune.data.render import Renderer
-from fitune.data.rows import Example, PairRow
+from fitune.data.rows import Example, PairRow, TokenRow
 from fitune.data.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
 from fitune.errors import DataError
 
@@ -152,6 +152,24 @@ def _turns(text: str) -> Messages:
     return [{"role": roles[who], "content": said.strip()} for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
 
 
+def pair_sides(
+    source: Any, form: Form, renderer: Renderer, options: DataOptions, count: int
+) -> list[tuple[str, TokenRow]]:
+    """Both sides of the first pairs, as training sees them."""
+    pairs = [pair for pair in _read(source, form, options)[:count] if all(text.strip() for text in pair.texts)]
+    return list(zip(("chosen", "rejected") * len(pairs), _side_rows(pairs, renderer), strict=True))
+
+
+def _side_rows(pairs: Sequence[Pair], renderer: Renderer) -> list[TokenRow]:
+    """Each pair's better row, then its worse one, up to the answer's end."""
+    rendered = [
+        renderer.render(pair.example(better), "assistant", first_message=len(pair.prompt))
+        for pair in pairs
+        for better in (True, False)
+    ]
+    return [row.up_to_last_trained() for row in renderer.tokenize(rendered)]
+
+
 def to_rows(
     name: str,
     form: str,
@@ -166,12 +184,7 @@ def to_rows(
         DataError: what the check finds wrong.
     """
     usable = [pair for pair in pairs if all(text.strip() for text in pair.texts)]
-    rendered = [
-        renderer.render(pair.example(better), "assistant", first_message=len(pair.prompt))
-        for pair in usable
-        for better in (True, False)
-    ]
-    tokens = [row.up_to_last_trained() for row in renderer.tokenize(rendered)]
+    tokens = _side_rows(usable, renderer)
     rows = [
         PairRow(better, worse, pair.row_number)
         for pair, better, worse in zip(usable, tokens[::2], tokens[1::2], strict=True)

@@ -12,8 +12,8 @@ from typing import Any
 from fitune.data.check import CheckReport, check_rows
 from fitune.data.files import Rows
 from fitune.data.forms import Form, to_example
-from fitune.data.pairs import prepare_pairs
-from fitune.data.prompts import prepare_prompts
+from fitune.data.pairs import pair_sides, prepare_pairs
+from fitune.data.prompts import prepare_prompts, to_prompt
 from fitune.data.render import Renderer
 from fitune.data.rows import Example, TokenRow
 from fitune.data.sources import (
@@ -28,7 +28,7 @@ from fitune.data.sources import (
 )
 from fitune.errors import DataError
 
-__all__ = ["DataOptions", "PreparedData", "load_examples", "loss_target", "prepare", "split_file"]
+__all__ = ["DataOptions", "PreparedData", "load_examples", "loss_target", "prepare", "rows_to_show", "split_file"]
 
 
 def prepare(
@@ -92,6 +92,25 @@ def load_examples(
             "use method: sft, or data.columns={text: COLUMN}"
         )
     return rows, form, convert_all(rows, form, lambda row, number: to_example(row, form, options.system, number))
+
+
+def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
+    """The first rows as training sees them, each with its side: "", chosen, rejected or prompt.
+
+    Raises:
+        DataError: as `prepare`; what only the check finds wrong is shown all the same.
+    """
+    kind = KINDS[options.method]
+    if kind == "rows":
+        _, form, examples = load_examples(name, renderer, options)
+        target = loss_target(options, form)
+        rendered = [renderer.render(example, target, options.response_template) for example in examples[:count]]
+        return [("", row) for row in renderer.tokenize(rendered)]
+    source, form = read_source(name, renderer.tokenizer, options)
+    if kind == "pairs":
+        return pair_sides(source, form, renderer, options, count)
+    rows = convert_all(source, form, lambda row, number: to_prompt(row, form, options.system, number, renderer))[:count]
+    return [("prompt", TokenRow(row.input_ids, (False,) * row.num_tokens, row.row_number)) for row in rows]
 
 
 def loss_target(options: DataOptions, form: Form) -> str:
