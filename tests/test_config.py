@@ -59,7 +59,7 @@ def test_all_faults_come_at_once_each_with_its_place(tmp_path):
         'run.yaml:3: lora.alpah is not a setting (did you mean "alpha"?)',
         "run.yaml:4: data.test_share is 2; use 0 to 1, for example 0.05",
         'run.yaml:5: runs is not a setting (did you mean "run"?)',
-        '--lora.init is "gausian" (did you mean "gaussian"?); use one of default, gaussian, pissa, debug',
+        '--lora.init is "gausian" (did you mean "gaussian"?); use one of default, gaussian, pissa, loftq, debug',
     ]
 
 

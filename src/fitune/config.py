@@ -43,6 +43,9 @@ class ModelSettings(Section):
     unquantized: list[str] = []
     """With a quantization: linear layers kept in `precision`, by name endings such as `[down_proj]`. Embeddings, norms and
     the output head always are."""
+    merge: list[str] = []
+    """Adapters (runs by name or folder, or adapters' folders) merged into the base before training, in this order. A new
+    adapter is trained over the result, and keeps copies of them. Not with a quantization."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel; auto takes SDPA."""
     chat_template: str = "auto"

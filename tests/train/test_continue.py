@@ -11,7 +11,11 @@ import pytest
 import fitune
 from fitune.adapters.attach import attach, lora_config
 from fitune.adapters.folder import load_adapter, read_facts
+from fitune.data.prepare import DataOptions
 from fitune.errors import ModelError, RunError, SettingsError
+from fitune.evaluate.combined import combine_on_disk
+from fitune.evaluate.evaluate import evaluate
+from fitune.evaluate.target import open_target
 from fitune.models.hardware import Precision, detect
 from fitune.models.load import LoadedBase, load_base
 from fitune.models.source import resolve
@@ -19,8 +23,6 @@ from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
 from fitune.settings import load_settings
 from fitune.train.planning import scenario_of
-
-NO_LORA = {"lora": {}}
 
 
 def adapter_bytes(run: Path) -> bytes:
@@ -97,11 +99,43 @@ def test_the_plan_knows_its_options(first: Path, settings_of: Any):
     assert set(scenario.modules_to_save) >= {"input_layernorm", "final_layer_norm"}
 
 
+def test_a_new_adapter_over_a_merged_one(first: Path, settings_of: Any):
+    """It begins at the first run's loss, is opened with that one merged in again, and can be continued and stacked."""
+    ended = json.loads((first / "manifest.json").read_text())["results"]["after"]["loss"]
+    second = fitune.train(settings_of(model__merge=["one"], lora={"rank": 2}, run__name="two", train__max_steps=2))
+    assert second.before is not None and second.after is not None
+    assert second.before["loss"] == pytest.approx(ended, abs=1e-4) and second.after["loss"] < ended - 1e-3
+    moved = first.rename(first.with_name("elsewhere"))  # what it stands on is in its own folder
+    config = json.loads((second.folder / "adapter" / "adapter_config.json").read_text())
+    assert "with 1 adapters merged in" in config["base_model_name_or_path"] and config["r"] == 2
+    target = open_target(str(second.folder), device="cpu", precision="fp32")
+    found = evaluate_loss(target, settings_of().data.train)
+    bare = evaluate_loss(
+        open_target(settings_of().model.name, device="cpu", precision="fp32"), settings_of().data.train
+    )
+    assert found < bare - 0.05
+    third = fitune.train(settings_of(lora={"continue_from": "two"}, run__name="three", train__max_steps=1))
+    assert third.before is not None and third.after is not None and third.before["loss"] == second.after["loss"]
+    merges = [str(moved), "three"]  # "three" brings "one" along: it is merged once
+    fourth = fitune.train(settings_of(model__merge=merges, lora={"rank": 2}, run__name="four", train__max_steps=1))
+    assert fourth.before is not None and fourth.before["loss"] == pytest.approx(third.after["loss"], abs=1e-4)
+    assert not (fourth.folder / "adapter" / "merged" / "2").exists()
+    with pytest.raises(ModelError, match="different adapters merged in"):
+        combine_on_disk([("two", 1.0), ("elsewhere", 1.0)], "x", runs_folder=second.folder.parent, device="cpu")
+    assert (fourth.folder / "adapter" / "merged" / "1" / "adapter_config.json").exists()
+
+
+def evaluate_loss(target: Any, data: str) -> float:
+    return evaluate(target, data, DataOptions(method="sft"), max_new_tokens=1).metrics["loss"]
+
+
 def test_faults(first: Path, settings_of: Any, tmp_path: Path, tiny_model: Any):
     with pytest.raises(SettingsError, match=r"lora\.rank is set, and lora\.continue_from goes on with an adapter"):
         load_settings(None, {"lora.continue_from": "one", "lora.rank": "8"})
     with pytest.raises(SettingsError, match=r"train\.tuning is full, which has no adapters"):
         load_settings(None, {"lora.continue_from": "one", "train.tuning": "full"})
+    with pytest.raises(SettingsError, match=r"model\.merge is set, and model\.quantization is nf4"):
+        load_settings(None, {"model.merge": "one", "model.quantization": "nf4"})
     with pytest.raises(ModelError, match=r'lora.continue_from is onw: there is no run or adapter "onw" \(did you mean'):
         fitune.train(settings_of(lora={"continue_from": "onw"}, run__name="two"))
     other = str(tiny_model("llama"))

@@ -22,6 +22,7 @@ NO_MEMORY = {
     "rl": "tested below; the others are factors, times and words",
     "model.name": "the config is the plan's other argument",
     "model.revision": "likewise",
+    "model.merge": "before the first step; one layer's sum at a time",
     "model.device": "the card is the plan's third argument",
     "model.chat_template": "new_tokens tells what a template adds",
     "model.trust_remote_code": "no weights",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.places import CONFIG, WEIGHTS, digest, find_adapter, lora_options, read_config
+from fitune.adapters.places import CONFIG, MERGED, WEIGHTS, digest, find_adapter, lora_options, read_config
 from fitune.errors import ModelError, RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.folder import MANIFEST, RunFolder
@@ -29,7 +29,7 @@ def list_adapters(root: str | Path = "runs") -> list[dict[str, Any]]:
     """One summary an adapter below ``root``, by name; damaged ones say so."""
     found = []
     for config in sorted(Path(root).glob(f"**/{CONFIG}")):
-        if any(part.startswith(".") or part == "checkpoints" for part in config.parts):
+        if any(part.startswith(".") or part in ("checkpoints", MERGED) for part in config.parts):
             continue
         try:
             whole = describe(config.parent)
@@ -158,7 +158,8 @@ def delete(name: str, root: str | Path = "runs", only_copy: bool = False) -> Pat
 def copies_of(folder: Path, root: str | Path = "runs") -> list[Path]:
     """Other folders below ``root`` with the same weights."""
     own = digest(folder)
-    weights = (path for path in Path(root).glob(f"**/{WEIGHTS}") if path.parent.resolve() != folder.resolve())
+    found = (path for path in Path(root).glob(f"**/{WEIGHTS}") if MERGED not in path.parts)
+    weights = (path for path in found if path.parent.resolve() != folder.resolve())
     return [path.parent for path in weights if digest(path.parent) == own]
 
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from fitune.adapters.attach import cast_trained_to_fp32, compute_in, refuse_dora_in_int8, remember_biases
 from fitune.adapters.belongs import FACTS, check_belongs, fingerprint, read_facts
 from fitune.adapters.fast_lora import use_fast_lora
-from fitune.adapters.places import read_config
+from fitune.adapters.places import copy_merged, merged_facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template
@@ -48,6 +48,7 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         },
         "precision": base.precision.name,
         "quantization": base.quantization.to_dict() if base.quantization.on else None,
+        **({"merged": merged_facts(base.merged)} if base.merged else {}),
     }
 
 
@@ -75,7 +76,11 @@ def save_adapter(
         _save_peft(model, whole, name)
         for file_name, tensors in (beside or {}).items():
             save_file(tensors, whole / file_name)
-        _name_base(whole, str(facts["base"]["name"]), facts["base"]["revision"])
+        merged = facts.get("merged") or ()
+        copy_merged(merged, whole)
+        # Plain PEFT must not take the bare base for the one with adapters in it.
+        with_merged = f" with {len(merged)} adapters merged in, see {FACTS}" if merged else ""
+        _name_base(whole, f"{facts['base']['name']}{with_merged}", facts["base"]["revision"])
         tokenizer.chat_template = template.text
         tokenizer.save_pretrained(whole)
         if model.generation_config is not None:

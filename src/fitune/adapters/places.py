@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fitune.errors import ModelError, RunError, did_you_mean
 
+MERGED = "merged"
+"""Folder, inside an adapter's, with copies of the adapters that its base has in its weights."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -78,6 +82,47 @@ def lora_options(folder: Path) -> dict[str, Any]:
         "dora": config.get("use_dora", False),
         "modules_to_save": list(config.get("modules_to_save") or ()),
     }
+
+
+def merged_facts(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """For fitune.json: the adapters that were merged into a base, and where they came from."""
+    return [{"from": str(folder.resolve()), "sha256": digest(folder)} for folder in folders]
+
+
+def refuse_other_merges(first: Path, second: Path) -> None:
+    """Raises ModelError when two adapters were trained over different merged bases: they cannot lie side by side."""
+    standing_on = [[digest(folder) for folder in merged_inside(one)] for one in (first, second)]
+    if standing_on[0] != standing_on[1]:
+        raise ModelError(
+            f"{first} and {second} were trained over bases with different adapters merged in ({len(standing_on[0])} and "
+            f"{len(standing_on[1])}); open them one at a time"
+        )
+
+
+def copy_merged(merged: Sequence[dict[str, str]], folder: Path) -> None:
+    """Put copies of the merged adapters into a new adapter's folder."""
+    for place, one in enumerate(merged):
+        shutil.copytree(one["from"], folder / MERGED / str(place), ignore=shutil.ignore_patterns(MERGED))
+
+
+def merged_inside(folder: Path) -> list[Path]:
+    """The adapters that the one in ``folder`` stands on, in the order in which they were merged."""
+    count = len(_merged(folder))
+    found = [folder / MERGED / str(place) for place in range(count)]
+    if missing := [path for path in found if not path.is_dir()]:
+        raise ModelError(
+            f"the adapter in {folder} was trained over a base with {count} adapters merged in, and {missing[0]} is not "
+            "there; copy the whole folder"
+        )
+    return found
+
+
+def _merged(folder: Path) -> list[Any]:
+    path = folder / "fitune.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("merged") or [] if path.is_file() else []
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
 
 
 def digest(folder: Path) -> str:

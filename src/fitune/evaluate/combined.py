@@ -13,7 +13,7 @@ from fitune.adapters import life
 from fitune.adapters.combine import Combined, combine
 from fitune.adapters.disk import title
 from fitune.adapters.folder import base_facts, load_adapter, save_adapter
-from fitune.adapters.places import digest, find_adapter
+from fitune.adapters.places import digest, find_adapter, refuse_other_merges
 from fitune.errors import ModelError
 from fitune.evaluate.target import open_base_of
 from fitune.models.hardware import choose_precision, detect
@@ -57,6 +57,8 @@ def combine_on_disk(
     folders = [find_adapter(name, runs_folder) for name, _ in parts]
     if len({folder.resolve() for folder in folders}) < 2:
         raise ModelError("a combination needs two different adapters or more")
+    for folder in folders[1:]:
+        refuse_other_merges(folders[0], folder)
     hardware = detect(device)
     base, facts = open_base_of(folders[0], hardware, choose_precision("auto", hardware))
     model = load_adapter(base.model, folders[0])

@@ -13,7 +13,7 @@ from peft import PeftModel
 from fitune.adapters import life
 from fitune.adapters.base_state import changed, digests
 from fitune.adapters.disk import title
-from fitune.adapters.places import find_adapter
+from fitune.adapters.places import find_adapter, refuse_other_merges
 from fitune.errors import ModelError
 from fitune.evaluate.target import Target
 
@@ -27,6 +27,7 @@ class Desk:
         self.last: str | None = None
         self.places: dict[str, Path] = {}
         if target.adapter is not None:
+            self.adapter_folder = target.adapter
             self.last = self._name(target.adapter)
             life.rename(self.model, "default", self.last)
             self.places[self.last] = target.adapter
@@ -53,6 +54,7 @@ class Desk:
             folder = find_adapter(name, self.runs_folder)
             name = self._name(folder)
             if name not in life.names(model):
+                refuse_other_merges(self.adapter_folder, folder)
                 life.add(model, folder, name)
                 self.places[name] = folder
         life.use(model, name)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.folder import grow_for, load_adapter, load_tokenizer_of, read_facts
+from fitune.adapters.merged_base import merge_into
+from fitune.adapters.places import merged_inside
 from fitune.console import warn
 from fitune.data.render import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
@@ -108,7 +110,7 @@ def open_base_of(
     )
     _say_allowed(base.notes)
     grow_for(base.model, tokenizer, facts, template)
-    return base, facts
+    return merge_into(base, merged_inside(adapter)), facts
 
 
 def base_of(adapter: Path, facts: dict[str, Any], name: str | None, allow_pickled: bool = False) -> ModelSource:

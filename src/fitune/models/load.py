@@ -35,7 +35,8 @@ OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAn
 @dataclass(frozen=True)
 class LoadedBase:
     """A base ready to be adapted or asked. `notes` are what the user should hear about it; `dense` is empty unless the
-    weights before quantization were asked for: layer's name → weight, (out, in)."""
+    weights before quantization were asked for: layer's name → weight, (out, in). `merged` are the adapters in its weights.
+    """
 
     model: PreTrainedModel
     tokenizer: object
@@ -47,6 +48,7 @@ class LoadedBase:
     notes: tuple[str, ...] = field(default=())
     quantization: Quantization = NO_QUANTIZATION
     dense: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    merged: tuple[Path, ...] = ()
 
 
 def load_config(source: ModelSource, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -65,7 +65,13 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
     lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run)]
     use = f"fitune score {run.path} --data answers.jsonl" if judge else f"fitune chat {run.path}"
     lines += ["", "## Use", "", "```sh", use, "```", ""]
-    if lora:
+    if lora and model.get("merged"):
+        lines += [
+            "Its base has other adapters in its weights (the folder `merged` has them): fitune puts them in, plain PEFT",
+            "does not. `fitune export --to merged` writes a model that opens anywhere.",
+            "",
+        ]
+    elif lora:
         lines += [*_in_plain_peft(str(model.get("name")), on_hub or model.get("kind") == "folder"), ""]
     if judge:
         lines += [

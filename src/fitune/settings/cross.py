@@ -92,6 +92,12 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
                 ("model.unquantized", "model.quantization"),
                 "is set, and model.quantization is none; set model.quantization to int8, nf4 or fp4, or remove this",
             )
+    elif settings.model.merge:
+        yield (
+            ("model.merge", "model.quantization"),
+            f"is set, and model.quantization is {kind}: the sum would be rounded to its few bits. Go on with that adapter "
+            "(lora.continue_from), or leave the base in 16 bits",
+        )
     elif settings.train.tuning == "full":
         yield (
             ("model.quantization", "train.tuning"),
@@ -159,6 +165,11 @@ def _memory(settings: Settings) -> Iterator[Fault]:
 
 def _ignored(settings: Settings) -> Iterator[Fault]:
     """Settings that would be ignored: set to something else than their default where nothing reads them."""
+    if settings.model.merge and settings.lora.continue_from is not None:
+        yield (
+            ("model.merge", "lora.continue_from"),
+            "is set, and lora.continue_from goes on with an adapter that knows what its base is; remove it",
+        )
     if settings.train.tuning == "full":
         for key, field in all_fields().items():
             if field.section == "lora" and _value(settings, key) != field.default:

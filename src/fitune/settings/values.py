@@ -19,6 +19,7 @@ EXAMPLES = {
     "memory.budget": "16GiB",
     "memory.may_change": "data.max_length",
     "lora.modules_to_save": "lm_head",
+    "model.merge": "runs/first",
     "model.unquantized": "down_proj",
     "rl.rewards": "pig_latin,0.2*length:20",
     "run.report_to": "tensorboard",

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from fitune.adapters.attach import attach, lora_config
 from fitune.adapters.folder import add_adapter, continue_adapter
 from fitune.adapters.loftq import start_loftq
+from fitune.adapters.merged_base import merge_into
 from fitune.adapters.places import lora_options
 from fitune.adapters.reference import REFERENCE
 from fitune.config import Settings
@@ -30,7 +31,7 @@ from fitune.train.examine import Examiner, questions_of
 from fitune.train.memory import peak_memory_bytes
 from fitune.train.method import method_of
 from fitune.train.packing import Packing, choose_packing
-from fitune.train.ready import Ready, start_of
+from fitune.train.ready import Ready, merges_of, start_of
 from fitune.train.trainer import FituneTrainer
 
 
@@ -57,7 +58,7 @@ def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: Ru
         max_steps=settings.train.max_steps,
         learning_rate=settings.train.learning_rate or default_rate(settings),
         schedule_name=settings.train.schedule,
-        optimizer=settings.train.optimizer,
+        optimizer=_optimizer(settings.train.optimizer, ready.hardware.device),
         weight_decay=settings.train.weight_decay,
         max_grad_norm=settings.train.max_grad_norm,
         gradient_checkpointing=settings.train.gradient_checkpointing,
@@ -82,6 +83,14 @@ def best_metric_of(settings: Settings) -> str:
 def default_rate(settings: Settings) -> float:
     """The learning rate when none is set."""
     return method_of(settings.method).learning_rates[settings.train.tuning]
+
+
+def _optimizer(name: str, device: str) -> str:
+    """The optimizer that is meant; a CPU's memory has nowhere to be paged to."""
+    if name.startswith("paged_") and device == "cpu":
+        say(f"train.optimizer is {name}: on a CPU there is nothing to page, so it is {name.removeprefix('paged_')}")
+        return name.removeprefix("paged_")
+    return name
 
 
 def tell_plan(settings: Settings, schedule: Schedule, num_rows: int) -> None:
@@ -114,6 +123,7 @@ def load(settings: Settings, ready: Ready) -> LoadedBase:
         Quantization(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
         keep_dense=settings.lora.init == "loftq",
     )
+    base = merge_into(base, merges_of(settings))
     for note in base.notes:
         say(note)
     return base

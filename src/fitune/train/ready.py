@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.places import digest, find_adapter
+from fitune.adapters.places import digest, find_adapter, merged_facts, merged_inside
 from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
@@ -64,7 +64,7 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     Raises:
         ModelError, DataError, SettingsError: with the place, the value and the fix.
     """
-    start = start_of(settings)  # a name that is not there is told before the data is read
+    start, merges = start_of(settings), merges_of(settings)  # a name that is not there is told before the data is read
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
     say(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
@@ -81,7 +81,22 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
     found = facts(source, template, precision)
     if start is not None:
         found["continues"] = {"adapter": str(start.resolve()), "sha256": digest(start)}
+    if merges:
+        found["merged"] = merged_facts(merges)
     return Ready(hardware, precision, source, tokenizer, template, renderer, data, found)
+
+
+def merges_of(settings: Settings) -> list[Path]:
+    """Folders of the adapters that are merged into the base first; for a continued adapter, those it was trained over."""
+    start = start_of(settings)
+    if start is not None:
+        return merged_inside(start)
+    found: dict[str, Path] = {}
+    for name in settings.model.merge:
+        adapter = find_adapter(name, settings.run.folder, "model.merge")
+        for folder in (*merged_inside(adapter), adapter):  # what it stands on comes first, and once
+            found.setdefault(digest(folder), folder)
+    return list(found.values())
 
 
 def start_of(settings: Settings) -> Path | None:

@@ -80,6 +80,9 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
     ]
     if base.get("continues", {}).get("sha256") != model.get("continues", {}).get("sha256"):
         changed.append("the adapter that it goes on with")
+    digests = [[one["sha256"] for one in facts.get("merged", ())] for facts in (base, model)]
+    if digests[0] != digests[1]:
+        changed.append("an adapter that is merged into the base")
     if changed:
         raise RunError(
             f"{run.path} cannot be resumed: {' and '.join(changed)} changed since it began; "
