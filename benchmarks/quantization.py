@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS = {"base": 100, "optimizer": 30}
+STEPS = {"base": 100, "optimizer": 12}
 SENTENCES = 24
 COMMON: dict[str, Any] = {
     "data.train": "demo:pig-latin", "data.test_share": 0.01, "train.batch_size": 8, "eval.samples": 0,
