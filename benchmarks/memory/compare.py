@@ -2,16 +2,16 @@
 
     python benchmarks/memory/compare.py
     python benchmarks/memory/compare.py --legacy-python ENV/bin/python   # the course's tables in the stack of late 2024
-    python benchmarks/memory/compare.py --write docs/memory-accuracy.md
+    python benchmarks/memory/compare.py --legacy-python ENV/bin/python --write docs/memory.md
 
-Prints a line a row, then median and worst error of each table.
+Prints a line a row, then median and worst error of each table. Traces are cached: a second run takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE)]
 
+from page import page  # noqa: E402
 from published import Row, config_of, published  # noqa: E402
 
 from fitune.plan.scenario import Scenario  # noqa: E402
@@ -73,78 +74,39 @@ def key(row: Row) -> str:
     return f"{row.model} {row.capability} {row.scenario.key()}"
 
 
-def percent(predicted: float | None, measured: float | None) -> float | None:
-    """Error of a prediction in percent."""
-    return None if not predicted or not measured else 100 * (predicted / measured - 1)
-
-
-def shown(value: float | None) -> str:
-    """A signed percentage or nothing."""
-    return "" if value is None else f"{value:+.1f} %"
-
-
-def table(rows: list[Row], now: dict, then: dict) -> tuple[list[str], dict[str, list[float]]]:
-    """Markdown lines, and errors by kind."""
-    text = [
-        "| row | measured MB | predicted MB | error | 2024 stack | error | reserved error |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        answer, old = now.get(key(row), {}), then.get(key(row), {})
-        measured = "out of memory" if row.allocated_bytes is None else f"{row.allocated_bytes / 1e6:.0f}"
-        error, old_error = (percent(a.get("allocated"), row.allocated_bytes) for a in (answer, old))
-        reserved = percent(answer.get("reserved"), row.reserved_bytes)
-        for name, value in (
-            ("allocated", error),
-            ("allocated, 2024 stack", old_error),
-            ("reserved", reserved),
-            ("allocated, all settings stated", error if row.stated else None),
-            ("allocated, all settings stated, 2024 stack", old_error if row.stated else None),
-        ):
-            if value is not None:
-                errors.setdefault(name, []).append(value)
-        cells = [
-            row.label,
-            measured,
-            mb(answer),
-            shown(error),
-            mb(old) if then else "",
-            shown(old_error),
-            shown(reserved),
-        ]
-        text.append("| " + " | ".join(cells) + " |")
-    return text, errors
-
-
-def mb(answer: dict[str, Any]) -> str:
-    """Allocated MB, or why there is none."""
-    return f"{answer['allocated'] / 1e6:.0f}" if "allocated" in answer else answer.get("error", "")[:60]
-
-
 def main() -> None:
-    """Compare, print, and write the table of the docs."""
+    """Compare, print, and write the page of the docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--legacy-python", help="Python of an environment of late 2024")
-    parser.add_argument("--write", type=Path, help="write the tables to this file")
+    parser.add_argument("--write", type=Path, help="write the page to this file")
     parser.add_argument("--only", default="", help="part of a table's name")
     options = parser.parse_args()
     rows = [row for row in [*published(), *own_rows()] if options.only in row.table]
     now = answers(rows, sys.executable)
     course = [row for row in rows if "bit" in row.table]
     then = answers(course, options.legacy_python) if options.legacy_python and course else {}
-    text = []
-    for name in dict.fromkeys(row.table for row in rows):
-        lines, errors = table([row for row in rows if row.table == name], now, then if "bit" in name else {})
-        text += [f"\n## {name}\n", *lines, ""]
-        for kind, values in errors.items():
-            sizes = [abs(value) for value in values]
-            text.append(
-                f"- {kind}: median {statistics.median(sizes):.2f} %, worst {max(values, key=abs):+.1f} %, {len(sizes)} rows"
-            )
-    print("\n".join(text))
+    stacks = [versions(sys.executable)] + ([versions(options.legacy_python)] if then else [])
+    text = page([(row, now[key(row)], then.get(key(row))) for row in rows], stacks, datetime.date.today(), cpu_rows())
+    print(text)
     if options.write:
-        options.write.write_text("\n".join(text).lstrip() + "\n")
+        options.write.write_text(text)
+
+
+def cpu_rows() -> list[dict[str, Any]]:
+    """What cpu.py has written."""
+    path = HERE / "results" / "cpu.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def versions(python: str) -> str:
+    """The packages that trace, in words."""
+    code = (
+        "import importlib.metadata as m, platform;"
+        "print(', '.join(f'{n} {m.version(n)}' for n in ('torch', 'transformers', 'peft', 'bitsandbytes')),"
+        "', Python', platform.python_version(), sep='')"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip().replace(", Python", ", Python ")
 
 
 if __name__ == "__main__":

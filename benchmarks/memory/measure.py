@@ -1,4 +1,4 @@
-"""Measure on a GPU what the plan predicts: peak allocated, peak reserved, and the process's share of the card.
+"""Measure on a GPU what the plan predicts: peak allocated, peak reserved, and what nvidia-smi shows for the process.
 
     python benchmarks/memory/measure.py --out benchmarks/memory/results/h100.jsonl
 
@@ -14,6 +14,7 @@ import argparse
 import datetime
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -71,6 +72,10 @@ def cases() -> list[dict[str, Any]]:
     for optimizer in ("adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd", "adamw_loop"):
         add(one, 30, weights="fp32", tuning="full", seq_len=512, gradient_checkpointing=True, optimizer=optimizer)
     add(one, 16, batch=4, seq_len=512, rows="padded")
+    for seq_len in (2048, 4096):  # one pack, as fitune trains on a GPU with Triton
+        for checkpointing in (False, True):
+            add(one, 6.0 + 6.5e-3 * seq_len, seq_len=seq_len, rows="packed", attention="flash_attention_2",
+                gradient_checkpointing=checkpointing)  # fmt: skip
     add(one, 16, batch=4, seq_len=512, label_share=0.25)
     add(one, 16, seq_len=1024, accumulation=2, gradient_checkpointing=True)
     add(one, 12, seq_len=1024, attention="eager")
@@ -127,8 +132,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         if scenario.generate_batch:
             phase("generation", program.generate)
         row["seconds_last_step"] = timed(step)
-        free, total = torch.cuda.mem_get_info()
-        row["card_used_bytes"], row["reserved_now_bytes"] = total - free, torch.cuda.memory_reserved()
+        row["smi_bytes"], row["reserved_now_bytes"] = smi_bytes(), torch.cuda.memory_reserved()
     except torch.cuda.OutOfMemoryError as error:
         row["oom"] = str(error)[:300]
     except Exception as error:
@@ -138,6 +142,20 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     row["reserved_peak_bytes"] = max((p["reserved_bytes"] for p in phases.values()), default=0)
     row["seconds"] = round(time.time() - started, 2)
     return row
+
+
+def smi_bytes() -> int | None:
+    """What nvidia-smi shows for this process; None where it does not know it (in a container with pids of its own)."""
+    asked = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for line in done.stdout.splitlines():
+        pid, _, used = line.partition(",")
+        if pid.strip() == str(os.getpid()) and used.strip().isdigit():
+            return int(used) * 2**20
+    return None
 
 
 def timed(step: Any) -> float:

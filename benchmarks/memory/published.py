@@ -1,20 +1,6 @@
 """Published peaks and the scenario that each row is read as: what a row states, and what we assume where it is silent.
 
-In: the CSV files beside this one. Out: `Row`s for compare.py.
-
-Read out of the rows themselves, not fitted:
-- OPT-350M in 16 bits: the row with Adam and no accumulation is five times the parameters (weights, gradients, two states,
-  foreach's square roots) plus the logits in 16 bits, and without checkpointing plus the keys and values of every layer:
-  the loop still held the model's outputs, with their cache, when the optimizer stepped, and took one step. All rows agree.
-- 8-bit Adam equals the rows without an optimizer step: its states are not in torch's allocator (paged, managed memory).
-- LoRA is taken as PEFT's own defaults for these models (OPT and Qwen2: q_proj, v_proj; Falcon: query_key_value), with
-  dropout 0.05; PEFT keeps adapters of 16-bit models in fp32. Rank 8, PEFT's default, for the course's tables.
-- 8-bit weights: with checkpointing, from 500 to 2,000 tokens, mixed precision saves 2.0 B a logit: the loop keeps the
-  16-bit logits as they are (plain torch.autocast, not accelerate's, which lifts outputs to fp32).
-- RTX 4080, NF4: between two lengths a token costs 16 B a logit (fp32 logits, their log-softmax and two gradients) and
-  4 B a hidden value and layer: embeddings and norms were lifted to fp32 (prepare_model_for_kbit_training) and no autocast
-  was on. With bf16 weights it is 14 B a logit: 16-bit logits, held by the loop, then the same three in fp32. What is left
-  over grows as fp32 adapters of rank 16 on q_proj and v_proj with two fp32 states.
+In: the CSV files beside this one. Out: `Row`s for compare.py, and `ASSUMED`, the assumptions in words.
 """
 
 from __future__ import annotations
@@ -32,6 +18,43 @@ ATTENTION = {"eager_mb": "eager", "sdpa_mb": "sdpa", "fa2_mb": "flash_attention_
 LORA_DEFAULTS = {"opt-350m": ("q_proj", "v_proj"), "falcon-7b": ("query_key_value",)}
 
 
+ASSUMED = {
+    "OPT-350M 16-bit": """
+Peak of the whole run, one row of 2,000 tokens, weights, gradients and states in fp16. Read out of the rows themselves:
+
+- Full fine-tuning with Adam and no accumulation is five times the parameters (weights, gradients, two states, and
+  foreach's square roots of the second), plus the logits in 16 bits, and without checkpointing plus the keys and values
+  of every layer: the loop still held the model's outputs, with their cache, when the optimizer stepped, and took one
+  step. With accumulation it ended before an optimizer step. All rows agree with this.
+- 8-bit Adam: the rows equal those without an optimizer step, so its states are not in torch's allocator. Assumed: the
+  paged kind, whose states are managed memory.
+- LoRA: rank and targets are not stated. Assumed: PEFT's defaults, rank 8 on q_proj and v_proj, and dropout 0.05;
+  PEFT keeps the adapters of 16-bit models in fp32.
+""",
+    "OPT-350M 8-bit": """
+LLM.int8 weights and LoRA, whose rank and targets are not stated. Assumed, as above: rank 8 on q_proj and v_proj, dropout
+0.05; PEFT's prepare_model_for_kbit_training. With checkpointing, from 500 to 2,000 tokens, mixed precision saves
+2.0 B a logit: the loop keeps the 16-bit logits as they are (plain torch.autocast, not accelerate's, which lifts outputs
+to fp32).
+""",
+    "Falcon-7B 8-bit": """
+As OPT-350M in 8 bits, with PEFT's default target for Falcon, query_key_value. The rows of 2,000 tokens without
+checkpointing ran out of memory. The card is not named. The eager cell of OPT-350M in 8 bits reached 20.5 GB in torch's
+allocator, and FlashAttention-2 needs Ampere or later: a card of 24 GB is the smallest that holds all cells which ran.
+""",
+    "RTX 4080": """
+Qwen2.5, gradient checkpointing unless said. Between two lengths a token of the NF4 rows costs 16 B a logit (fp32 logits,
+their log-softmax and two gradients) and 4 B a hidden value and layer: embeddings and norms were lifted to fp32
+(prepare_model_for_kbit_training) and no autocast was on. With bf16 weights it is 14 B a logit: 16-bit logits, held by the
+loop, then the same three in fp32. What is left over grows as fp32 adapters of rank 16 on q_proj and v_proj with two fp32
+states. Peaks count from the process's beginning.
+""",
+}
+# Smallest memory that a card of a class leaves to a process, bytes, rising: RTX 4080; A10G, the tightest with 24 GB
+# (ECC inside); A100 40GB. src/fitune/plan/gpus.csv.
+CARDS = {"16 GB": 15.69 * 2**30, "24 GB": 21.98 * 2**30, "40 GB": 39.38 * 2**30}
+
+
 @dataclass(frozen=True)
 class Row:
     """A measured peak and its question."""
@@ -44,8 +67,8 @@ class Row:
     allocated_bytes: float | None
     """None: the card ran out of memory."""
     reserved_bytes: float | None = None
-    stated: bool = True
-    """Whether the row states all its settings; the others rest on the assumptions above."""
+    kind: str = "allocated"
+    """Rows whose errors belong together: "full fine-tuning" states all its settings, others rest on assumptions."""
 
 
 def lines(name: str) -> list[dict[str, str]]:
@@ -90,8 +113,9 @@ def course_16bit() -> list[Row]:
                 f"{'full' if full else 'LoRA'}, {line['optimizer']}, accumulation {line['grad_accumulation']}, "
                 f"checkpointing {line['grad_checkpointing']}, {attention}"
             )
+            kind = "LoRA" if not full else "full, 8-bit Adam" if paged else "full fine-tuning"
             rows.append(
-                Row("OPT-350M 16-bit", label, "opt-350m", scenario, (8, 0), float(line[column]) * 1e6, stated=full)
+                Row("OPT-350M 16-bit", label, "opt-350m", scenario, (8, 0), float(line[column]) * 1e6, kind=kind)
             )
     return rows
 
@@ -130,7 +154,7 @@ def course_8bit(name: str, model: str, table: str) -> list[Row]:
                 f"mixed {line['mixed_precision']}, {attention}"
             )
             peak = None if line[column] == "OOM" else float(line[column]) * 1e6
-            rows.append(Row(table, label, model, scenario, (8, 0), peak, stated=False))
+            rows.append(Row(table, label, model, scenario, (8, 0), peak, kind="LoRA"))
     return rows
 
 
@@ -159,7 +183,6 @@ def rtx_4080() -> list[Row]:
                 (8, 9),
                 float(line["allocated_gib"]) * 2**30,
                 float(line["reserved_gib"]) * 2**30,
-                stated=False,
             )
         )
     return rows

@@ -2,6 +2,7 @@
 
     python benchmarks/memory/trace_rows.py < questions.jsonl > answers.jsonl
 
+Traces are cached by content, so an interrupted comparison goes on.
 compare.py runs it with its own Python and, for the course's tables, with one of late 2024 (torch 2.5.1,
 transformers 4.46.2, peft 0.13.2, bitsandbytes 0.45.2).
 """
@@ -23,10 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def main() -> None:
     """Answer each question with peaks, parts and the moment, or with the error."""
-    from fitune.plan.cache import as_config
+    from fitune.plan.cache import cached_trace
     from fitune.plan.predict import Card, assemble
     from fitune.plan.scenario import Scenario
-    from fitune.plan.trace import trace
 
     out = sys.stdout
     sys.stdout = sys.stderr
@@ -35,8 +35,7 @@ def main() -> None:
         card = Card("", question.get("usable_bytes", 2**45), tuple(question["capability"]), 0)
         try:
             scenario = Scenario.from_dict(question["scenario"])
-            traced = trace(as_config(question["config"]), scenario, card.capability)
-            plan = assemble(traced.to_dict(), card)
+            plan = assemble(cached_trace(question["config"], scenario, card.capability), card)
             answer = {
                 "allocated": plan.allocated_peak_bytes, "reserved": plan.reserved_peak_bytes, "parts": plan.parts,
                 "moment": plan.moment, "phases": plan.phases,

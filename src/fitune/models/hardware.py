@@ -19,6 +19,8 @@ from fitune.errors import ModelError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Linux tells what a CPU can do; on another system a CPU counts as one without bf16.
 CPUINFO = Path("/proc/cpuinfo")
+# A pass of one pack needs some 40 to 80 different ones.
+KERNELS_KEPT = 128
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ def detect(device: str = "auto") -> Hardware:
     if device == "mps":
         return Hardware("mps", platform.processor() or "Apple GPU", memory.total, memory.available, cores, True)
     return Hardware("cpu", _cpu_name(), memory.total, memory.available, cores, _cpu_has_bf16())
+
+
+def keep_few_kernels() -> None:
+    """On a CPU: keep the compiled kernels of the last few shapes instead of a thousand.
+
+    oneDNN, and torch's own cache before it, keep 1,024 each by default. Packs and answers have new shapes at every step,
+    so they only fill memory: 600 MB after 40 steps (docs/tried.md). Read at the first product, so to be called before it;
+    a value that the user has set stays.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS_KEPT))
 
 
 def choose_precision(requested: str, hardware: Hardware) -> Precision:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from fitune.errors import ModelError
 from fitune.models.gguf import load_dense
-from fitune.models.hardware import Hardware, Precision
+from fitune.models.hardware import Hardware, Precision, keep_few_kernels
 from fitune.models.quantize import (
     NO_QUANTIZATION,
     Quantization,
@@ -97,6 +97,8 @@ def load_base(
     Raises:
         ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
     """
+    if hardware.device == "cpu":
+        keep_few_kernels()
     config = load_config(source, trust_remote_code)
     refuse_second_quantization(source, config, quantization)
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}

@@ -60,6 +60,21 @@ def grouped_attention(
     return result.view(1, num_nodes, query.shape[1], value.shape[3])
 
 
+def remember(layout: TreeLayout, query: Tensor, key: Tensor, window: int | None = None) -> None:
+    """Make now what `grouped_attention` would make of ``layout`` on its first call: masks and indices, in
+    ``layout.kept``. The memory plan calls it on a layout that has values, then moves all to the meta device.
+
+    Args:
+        query, key: rows of heads, (N·KV)×(G·D) and (N·KV)×D, whose values are not read.
+    """
+    kv_heads = len(key) // layout.num_nodes
+    for number, group in enumerate(layout.groups):
+        _head_rows(layout, ("queries", number), group.query_nodes, kv_heads, group.num_queries)
+        _head_rows(layout, ("keys", number), group.key_nodes, kv_heads, group.num_keys)
+        list(_blocks(layout, number, kv_heads, query, key, window))
+    _head_rows(layout, "places", layout.places, kv_heads)
+
+
 class _GroupedAttention(torch.autograd.Function):
     @staticmethod
     def forward(

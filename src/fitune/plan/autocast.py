@@ -28,17 +28,22 @@ FULL = {
     F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
 }  # fmt: skip
 
+# autocast_mode.cpp, KERNEL_CPU(…, fp32): of what language models call, the losses alone.
+FULL_ON_CPU = {F.cross_entropy, F.nll_loss, F.mse_loss, torch.prod, Tensor.prod}
+
 
 class MetaAutocast(TorchFunctionMode):
-    """Cast as torch.autocast("cuda", dtype) would, inside `enabled`, and where checkpointing recomputes.
+    """Cast as torch.autocast would, inside `enabled`, and where checkpointing recomputes.
 
     Args:
         dtype: the lower precision.
+        full: functions that are computed in fp32; CUDA's by default.
     """
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, full: set[Any] = FULL):
         super().__init__()
         self.dtype = dtype
+        self.full = full
         self.forward_depth = 0
         self.recompute_depth = 0
         self.suspensions = 0
@@ -100,7 +105,7 @@ class MetaAutocast(TorchFunctionMode):
         if func in LOWER and self.active:
             args = tuple(self.lower(value) for value in args)
             kwargs = {name: self.lower(value) for name, value in kwargs.items()}
-        elif func in FULL and self.active and not kwargs.get("dtype"):
+        elif func in self.full and self.active and not kwargs.get("dtype"):
             args = tuple(_full(value) for value in args)
             kwargs = {name: _full(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)

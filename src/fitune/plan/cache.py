@@ -19,6 +19,16 @@ from typing import Any
 from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.plan.scenario import Scenario
 
+# Of our own code, what a trace runs; how a plan is shown is no part of it.
+TRACED = (
+    *(
+        f"plan/{name}.py"
+        for name in ("autocast", "cpu_trace", "kernels", "optimizers", "packs", "program", "quick_meta", "recorder")
+    ),
+    *("plan/scenario.py", "plan/trace.py", "adapters/attach.py", "adapters/fast_lora.py", "adapters/lean_layers.py"),
+    *("train/loss.py", "train/chunked_loss.py", "train/packed.py", "models/tree_attention.py", "models/tree_scores.py"),
+    *("train/laid.py", "models/heads.py"),
+)
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
@@ -29,14 +39,20 @@ def cached_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[i
         config: a transformers config as a dict, "model_type" in it.
     """
     path = folder() / f"{content_key(config, scenario, capability)}.json.gz"
+    values = read(path)
+    if values is None:
+        values = make_trace(config, scenario, capability)
+        write(path, values)
+    return values
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The values of a file of the cache; None when it is not there, or was damaged by a crash."""
     try:
         with gzip.open(path, "rt") as file:
             return json.load(file)
-    except (OSError, ValueError):
-        pass  # not there, or damaged by a crash: made again
-    values = make_trace(config, scenario, capability)
-    write(path, values)
-    return values
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> dict[str, Any]:
@@ -130,7 +146,6 @@ def versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def source_hash() -> str:
     """Hash of our own code that a trace runs."""
-    root = Path(__file__).parent
-    beside = ("adapters/attach.py", "train/loss.py", "train/laid.py", "models/heads.py")
-    files = [*sorted(root.glob("*.py")), *(root.parent / name for name in beside)]
+    root = Path(__file__).parents[1]
+    files = [root / name for name in TRACED if (root / name).exists()]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]

@@ -18,21 +18,29 @@ import torch
 aten = torch.ops.aten
 
 
-def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -> dict[Any, Callable]:
+def table(
+    labels: int, rows: tuple[int, ...], seq_len: int, all_ones_mask: bool, flash_package: bool = False
+) -> dict[Any, Callable]:
     """Operators whose meta version differs.
 
     Args:
-        num_selected: how many positions a boolean mask over tokens picks (meta tensors hold no values).
+        labels: how many positions of a row a boolean mask over tokens picks (meta tensors hold no values).
+        rows: of the training batch, and of others; any other mask is taken for the training batch's.
+        seq_len: tokens of a row.
         all_ones_mask: the answer to "is this mask all ones?".
         flash_package: attention is the flash-attn package's, whose result lies in memory as BSHD whatever the query does.
     """
 
+    def picked(mask: Any) -> int:
+        over_tokens = mask.dim() == 2 and mask.shape[0] in rows and mask.shape[1] in (seq_len, seq_len - 1)
+        return labels * (mask.shape[0] if over_tokens else rows[0])
+
     def index(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         tensor, indices = args[0], list(args[1])
-        return func(tensor, _without_bool(recorder, indices, num_selected), *args[2:], **kwargs)
+        return func(tensor, _without_bool(recorder, indices, picked), *args[2:], **kwargs)
 
     def index_put(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        indices = _without_bool(recorder, list(args[1]), num_selected)
+        indices = _without_bool(recorder, list(args[1]), picked)
         accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
         if accumulate:
             # aten/native/cuda/Indexing.cu, index_put_with_sort_kernel: linear index, its sorted copy and the order,
@@ -44,7 +52,7 @@ def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -
     def nonzero(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         if args[0].device.type != "meta":
             return func(*args, **kwargs)
-        return torch.empty((num_selected, args[0].dim()), dtype=torch.int64, device="meta")
+        return torch.empty((picked(args[0]), args[0].dim()), dtype=torch.int64, device="meta")
 
     def item(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         if args[0].device.type != "meta":
@@ -54,7 +62,7 @@ def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -
     def masked_select(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         if args[0].device.type != "meta":
             return func(*args, **kwargs)
-        return args[0].new_empty((num_selected,))
+        return args[0].new_empty((picked(args[1]),))
 
     return {
         aten.index.Tensor: index,
@@ -74,12 +82,12 @@ def table(num_selected: int, all_ones_mask: bool, flash_package: bool = False) -
     }
 
 
-def _without_bool(recorder: Any, indices: list[Any], num_selected: int) -> list[Any]:
+def _without_bool(recorder: Any, indices: list[Any], picked: Callable[[Any], int]) -> list[Any]:
     """Boolean index tensors as the integer ones that CUDA makes of them (expandTensors in IndexingUtils.h)."""
     plain = []
     for value in indices:
-        if value is not None and value.dtype in (torch.bool, torch.uint8):
-            found = torch.empty((num_selected, value.dim()), dtype=torch.int64, device="meta")
+        if value is not None and value.device.type == "meta" and value.dtype in (torch.bool, torch.uint8):
+            found = torch.empty((picked(value), value.dim()), dtype=torch.int64, device="meta")
             recorder.see(found)
             plain += [found.select(1, column) for column in range(value.dim())]
         else:

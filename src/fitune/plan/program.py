@@ -13,8 +13,8 @@ B rows, S tokens a row, N trained tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
     for name, module in list(model.named_modules()):
         if not isinstance(module, kinds) or module is head or "lm_head" in name:
             continue
-        if type(module) is nn.Linear:
+        if isinstance(module, nn.Linear):  # Falcon's own subclass too
             inputs, outputs = module.in_features, module.out_features
         else:
             inputs, outputs = module.weight.shape
@@ -209,7 +209,7 @@ class Program:
     Args:
         config: a transformers configuration.
         scenario: the question.
-        device: "meta" or "cuda".
+        device: "meta", "cuda", or "cpu" for tests.
         autocast: makes the context of the forward pass; None takes torch.autocast.
         recomputing: makes the context in which checkpointing recomputes; None needs none.
     """
@@ -226,6 +226,8 @@ class Program:
         self.autocast = autocast or self._torch_autocast
         self.recomputing = recomputing
         self.outputs: Any = None
+        self.pack: Any = None
+        self.row_tokens: int | None = None  # of a pack; None is one row
         self.model: Any = build_skeleton(config, scenario)
         self.optimizer: Any = None
         self.states: dict[int, Any] | None = None  # the plan's stand-in for the optimizer's
@@ -265,8 +267,21 @@ class Program:
             if self.recomputing is not None:
                 self._recompute_within(self.recomputing)
         self.model.train()
+        if scenario.rows == "packed" and scenario.loss == "labels":
+            self.pack = self.make_pack()
         if scenario.autocast != "none":
             self._wrap_forward()
+
+    def make_pack(self) -> Any:
+        """Rows as fitune packs them. On meta the attention is the flash kernel's, which holds what FlexAttention does."""
+        from fitune.plan.packs import meta_pack, real_pack, rows_of
+
+        rows = rows_of(self.scenario.seq_len, self.row_tokens, self.scenario.label_share)
+        return meta_pack(rows) if self.device == "meta" else real_pack(rows, self.bare(), self.device)
+
+    def bare(self) -> Any:
+        """The model without PEFT around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def _recompute_within(self, context: Callable[[], Any]) -> None:
         """Enter ``context`` around each recomputed layer: a function mode is off in the backward pass."""
@@ -274,6 +289,21 @@ class Program:
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
             if checkpoint is not None:
                 module._gradient_checkpointing_func = _entering(checkpoint, context)
+
+    @contextmanager
+    def recomputing_the_loss(self) -> Iterator[None]:
+        """The same for a pack's loss over a trained head, which computes its chunks again."""
+        if self.pack is None or self.recomputing is None:
+            yield
+            return
+        from fitune.train import chunked_loss
+
+        before = chunked_loss.checkpoint
+        chunked_loss.checkpoint = _entering(before, self.recomputing)
+        try:
+            yield
+        finally:
+            chunked_loss.checkpoint = before
 
     def _wrap_forward(self) -> None:
         """As accelerate prepares a model: autocast around its forward, outputs lifted to fp32."""
@@ -292,7 +322,7 @@ class Program:
     def _torch_autocast(self) -> Any:
         if self.scenario.autocast == "none":
             return nullcontext()
-        return torch.autocast("cuda", dtype=DTYPES[self.scenario.autocast])
+        return torch.autocast(self.device, dtype=DTYPES[self.scenario.autocast])
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that are trained."""
@@ -312,21 +342,26 @@ class Program:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
             if device != "meta":
                 batch["attention_mask"][-1, 0] = 0
-        elif scenario.rows == "packed":
+        elif scenario.rows == "packed" and self.pack is None:  # another tool's packs: positions that start anew
             half = torch.arange(shape[1], device=device) % max(shape[1] // 2, 1)
             batch["position_ids"] = half.expand(shape).contiguous()
         return batch
 
     def micro_batch(self) -> None:
         """Forward, loss and backward of one micro-batch."""
-        batch = self.make_batch()
-        loss = self.loss(batch)
+        loss = self.loss(self.make_batch() if self.pack is None else {})
         if self.scenario.accumulation > 1 and self.scenario.loss == "logits":
             loss = loss / self.scenario.accumulation
         torch.autograd.backward([loss])
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The scenario's loss path."""
+        if self.pack is not None:
+            from fitune.train.packed import pack_loss
+
+            # A pack does not go through the wrapped forward: packed_trainer.py sets autocast itself.
+            with self.autocast() if self.scenario.autocast != "none" else nullcontext():
+                return pack_loss(self.model, self.pack, 1, chunk_logits=self.chunk_logits())
         if self.scenario.loss == "labels":
             from fitune.train.loss import label_loss
 
@@ -360,6 +395,12 @@ class Program:
         places = torch.zeros(count, dtype=torch.int64, device=self.device)
         return entry_logprobs(states, head, Laid(inputs, places, places, places, places, places[:1], count)).sum()
 
+    def chunk_logits(self) -> int | None:
+        """Logits that a pack's loss makes at once."""
+        from fitune.train.chunked_loss import GPU_CHUNK_LOGITS
+
+        return GPU_CHUNK_LOGITS
+
     def optimizer_step(self) -> None:
         """Clip, step, and let the gradients go."""
         scenario, parameters = self.scenario, self.trained()
@@ -385,7 +426,7 @@ class Program:
         """The loss of one batch of held-out rows, without gradients."""
         self.model.eval()
         with torch.no_grad():
-            self.loss(self.make_batch(self.scenario.eval_batch))
+            self.loss(self.make_batch(self.scenario.eval_batch) if self.pack is None else {})
         self.model.train()
 
     def generate(self) -> None:
@@ -409,8 +450,9 @@ class Program:
     def _last_logits(self) -> dict[str, int]:
         import inspect
 
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(inner).forward).parameters else {}
+        return (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(self.bare()).forward).parameters else {}
+        )
 
 
 def make_optimizer(name: str, parameters: list[nn.Parameter]) -> Any:

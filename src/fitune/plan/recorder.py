@@ -44,10 +44,12 @@ class Recorder(TorchDispatchMode):
         model_layers: how many layers the model has, for the names of moments.
         kernels: aten operator → function(recorder, func, args, kwargs) that runs in its place, where CUDA's kernel
             takes other memory than meta's.
+        device: whose tensors are followed; "cpu" follows a real run, to compare with.
     """
 
-    def __init__(self, kernels: dict[Any, Callable] | None = None):
+    def __init__(self, kernels: dict[Any, Callable] | None = None, device: str = "meta"):
         super().__init__()
+        self.device = device
         self.kernels = kernels or {}
         self.order: list[int] = []
         self.moments: list[int] = []
@@ -92,7 +94,7 @@ class Recorder(TorchDispatchMode):
         """Name what these tensors turned out to be; also makes tensors known that appeared unseen."""
         before, self.label = self.label, category
         for tensor in tensors:
-            if tensor is None or tensor.device.type != "meta":
+            if tensor is None or tensor.device.type != self.device:
                 continue
             known = self._alive.get(tensor.untyped_storage()._cdata)
             if known is None:
@@ -129,7 +131,7 @@ class Recorder(TorchDispatchMode):
 
     def see(self, tensor: torch.Tensor) -> None:
         """A tensor came out of an operator."""
-        if tensor.device.type != "meta":
+        if tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
         key = storage._cdata

@@ -48,11 +48,18 @@ class Trace:
         return asdict(self)
 
 
+def kernels_of(scenario: Scenario, flash_package: bool = False) -> dict[Any, Any]:
+    """The table of operators for the masks of a scenario."""
+    labels = max(round(scenario.label_share * (scenario.seq_len - 1)), 1)
+    # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
+    return table(
+        labels, (scenario.batch, scenario.eval_batch), scenario.seq_len, scenario.rows == "full", flash_package
+    )
+
+
 def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0)) -> Trace:
     """Run every phase of ``scenario`` over ``config``'s model on the meta device, and write down what it allocates."""
-    selected = max(round(scenario.label_share * (scenario.seq_len - 1)), 1) * scenario.batch
-    # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
-    kernels = table(selected, scenario.rows == "full", scenario.attention == "flash_attention_2")
+    kernels = kernels_of(scenario, scenario.attention == "flash_attention_2")
     recorder = Recorder({**quick_table(), **kernels})
     recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
     recorder.vocabulary = getattr(config, "vocab_size", -1)
@@ -84,6 +91,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         recorder.empty_cache()
         recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
+        stack.enter_context(program.recomputing_the_loss())
         if mode:
             stack.enter_context(mode)
         for step in range(1, scenario.steps + 1):

@@ -55,35 +55,49 @@ class Head:
         return plain and not any(value.requires_grad for value in self.module.parameters())
 
 
-def chunked_cross_entropy(hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0) -> Tensor:
+def chunked_cross_entropy(
+    hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0, chunk_logits: int | None = None
+) -> Tensor:
     """Weighted sum of the entries' cross entropies, in fp32.
 
     Args:
+        chunk_logits: logits of a chunk at most; None takes the device's own, which the meta device does not have.
         label_smoothing: ε of Szegedy et al. 2016 (arXiv 1512.00567, section 7), as in torch's cross_entropy.
     """
     if len(entries.rows) == 0:
         return hidden_MH.float().sum() * 0.0
+    if chunk_logits is None:
+        chunk_logits = GPU_CHUNK_LOGITS if hidden_MH.device.type == "cuda" else CPU_CHUNK_LOGITS
     if not head.frozen_linear:
-        return _recomputed(hidden_MH, head, entries, label_smoothing)
+        return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits)
     weight, bias = head.module.weight, head.module.bias
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden_MH.device.type):
         dtype = torch.get_autocast_dtype(hidden_MH.device.type)
     bias = None if bias is None else bias.to(dtype)
     with torch.autocast(hidden_MH.device.type, enabled=False):
-        return _FrozenHead.apply(hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing)
+        return _FrozenHead.apply(
+            hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing, chunk_logits
+        )
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, entries: Entries, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        entries: Entries,
+        smoothing: float,
+        chunk_logits: int,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         needs_grad = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if needs_grad else None
         vocabulary = len(weight)
-        for rows, here in _chunks(hidden, head, entries):
+        for rows, here in _chunks(hidden, head, entries, chunk_logits):
             at = (entries.rows[here] - rows.start, entries.targets[here])
             weights, row_weights = entries.weights[here], entries.row_weights[rows]
             logits = torch.nn.functional.linear(hidden[rows], weight, bias)
@@ -111,7 +125,7 @@ class _FrozenHead(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[
             None
-        ] * 5
+        ] * 6
 
 
 def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None]:
@@ -133,7 +147,7 @@ def transformed(logits: Tensor, head: Head) -> Tensor:
     return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
 
 
-def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) -> Tensor:
+def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, chunk_logits: int) -> Tensor:
     """Any head, trained or not: the chunk's logits are made again in the backward pass."""
 
     def chunk_loss(part: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, row_weights: Tensor) -> Tensor:
@@ -145,7 +159,7 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) 
         return (1 - smoothing) * loss + smoothing * spread
 
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for rows, here in _chunks(hidden, head, entries):
+    for rows, here in _chunks(hidden, head, entries, chunk_logits):
         arguments = (
             hidden[rows],
             entries.rows[here] - rows.start,
@@ -157,12 +171,11 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float) 
     return total
 
 
-def _chunks(hidden: Tensor, head: Head, entries: Entries) -> Iterator[tuple[slice, slice]]:
+def _chunks(hidden: Tensor, head: Head, entries: Entries, chunk_logits: int) -> Iterator[tuple[slice, slice]]:
     """Runs of rows, each with the entries that belong to it."""
     vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
-    limit = GPU_CHUNK_LOGITS if hidden.device.type == "cuda" else CPU_CHUNK_LOGITS
     count = len(hidden)
-    chunks = max(1, -(-count * vocabulary // limit))
+    chunks = max(1, -(-count * vocabulary // chunk_logits))
     size = -(-count // chunks)
     starts = list(range(0, count, size))
     bounds = torch.searchsorted(entries.rows, torch.tensor([*starts, count], device=entries.rows.device)).tolist()

@@ -51,15 +51,23 @@ def to_pack(tree: Tree, device: torch.device | str) -> Pack:
     )
 
 
-def pack_loss(model: Any, pack: Pack, num_items: Tensor | int, label_smoothing: float = 0.0) -> Tensor:
+def pack_loss(
+    model: Any,
+    pack: Pack,
+    num_items: Tensor | int,
+    label_smoothing: float = 0.0,
+    chunk_logits: int | None = None,
+) -> Tensor:
     """Summed cross entropy of the pack's trained tokens, each row's counted, divided by ``num_items``; fp32.
 
     Args:
         model: a causal LM of transformers after `use_tree_attention`, or a PEFT model around one.
         num_items: trained tokens of the whole optimizer step.
+        chunk_logits: as in `chunked_cross_entropy`.
     """
     body, head = split_model(model)
-    return chunked_cross_entropy(predicting_states(body, pack), head, pack.entries, label_smoothing) / num_items
+    states = predicting_states(body, pack)
+    return chunked_cross_entropy(states, head, pack.entries, label_smoothing, chunk_logits) / num_items
 
 
 def predicting_states(body: Any, pack: Pack) -> Tensor:

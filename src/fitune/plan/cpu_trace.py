@@ -1,0 +1,128 @@
+"""Config and scenario → the trace of a CPU run, on the meta device: packs and attention as `fitune train` computes them.
+
+In: a transformers config, a `Scenario`, the length of a row. Out: a `Trace`.
+Differs from a card's trace in what torch does otherwise on a CPU: autocast's list, attention's kernel, no workspaces.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from fitune.plan.autocast import FULL_ON_CPU, MetaAutocast, answering
+from fitune.plan.optimizers import optimizer_step
+from fitune.plan.packs import meta_pack, rows_of
+from fitune.plan.program import DTYPES, Program
+from fitune.plan.recorder import Recorder
+from fitune.plan.scenario import Scenario
+from fitune.plan.trace import Trace, kernels_of
+
+aten = torch.ops.aten
+# Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
+BY_VALUE = (
+    aten.index.Tensor,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._local_scalar_dense.default,
+)
+
+
+class CpuProgram(Program):
+    """`Program` with packs as on a CPU."""
+
+    def make_pack(self) -> Any:
+        """The pack, and a model that takes it."""
+        from fitune.models.tree_attention import use_tree_attention
+
+        scenario = self.scenario
+        if self.device != "meta":
+            return super().make_pack()
+        use_tree_attention(self.bare())
+        dtype = DTYPES[scenario.autocast if scenario.autocast != "none" else scenario.weights]
+        return meta_pack(rows_of(scenario.seq_len, self.row_tokens, scenario.label_share), self.config, dtype)
+
+    def chunk_logits(self) -> int | None:
+        """A CPU's."""
+        from fitune.train.chunked_loss import CPU_CHUNK_LOGITS
+
+        return CPU_CHUNK_LOGITS
+
+
+def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> Trace:
+    """Run every phase of ``scenario`` as on a CPU, and write down what it allocates."""
+    kernels = kernels_of(scenario)
+    recorder = Recorder({operator: kernels[operator] for operator in BY_VALUE})
+    recorder.vocabulary = getattr(config, "vocab_size", -1)
+    mode = MetaAutocast(DTYPES[scenario.autocast], FULL_ON_CPU) if scenario.autocast != "none" else None
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(answering(mode))
+        stack.enter_context(_cpu_functions(mode))
+        program = CpuProgram(
+            config,
+            scenario.but(attention="eager" if scenario.attention == "eager" else "sdpa"),
+            "meta",
+            autocast=mode.enabled if mode else None,
+            recomputing=mode.recomputing if mode else None,
+        )
+        program.row_tokens = row_tokens
+        gc.collect()
+        stack.callback(gc.enable)
+        gc.disable()
+        stack.enter_context(recorder)
+        recorder.begin("load")
+        program.load()
+        recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
+        stack.enter_context(recorder.following(program.model))
+        stack.enter_context(program.recomputing_the_loss())
+        if mode:
+            stack.enter_context(mode)
+        for step in range(1, scenario.steps + 1):
+            recorder.begin(f"step {step}")
+            for _ in range(min(scenario.accumulation, 2)):
+                program.micro_batch()
+                recorder.mark([p.grad for p in program.trained()], "gradients")
+            optimizer_step(recorder, program)
+            gc.collect()
+        if scenario.eval_batch:
+            recorder.begin("evaluation")
+            program.evaluate()
+        if scenario.generate_batch and scenario.prompt_tokens:
+            recorder.begin("generation")
+            program.generate()
+    total = sum(p.numel() for p in program.model.parameters())
+    return Trace(
+        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
+        sum(p.numel() for p in program.trained()), total,
+    )  # fmt: skip
+
+
+@contextmanager
+def _cpu_functions(autocast: MetaAutocast | None) -> Iterator[None]:
+    """For the trace only: SDPA runs the CPU's flash kernel, which meta tensors do not choose by themselves."""
+    functional = torch.nn.functional
+    original = functional.scaled_dot_product_attention
+
+    def attention(
+        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+        scale: float | None = None, enable_gqa: bool = False,
+    ) -> Any:  # fmt: skip
+        if autocast is not None and autocast.active:
+            query, key, value = autocast.lower(query), autocast.lower(key), autocast.lower(value)
+        if dropout_p or query.shape[-1] != value.shape[-1]:  # sdp_utils_cpp.cpp: flash takes neither
+            more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        flash: Callable[..., Any] = aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original

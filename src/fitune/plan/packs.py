@@ -1,0 +1,104 @@
+"""A pack of rows for a trace: laid out with real numbers on the CPU, then handed to the meta device.
+
+In: lengths of rows. Out: `fitune.train.packed.Pack` whose tensors hold no values, except the few that the chunked loss
+reads. Imports torch and fitune's own rooms: only where fitune trains, never in an environment of another tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row of which only the length counts: no token is shared with another row."""
+
+    input_ids: range
+    trained: tuple[bool, ...]
+    row_number: int = 0
+
+
+def rows_of(pack_tokens: int, row_tokens: int | None, label_share: float) -> list[PlannedRow]:
+    """Rows of ``row_tokens`` tokens that fill ``pack_tokens``; the last may be shorter. None is one row."""
+    longest = min(row_tokens or pack_tokens, pack_tokens)
+    lengths = [longest] * (pack_tokens // longest) + [pack_tokens % longest] * bool(pack_tokens % longest)
+    rows, start = [], 0
+    for length in lengths:
+        trained = max(round(label_share * (length - 1)), 1)
+        # answers stand at the end of a row
+        flags = (False,) * (length - min(trained, length)) + (True,) * min(trained, length)
+        rows.append(PlannedRow(range(start, start + length), flags))
+        start += length
+    return rows
+
+
+def real_pack(rows: Sequence[PlannedRow], model: Any, device: str) -> Any:
+    """The pack of ``rows`` on ``device``; ``model`` takes packs from here on."""
+    from fitune.data.tree import build_tree
+    from fitune.models.tree_attention import use_tree_attention
+    from fitune.train.packed import to_pack
+
+    use_tree_attention(model)
+    return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False), device)
+
+
+def meta_pack(rows: Sequence[PlannedRow], config: Any = None, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The pack of ``rows`` on meta.
+
+    Args:
+        config: given, masks and indices are made as the attention of this model's packs would make them on a CPU.
+        dtype: type of queries and keys.
+    """
+    from fitune.data.tree import build_tree
+    from fitune.train.packed import to_pack
+
+    pack = to_pack(build_tree(rows, share=False), "cpu")
+    if config is not None:
+        _fill(pack.layout, config.get_text_config(), dtype)
+    entries = replace(
+        pack.entries, weights=pack.entries.weights.to("meta"), row_weights=pack.entries.row_weights.to("meta")
+    )
+    return replace(
+        pack,
+        input_ids=pack.input_ids.to("meta"),
+        position_ids=pack.position_ids.to("meta"),
+        predicting=pack.predicting.to("meta"),
+        layout=_on_meta(pack.layout),
+        entries=entries,  # rows and targets keep their values: chunks are cut by them
+    )
+
+
+def _with_small_ids(row: PlannedRow) -> PlannedRow:
+    return PlannedRow(range(1, len(row.input_ids) + 1), row.trained, row.row_number)
+
+
+def _fill(layout: Any, text: Any, dtype: torch.dtype) -> None:
+    from fitune.models.tree_scores import remember
+
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    query = torch.empty((layout.num_nodes * kv_heads, heads // kv_heads * size), dtype=dtype, device="meta")
+    key = torch.empty((layout.num_nodes * kv_heads, size), dtype=dtype, device="meta")
+    for window in {None, getattr(text, "sliding_window", None)}:
+        remember(layout, query, key, window)
+
+
+def _on_meta(layout: Any) -> Any:
+    groups = tuple(
+        replace(group, query_nodes=group.query_nodes.to("meta"), key_nodes=group.key_nodes.to("meta"))
+        for group in layout.groups
+    )
+    kept = {name: value if value is None else value.to("meta") for name, value in layout.kept.items()}
+    return replace(
+        layout,
+        groups=groups,
+        places=layout.places.to("meta"),
+        positions=layout.positions.to("meta"),
+        ends=layout.ends.to("meta"),
+        kept=kept,
+    )
