@@ -275,3 +275,31 @@ def test_less_than_the_weights_is_said(model: str, tmp_path: Path, capsys: pytes
     wide = written(tmp_path, vocab_size=500_000, hidden_size=256)
     assert run(wide, "--budget", "700MiB", *SMALL) == 3
     assert "not even the loaded model fits" in capsys.readouterr().out
+
+
+def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--seq-len", "512", "--data.test_share", "0", "--train.batch_size", "16")
+
+    def need(*more: str) -> int:
+        run(model, *words, *more, "--budget", "16GiB", "--json")
+        return json.loads(capsys.readouterr().out)["smi_peak_bytes"]
+
+    asked, least = need(), need("--train.micro_batch_size", "1")
+    budget = f"{(asked + least) / 2 / 2**20:.0f}MiB"
+    assert run(model, *words, "--budget", budget, "--ladder", "--memory.margin", "0", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["asked_smi_peak_bytes"] == asked and not found["asked_fits"] and found["fits"]
+    assert found["changes"] and set(found["changes"]) <= {"train.micro_batch_size", "train.gradient_checkpointing"}
+    assert sum(step["saves_bytes"] for step in found["steps"]) == asked - found["plan"]["smi_peak_bytes"]
+    fixed = ("--train.micro_batch_size", "16", "--train.gradient_checkpointing", "false")
+    assert run(model, *words, *fixed, "--budget", budget, "--ladder", "--memory.margin", "0") == 3
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "nothing fits" in said and "Cheapest way out" in said and "memory.may_change" in said
+
+
+def test_the_ladder_needs_a_card(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitune.plan.catalogue.present", lambda: None)
+    with pytest.raises(click.UsageError, match="--ladder needs a card"):
+        run(model, *SMALL, "--ladder")
+    with pytest.raises(click.UsageError, match="answer by themselves"):
+        run(model, *SMALL, "--ladder", "--grid")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fitune.errors import DoesNotFit, PlanError
-from fitune.plan.ladder import CHECKPOINTING, KEYS, LENGTH, MICRO, OPTIMIZER, QUANTIZATION, TUNING, Start, climb, told
+from fitune.plan.climb import climb
+from fitune.plan.ladder import CHECKPOINTING, KEYS, LENGTH, MICRO, OPTIMIZER, QUANTIZATION, TUNING, Start, told
 from fitune.plan.predict import Plan
 
 GIB = 2**30

@@ -125,6 +125,7 @@ def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
 
     def make(**changed: Any) -> Settings:
         values: dict[str, Any] = {
+            "fit": "off",  # a plan takes a second or two, and only test_fit.py looks at it
             "model": {"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
             "data": {"train": str(backwards), "test_share": 0.2},
             "train": {"batch_size": 2, "learning_rate": 1e-2},

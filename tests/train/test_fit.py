@@ -147,11 +147,12 @@ def test_a_run_takes_the_ladders_choice_says_it_and_keeps_it(settings_of, tmp_pa
     import fitune
 
     on_a_card(4.02)
-    settings = replace_fit(settings_of(train__batch_size=4, model__precision="bf16"))
+    settings = settings_of(fit="auto", train__batch_size=4, model__precision="bf16")
     result = fitune.train(settings)
     said = capsys.readouterr().err
     told = [line for line in said.splitlines() if line.startswith("memory: ")]
-    assert told[1].startswith("memory: as asked it needs") and "quality: the result is the same" in told[2]
+    assert told[1].startswith("memory: as asked it does not fit; looking for what does")
+    assert told[2].startswith("memory: as asked it needs") and "quality: the result is the same" in told[3]
     assert told[-1].startswith("memory: it fits so")
     manifest = manifests.read(result.folder / "manifest.json")
     changes = manifest["memory"]["ladder"]["changes"]
@@ -169,7 +170,7 @@ def test_a_run_that_cannot_fit_ends_before_the_weights_are_loaded(settings_of, t
     monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     on_a_card(0.5)
     with pytest.raises(DoesNotFit, match="the run does not fit 512 MiB"):
-        fitune.train(replace_fit(settings_of()))
+        fitune.train(settings_of(fit="auto"))
     assert not (tmp_path / "runs" / "one").exists()
 
 
@@ -179,11 +180,7 @@ def test_fit_off_plans_nothing(settings_of, monkeypatch):
     settings = settings_of(fit="off")
     assert runs_fit.fit_run(settings, ready).settings is settings
     ready.hardware.device = "cpu"  # without a budget
-    assert runs_fit.fit_run(replace_fit(settings), ready).facts == {}
-
-
-def replace_fit(settings: Settings) -> Settings:
-    return settings.model_copy(update={"fit": "auto"})
+    assert runs_fit.fit_run(settings_of(fit="auto"), ready).facts == {}
 
 
 def test_a_resumed_run_keeps_the_choice_of_its_beginning(tmp_path):
@@ -199,3 +196,40 @@ def test_a_resumed_run_keeps_the_choice_of_its_beginning(tmp_path):
     assert with_fit_of(run, other).train.micro_batch_size == 4
     manifests.write(run.manifest, {})
     assert with_fit_of(run, Settings()) == Settings()
+
+
+def plan_on_a_process(values: Any, scenario: Scenario, row_tokens: int | None = None) -> Any:
+    """A made-up CPU: by the tokens of a pass."""
+    grown = plan_of(0)(scenario).smi_peak_bytes
+    return SimpleNamespace(growth_peak_bytes=grown, allocated_peak_bytes=grown, parts={"weights": grown}, moment="x")
+
+
+def test_a_cpu_with_a_budget_is_fitted_by_the_growth_of_the_process(settings_of, monkeypatch, capsys):
+    import fitune
+
+    monkeypatch.setattr(runs_fit, "plan_cpu", plan_on_a_process)
+    monkeypatch.setattr(runs_fit, "SMALLEST_ON_CPU", 0)
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=GIB)))
+    settings = settings_of(
+        fit="auto", train__batch_size=4, model__precision="bf16", memory={"budget": "5.02GiB", "margin": 0.0}
+    )
+    result = fitune.train(settings)
+    said = capsys.readouterr().err
+    manifest = manifests.read(result.folder / "manifest.json")
+    assert manifest["memory"]["ladder"]["changes"] and manifest["memory"]["room"]["of"] == "memory.budget 5.02GiB"
+    assert "(an estimate)" not in said  # the time of a step on a CPU is not known
+    assert manifest["memory"]["predicted"]["resident_growth_bytes"] > 4 * GIB
+    assert manifest["memory"]["comparison"]["agrees"] is False and "less memory than planned" in said
+    shown = fitune.show_run(result.folder)["summary"]["memory"]["resident_growth_bytes"]
+    assert shown["measured"] < shown["predicted"]
+
+
+def test_a_cpu_without_a_budget_is_predicted_too_and_trained_as_asked(settings_of, monkeypatch, capsys):
+    import fitune
+
+    monkeypatch.setattr(runs_fit, "search", lambda *args, **kwargs: pytest.fail("the ladder was climbed"))
+    monkeypatch.setattr(runs_fit, "SMALLEST_ON_CPU", 0)
+    result = fitune.train(settings_of(fit="auto"))
+    memory = manifests.read(result.folder / "manifest.json")["memory"]
+    assert memory["predicted"]["resident_growth_bytes"] > 0 < memory["measured"]["resident_growth_bytes"]
+    assert "growth of the process" in capsys.readouterr().err

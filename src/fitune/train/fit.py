@@ -13,6 +13,7 @@ from typing import Any
 
 from fitune.config import Settings
 from fitune.plan import ladder
+from fitune.plan.climb import climb
 from fitune.plan.predict import Plan
 from fitune.plan.scenario import Scenario
 from fitune.settings.cross import cross_faults
@@ -122,7 +123,7 @@ def search(
             return not changes  # what the user asked for: its fault is for the plan to tell
         return True
 
-    found = ladder.climb(
+    found = climb(
         start_of(settings, rows.lengths, base_is_quantized), lambda changes: plan_of(scenario(changes)), possible
     )
     return replace(found, changes=whole_changes(settings, found.changes) if found.changes else {})

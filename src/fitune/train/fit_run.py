@@ -9,17 +9,21 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import psutil
+
 from fitune.config import Settings
 from fitune.console import say, warn
 from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.plan import catalogue
+from fitune.plan.cpu import plan_cpu
 from fitune.plan.ladder import told
-from fitune.plan.predict import Plan, predict
+from fitune.plan.predict import Card, Plan, predict
 from fitune.plan.question import config_of
 from fitune.plan.scenario import Scenario
 from fitune.plan.time import with_time
 from fitune.plan.view import size_in
+from fitune.sizes import parse_bytes
 from fitune.train.examine import questions_of
 from fitune.train.fit import Fitted, Room, Rows, facts_of, room_on, search
 from fitune.train.largest import Batches, largest_pass
@@ -35,6 +39,11 @@ from fitune.train.planning import (
 )
 from fitune.train.ready import Ready
 
+# Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
+SMALLEST_ON_CPU = 20_000_000
+# Methods whose run on a CPU is planned.
+ON_CPU = ("sft", "lm")
+
 
 def fit_run(settings: Settings, ready: Ready) -> Fitted:
     """The settings to train with: those asked for, or the fastest that fit the memory.
@@ -48,17 +57,23 @@ def fit_run(settings: Settings, ready: Ready) -> Fitted:
     if device == "mps":
         warn("memory.budget is ignored: the memory of Apple GPUs cannot be planned yet")
         return Fitted(settings)
+    if device == "cpu" and settings.method not in ON_CPU:
+        warn(f"memory.budget is ignored: method {settings.method} is not planned on a CPU yet")
+        return Fitted(settings)
+    asked = with_precision(settings, ready)
+    room = room_of(asked, ready)
     try:
-        room, values = room_of(settings, ready), config_values(settings)
-        small = room.less_margin()
-        say(f"memory: planning the run in {room.words}, before its weights are loaded")
+        values = config_values(asked)
+        say(f"memory: planning the run in {_in_words(room)}, before its weights are loaded")
+        one_plan, small, made = _plan_on_cpu if device == "cpu" else _plan_on_card, room.less_margin(), []
 
         def plan_of(scenario: Scenario) -> Plan:
-            return with_time(predict(values, scenario, small), scenario, small)
+            made.append(one_plan(values, small, ready, scenario))
+            if len(made) == 1 and not made[0].fits:
+                say("memory: as asked it does not fit; looking for what does (each way is traced once, then kept)")
+            return made[-1]
 
-        found = search(
-            settings, rows_of(settings, ready), plan_of, ready.hardware.fast_bf16, "quantization_config" in values
-        )
+        found = search(asked, rows_of(asked, ready), plan_of, ready.hardware.fast_bf16, "quantization_config" in values)
     except DoesNotFit as error:
         raise DoesNotFit(f"the run does not fit {_in_words(room)}: {error}") from None
     except (PlanError, ModelError) as error:
@@ -69,6 +84,35 @@ def fit_run(settings: Settings, ready: Ready) -> Fitted:
     return Fitted(with_changes(settings, found.changes), facts_of(found, settings, room))
 
 
+def _plan_on_card(values: dict[str, Any], gpu: Any, ready: Ready, scenario: Scenario) -> Plan:
+    return with_time(predict(values, scenario, gpu), scenario, gpu)
+
+
+def _plan_on_cpu(values: dict[str, Any], room: Any, ready: Ready, scenario: Scenario) -> Plan:
+    """The growth of the process on top of what it holds now; how long a step takes is not known."""
+    made = plan_cpu(values, scenario, _row_tokens(ready, scenario))
+    need = psutil.Process().memory_info().rss + made.growth_peak_bytes
+    return Plan(
+        allocated_peak_bytes=made.allocated_peak_bytes,
+        reserved_peak_bytes=made.growth_peak_bytes,
+        smi_peak_bytes=need,
+        parts=made.parts,
+        moment=made.moment,
+        phases={},
+        fits=need <= room.usable_bytes,
+    )
+
+
+def _row_tokens(ready: Ready, scenario: Scenario) -> int:
+    """Tokens of a row of a pack."""
+    return min(max(len(row.input_ids) for row in ready.data.train), scenario.seq_len)
+
+
+def with_precision(settings: Settings, ready: Ready) -> Settings:
+    """The settings with the precision that was chosen for this machine."""
+    return with_changes(settings, {"model.precision": ready.precision.name})
+
+
 def changes_rows(fitted: Fitted, settings: Settings) -> bool:
     """Whether the rows must be read anew: the ladder left the longest ones out."""
     return fitted.settings.data != settings.data
@@ -76,10 +120,13 @@ def changes_rows(fitted: Fitted, settings: Settings) -> bool:
 
 def room_of(settings: Settings, ready: Ready) -> Room:
     """The memory that the run may take: the card's, what is free of it, or the budget."""
-    hardware = ready.hardware
+    hardware, budget = ready.hardware, settings.memory.budget
+    if hardware.device == "cpu" and budget is not None:
+        process = Card("this process", parse_bytes(budget), (0, 0), 0)
+        return Room(process, f"memory.budget {budget}", settings.memory.margin)
     major, minor = hardware.capability or (8, 0)
     gpu = catalogue.from_driver(hardware.name, hardware.memory_bytes, f"{major}.{minor}")
-    return room_on(gpu, hardware.free_bytes, settings.memory.budget, settings.memory.margin)
+    return room_on(gpu, hardware.free_bytes, budget, settings.memory.margin)
 
 
 def config_values(settings: Settings) -> dict[str, Any]:
@@ -127,13 +174,18 @@ def prompt_tokens(settings: Settings, ready: Ready) -> int | None:
     return max((len(ready.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
 
 
-def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]:
+def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters: int) -> dict[str, Any]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
-    On a GPU allocated_bytes and reserved_bytes.
+    On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
     """
-    if settings.fit == "off" or ready.hardware.device != "cuda":
+    device = ready.hardware.device
+    planned_here = (
+        settings.method in ON_CPU and total_parameters >= SMALLEST_ON_CPU if device == "cpu" else device == "cuda"
+    )
+    if settings.fit == "off" or not planned_here:
         return {}
+    settings = with_precision(settings, ready)
     micro = settings.train.micro_batch_size or settings.train.batch_size
     try:
         train, test = ready.data.train, ready.data.test
@@ -145,9 +197,12 @@ def predicted_run(settings: Settings, ready: Ready, mode: str) -> dict[str, Any]
         scenario = scenario_of(
             settings, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
         )
+        if device == "cpu":
+            cpu = plan_cpu(config_values(settings), scenario, largest.longest_tokens)
+            return {"resident_growth_bytes": cpu.growth_peak_bytes, "moment": cpu.moment, "parts": cpu.parts}
         plan = predict(config_values(settings), scenario, room_of(settings, ready).gpu)
-    except (PlanError, ModelError, ValueError) as error:
-        warn(f"memory: no plan can be made: {error}")
+    except Exception as error:  # the run is over and saved: a fault of its plan takes nothing from it
+        warn(f"memory: no plan can be made: {type(error).__name__}: {error}")
         return {}
     return {
         "allocated_bytes": plan.allocated_peak_bytes,

@@ -232,7 +232,7 @@ def _train(
 
     saved, results = finish(run, trainer, base, settings.train.tuning, method.save)
     measured = meter.measured()
-    tell_memory(run, predicted_run(settings, ready, trainer.layout), measured)
+    tell_memory(run, predicted_run(settings, ready, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run)
     before = whole["results"].get("before")

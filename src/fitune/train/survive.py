@@ -100,7 +100,8 @@ class _Surviving:
                 inputs = {PACKS: [part for tree in inputs[PACKS] for part in self._repacked(tree)]}
             yield inputs
             return
-        count = len(inputs["input_ids"])
+        # A method whose inputs are laid out otherwise cannot be cut here; checkpointing is what is left for it.
+        count = len(inputs["input_ids"]) if "input_ids" in inputs else 1
         size = -(-count // self.pieces)
         if size >= count:
             yield inputs
@@ -132,14 +133,14 @@ class _Surviving:
             DoesNotFit: there is nothing left to give up.
         """
         me = self._me()
-        if self.packing is not None:
+        if PACKS in inputs:
             longest = max(len(row.input_ids) for row in me.train_dataset.rows)
             largest = min(self.pack_tokens, max(tree.num_nodes for tree in inputs[PACKS]))
             smaller = largest > longest
             self.pack_tokens = max(largest // 2, longest)
             what = f"packs of at most {self.pack_tokens:,} tokens"
         else:
-            rows = me.args.per_device_train_batch_size
+            rows = len(inputs.get("input_ids", ()))
             smaller = self.pieces < rows
             self.pieces *= 2
             size = -(-rows // self.pieces)
