@@ -29,7 +29,7 @@ def page(cases: list[Case], stacks: list[str], date: datetime.date, cpu: list[di
         parts.append(CPU + cpu_table(cpu))
     for name in tables:
         mine = [case for case in cases if case[0].table == name]
-        parts.append(f"## {name}\n\n{ASSUMED.get(name, '')}\n\n{table(mine)}")
+        parts.append(f"## {name}\n\n{ASSUMED.get(name, '').strip()}\n\n{table(mine)}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

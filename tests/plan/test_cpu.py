@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def peaks(device: str, scenario: Scenario) -> dict[str, int]:
         program = CpuProgram(config, scenario, "cpu")
         program.row_tokens = 64
         recorder = Recorder(device="cpu")
-        with recorder:
+        with warnings.catch_warnings(), recorder:  # a trace keeps torch's and PEFT's to itself as well
+            warnings.simplefilter("ignore")
             recorder.begin("load")
             program.load()
             for number in (1, 2):
@@ -156,7 +158,7 @@ def test_a_trace_holds_what_a_real_run_holds(changes: dict[str, Any]) -> None:
     scenario = BASE.but(eval_batch=1, max_grad_norm=None, **changes)
     planned, real = peaks("meta", scenario), peaks("cpu", scenario)
     assert planned.keys() == real.keys()
-    for phase in ("load", "step 2", "evaluation"):
+    for phase in ("step 1", "step 2", "evaluation"):  # when it is laid out, a trace has the pack already
         assert planned[phase] == pytest.approx(real[phase], rel=0.02), (phase, planned, real)
 
 

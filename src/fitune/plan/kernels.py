@@ -222,6 +222,8 @@ def attention_for(capability: tuple[int, int], forced: str | None = None) -> Cal
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
+        if attn_mask is not None and attn_mask.shape[-1] == 0:
+            attn_mask = None  # a pack's (tree_attention.no_mask): on a card FlexAttention reads its layout instead
         kind = forced or choose_attention(query, key, attn_mask, enable_gqa, capability)
         if kind == "math":
             more = {"enable_gqa": True} if enable_gqa else {}

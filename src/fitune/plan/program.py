@@ -267,7 +267,7 @@ class Program:
             if self.recomputing is not None:
                 self._recompute_within(self.recomputing)
         self.model.train()
-        if scenario.rows == "packed" and scenario.loss == "labels":
+        if scenario.rows == "packed" and scenario.loss == "labels" and scenario.attention != "eager":
             self.pack = self.make_pack()
         if scenario.autocast != "none":
             self._wrap_forward()
