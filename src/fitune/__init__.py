@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingHalted,
     )
+    from fitune.evaluate.target import open_target
     from fitune.export.export import export
     from fitune.runs.compare import compare_runs, list_runs, show_run
     from fitune.settings import load_settings
@@ -37,6 +38,7 @@ _HOME = {
     "Settings": "fitune.config",
     "load_settings": "fitune.settings",
     "RunResult": "fitune.train.run",
+    "open_target": "fitune.evaluate.target",
     "list_runs": "fitune.runs.compare",
     "show_run": "fitune.runs.compare",
     "compare_runs": "fitune.runs.compare",
@@ -69,6 +71,7 @@ __all__ = [
     "export",
     "list_runs",
     "load_settings",
+    "open_target",
     "show_run",
     "train",
 ]

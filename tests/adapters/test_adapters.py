@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fitune.adapters.attach import attach, linear_names, lora_config, norm_names, trained_share
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.folder import base_facts, continue_adapter, load_adapter, save_adapter
 from fitune.errors import ModelError
+from fitune.evaluate.target import open_target
 from fitune.models.hardware import Precision, detect
 from fitune.models.load import LoadedBase, build_on_meta, load_base
 from fitune.models.source import resolve
@@ -191,6 +192,25 @@ def test_the_folder_opens_in_plain_peft(tiny_model, tmp_path: Path, family: str,
         plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     torch.testing.assert_close(logits(PeftModel.from_pretrained(plain, tmp_path / "a"), ids_BS), after, atol=0, rtol=0)
     assert tokenizer.chat_template == base.template.text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"use_dora": True, "lora_dropout": 0.1}, {"bias": "all"}]
+)
+def test_a_plain_peft_adapter_opens_in_fitune(tiny_model, tmp_path: Path, options: dict[str, Any]):
+    """As PEFT's own users save it: no tokenizer, no template, no fitune.json beside it; and it can be trained further."""
+    folder = tiny_model("llama", tie_word_embeddings=True)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **options)
+    plain = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    ids_BS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
+    wanted = logits(plain, ids_BS)
+    plain.save_pretrained(tmp_path / "a")
+    target = open_target(str(tmp_path / "a"), device="cpu", precision="fp32")
+    torch.testing.assert_close(logits(target.model, ids_BS), wanted, atol=0, rtol=0)
+    again = continue_adapter(open_base(folder), tmp_path / "a")
+    train(again, ids_BS)
+    assert (logits(again, ids_BS) - wanted).abs().max() > 0.01
 
 
 def test_what_is_saved_beside_the_adapter(tiny_gpt_neox: Path, tmp_path: Path):
