@@ -123,7 +123,8 @@ def entry_logprobs(states: Tensor, head: Head, laid: Laid, temperature: float = 
         temperature: logits are divided by it, for tokens that were sampled so.
     """
     vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
-    limit = GPU_CHUNK_LOGITS if states.device.type == "cuda" else CPU_CHUNK_LOGITS
+    # On meta the plan asks what a GPU would do.
+    limit = CPU_CHUNK_LOGITS if states.device.type == "cpu" else GPU_CHUNK_LOGITS
     size = max(1, limit // vocabulary)
 
     def chunk(part: Tensor, tokens: Tensor) -> Tensor:
