@@ -1,6 +1,7 @@
 """Training speed on a CPU, side by side: fitune against TRL's SFTTrainer, the same rows, alternating step by step.
 
-    python benchmarks/speed/compare.py --workloads a b c d e f --steps 8 --out speed.json
+    python benchmarks/speed/compare.py --workloads a b c d e f --steps 8
+    python benchmarks/speed/page.py benchmarks/speed/results.json
 
 Each side runs in a process of its own and is told to take one step, then the other, so both see the same machine.
 Reported: the median over steps of their seconds / our seconds, useful tokens/s (every row's tokens, counted once for
@@ -26,6 +27,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parents[1] / "src"))
+
+from page import table  # noqa: E402
 
 GROUPS = {
     "matrix products": ("mm", "addmm", "bmm", "linear", "baddbmm", "addmm_"),
@@ -137,24 +140,6 @@ def profile(kind: str, workload: str, steps: int, threads: int) -> dict[str, flo
     return {part: round(seconds / total, 3) for part, seconds in parts.items()}
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        "| workload | rows a step × tokens | computed | TRL tokens/s | fitune tokens/s | faster (median) "
-        "| of the floor | memory, fitune / TRL | loss, largest difference |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in results:
-        gib = [f"{one[f'{side}_peak_bytes'] / 2**30:.2f}" for side in ("fitune", "trl")]
-        lines.append(
-            f"| {one['workload']} | {one['rows_a_step']} × {one['tokens_a_row']:.0f} | {one['computed_share']:.0%} "
-            f"| {one['trl_tokens_per_second']:.0f} | {one['fitune_tokens_per_second']:.0f} | {one['speedup']:.2f}× "
-            f"| {one['share_of_floor']:.0%} | {gib[0]} / {gib[1]} GiB = {one['memory_ratio']:.2f}× "
-            f"| {one['largest_loss_difference']:.4f} |"
-        )
-    return "\n".join(lines)
-
-
 def facts(threads: int) -> dict[str, Any]:
     """Where and with what this was measured."""
     names = ("torch", "transformers", "peft", "trl")
@@ -179,23 +164,19 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--profile", action="store_true", help="also where the time goes, in runs of their own")
-    parser.add_argument("--out", type=Path, default=Path("speed.json"))
+    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="a workload's older result is replaced")
     args = parser.parse_args()
-    results: list[dict[str, Any]] = []
+    data = json.loads(args.out.read_text()) if args.out.exists() else {"results": []}
     for workload in args.workloads:
         start = time.perf_counter()
         one = compare(workload, args.steps, args.threads, args.warm)
         if args.profile:
             one["parts"] = {kind: profile(kind, workload, 4, args.threads) for kind in ("fitune", "trl")}
-        one["wall_seconds"] = round(time.perf_counter() - start, 1)
-        results.append(one)
-        args.out.write_text(json.dumps({**facts(args.threads), "results": results}, indent=1))
+        one |= {"wall_seconds": round(time.perf_counter() - start, 1), "where": facts(args.threads)}
+        kept = [other for other in data["results"] if other["workload"] != workload]
+        data["results"] = [*kept, one]
+        args.out.write_text(json.dumps(data, indent=1) + "\n")
         print(table([one]).splitlines()[-1], flush=True)
-    where = facts(args.threads)
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    text = f"{where['date']}, {where['cpu']}, {where['threads']} threads; {versions}\n\n{table(results)}\n"
-    args.out.with_suffix(".md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
