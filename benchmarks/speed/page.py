@@ -60,6 +60,7 @@ def page(data: dict[str, Any], picture: str | None) -> str:
         "loaded in bf16, `bf16=True`, no checkpointing, its loss in chunks). Both take the same step one after the "
         "other, so both see the same machine; figures are medians over the steps after the first.",
         table(results),
+        *data.get("notes", ()),
         "Tokens/s: useful tokens, each row's counted once for each row. Computed: the share of them that is left when "
         "prefixes are computed once. Floor: the matrix products that a step cannot do without, timed at their own "
         "sizes between the steps. Peak memory: most resident memory of the process while training; about 1.0 GiB of "
@@ -77,8 +78,9 @@ def page(data: dict[str, Any], picture: str | None) -> str:
             f"(benchmarks/speed/epoch.py).",
             f"![loss curves]({epoch['picture']})",
         ]
-    steps = "\n".join(f"    python benchmarks/speed/compare.py --workloads {one} --profile" for one in "a")
-    parts += ["## Measure it yourself", steps + "\n    python benchmarks/speed/page.py benchmarks/speed/results.json"]
+    commands = ("compare.py --workloads a b c d e f --profile", "page.py benchmarks/speed/results.json")
+    lines = "\n".join(f"    python benchmarks/speed/{command}" for command in commands)
+    parts += ["## Measure it yourself", lines]
     return "\n\n".join(parts) + "\n"
 
 
