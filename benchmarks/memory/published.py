@@ -41,6 +41,8 @@ to fp32).
 As OPT-350M in 8 bits, with PEFT's default target for Falcon, query_key_value. The rows of 2,000 tokens without
 checkpointing ran out of memory. The card is not named. The eager cell of OPT-350M in 8 bits reached 20.5 GB in torch's
 allocator, and FlashAttention-2 needs Ampere or later: a card of 24 GB is the smallest that holds all cells which ran.
+"above 24 GB" is said of a reserved peak beyond the 23.6 GB (21.98 GiB) of an A10G, the tightest such card. LLM.int8
+results are copied here, as bitsandbytes did until late 2024: without it Falcon's in-place sum over them fails.
 """,
     "RTX 4080": """
 Qwen2.5, gradient checkpointing unless said. Between two lengths a token of the NF4 rows costs 16 B a logit (fp32 logits,
