@@ -105,30 +105,44 @@ def prepare() -> None:
 
 def tables(folder: Path, svg: Path | None) -> None:
     """Markdown tables of what lies in ``folder``; the curves of the first group into ``svg``."""
-    found = {
-        name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS if (folder / f"{name}.json").exists()
-    }
+    found = {name: one for name in RUNS if (one := _read(folder, name))["losses"]}
     for group in STEPS:
         rows = {name: found[name] for name in found if RUNS[name][0] == group}
         if not rows:
             continue
-        marks = [step for step in (1, 10, 25, 50, 75, 100) if all(step <= len(one["losses"]) for one in rows.values())]
+        marks = [1, 10, 25, 50, 75, 100] if group == "base" else [1, 4, 8, 12]
         columns = ["", "base", "peak memory", "CPU s a step", *(f"loss at {mark}" for mark in marks)]
         print("| " + " | ".join([*columns, "held-out loss", "words right"]) + " |")
         print("|---" * (len(marks) + 6) + "|")
         for name, one in rows.items():
-            losses = [f"{_around(one['losses'], mark):.2f}" for mark in marks]
+            losses = [f"{_around(one['losses'], mark):.2f}" if mark <= len(one["losses"]) else "" for mark in marks]
+            ended = "after" in one
             cells = [
-                RUNS[name][1], f"{one['base_bytes'] / 1e6:.0f} MB", f"{one['peak_bytes'] / 2**30:.2f} GiB",
-                f"{one['cpu_seconds'] / one['steps']:.1f}", *losses, f"{one['before']['loss']:.2f} → {one['after']['loss']:.3f}",
-                f"{one['word_accuracy']:.1%}",
-            ]  # fmt: skip
+                RUNS[name][1],
+                f"{one['base_bytes'] / 1e6:.0f} MB" if "base_bytes" in one else "",
+                f"{one['peak_bytes'] / 2**30:.2f} GiB" if ended else "",
+                f"{one['cpu_seconds'] / one['steps']:.1f}" if ended else "",
+                *losses,
+                f"{one['before']['loss']:.2f} → {one['after']['loss']:.3f}"
+                if ended
+                else f"cut at {len(one['losses'])}",
+                f"{one['word_accuracy']:.1%}" if "word_accuracy" in one else "",
+            ]
             print("| " + " | ".join(cells) + " |")
         print()
     if svg is not None:
         svg.write_text(
             _curves({RUNS[name][1]: one["losses"] for name, one in found.items() if RUNS[name][0] == "base"})
         )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """What a run left; of one that was cut short its losses alone."""
+    path, metrics = folder / f"{name}.json", folder / "runs" / name / "metrics.jsonl"
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return {"losses": [row["loss"] for row in rows if row["kind"] == "train"]}
 
 
 def _around(losses: list[float], step: int) -> float:

@@ -99,6 +99,7 @@ def test_merge_and_unmerge(folder: Path, saved: Callable[..., Path], kind: str, 
     merge_error, unmerge_error = KINDS_OF_BASE[kind][2:]
     report = life.merge(model, keep=keep)
     assert life.merged(model) == ("default",) and report.layers == 14 and (report.kept_bytes > 0) == keep
+    assert ("rounding the sum to their few bits" in str(report)) == (kind in ("int8", "nf4"))
     assert (logits(model) - adapted).abs().max() <= merge_error
     restored = life.unmerge(model, reference)
     assert not life.merged(model)

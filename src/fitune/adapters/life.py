@@ -36,6 +36,7 @@ from fitune.adapters.base_state import (
 )
 from fitune.adapters.folder import add_adapter
 from fitune.errors import ModelError, did_you_mean
+from fitune.models.quantize import is_quantized
 
 BASE = "base"
 """The word for no adapter at all, where a name is asked for."""
@@ -43,18 +44,25 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Merged:
-    """A merge: which adapters, into how many layers, and what is kept aside to take it back."""
+    """A merge: which adapters, into how many layers, how many of these are quantized, and what is kept to take it back."""
 
     names: tuple[str, ...]
     layers: int
     kept_bytes: int
+    quantized_layers: int = 0
 
     def __str__(self) -> str:
         kept = f"{self.kept_bytes / 1e6:,.1f} MB kept aside to restore the base bit for bit"
         how = (
             kept if self.kept_bytes else "nothing kept aside: unmerge restores the base only as far as rounding allows"
         )
-        return f"{', '.join(self.names)} merged into {self.layers} layers; {how}"
+        told = f"{', '.join(self.names)} merged into {self.layers} layers; {how}"
+        if self.quantized_layers:
+            told += (
+                f"; {self.quantized_layers} of them are quantized, and rounding the sum to their few bits can cost as much as "
+                "the adapter adds: answers change. To keep the result, `fitune export --to merged` merges in 16 bits"
+            )
+        return told
 
 
 def names(model: PeftModel) -> tuple[str, ...]:
@@ -122,7 +130,8 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
         _tuner(model).merge_adapter(list(chosen))
     # Without the copies, some values of each layer are held for the report alone.
     model.fitune_copies = copies if keep else None  # type: ignore[assignment]
-    return Merged(chosen, len(copies.layers), copies.num_bytes if keep else 0)
+    quantized = sum(is_quantized(layer) for layer, _ in copies.layers.values())
+    return Merged(chosen, len(copies.layers), copies.num_bytes if keep else 0, quantized)
 
 
 def unmerge(model: PeftModel, reference: Copies | None = None) -> Restored:
