@@ -3,7 +3,8 @@
     mkdir reader && cd reader && npm install node-llama-cpp --ignore-scripts && cd ..
     python benchmarks/gguf_readers.py runs/demo --node reader
 
-The reference are the greedy answers of the run's adapter (fp32) to 20 prompts of its held-out rows. Each export must
+The reference are the greedy answers of the run's adapter (fp32) to 20 prompts of its held-out rows. llama.cpp answers by
+itself; transformers' answers are read off one forward pass (fidelity.py says why that is the same). Each export must
 give the same answers from the same token ids, and llama.cpp must split the rendered text, and the texts of HARD, into
 the same ids.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Any
 
 from fitune.console import results, say
 from fitune.evaluate.target import open_target
-from fitune.export.export import export
-from fitune.export.fidelity import make_probe
+from fitune.export.fidelity import compare, make_probe, same_prompts
+from fitune.export.forms import loss_of, write_gguf_file
 from fitune.export.gguf_file import TYPES
+from fitune.export.merge import merge, settle
 from fitune.export.prompts import choose_prompts, run_of
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--node", type=Path, required=True, help="where node-llama-cpp is installed")
-    parser.add_argument("--types", default=",".join(TYPES))
+    parser.add_argument("--types", default=",".join(TYPES), help="in this order")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--out", type=Path)
@@ -67,44 +68,43 @@ def main() -> None:
     probe = make_probe(target.model, target.renderer, conversations, asked.max_new_tokens)
     texts = [target.renderer.text_of(messages, generation_prompt=True) for messages in conversations]
     hard = [target.renderer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in HARD]
-    rows = []
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+    merged = merge(target)
+    settle(merged.model)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
         for kind in asked.types.split(","):
-            done = export(asked.run, "gguf", Path(folder) / kind, gguf_type=kind, num_prompts=asked.prompts)
-            said = done.report.rows[-1].answers_same * len(conversations)
-            if kind == "f16":  # generated for once, not inferred from the likeliest tokens
-                say(f"{kind}: transformers")
-                copy = open_target(str(done.main), precision="fp32")
-                theirs = make_probe(copy.model, copy.renderer, conversations, asked.max_new_tokens)
-                said = sum(a == b for a, b in zip(theirs.answers, probe.answers, strict=True))
-                del copy
+            file = write_gguf_file(merged, Path(folder), "run", kind)
             say(f"{kind}: llama.cpp")
-            cpp = llama_cpp(asked.node, done.main, [*texts, *HARD], probe.prompts, asked.max_new_tokens)
+            cpp = llama_cpp(asked.node, file, [*texts, *HARD], probe.prompts, asked.max_new_tokens)
+            say(f"{kind}: transformers")
+            copy = open_target(str(file), precision="fp32")
+            fidelity = compare(probe, copy.model, kind, loss_of("gguf", kind))
+            pairs = list(zip(cpp["answers"], probe.answers, strict=True))
             rows.append(
                 {
                     "type": kind,
-                    "bytes": done.main.stat().st_size,
+                    "bytes": file.stat().st_size,
                     "build": cpp["build"],
-                    "prompt_ids_transformers": done.report.prompts_same,
+                    "prompt_ids_transformers": same_prompts(probe, copy.renderer.tokenizer)[0],
                     "prompt_ids_llama_cpp": sum(a == list(b) for a, b in zip(cpp["ids"], probe.prompts, strict=False)),
                     "hard_ids_llama_cpp": sum(a == b for a, b in zip(cpp["ids"][len(texts) :], hard, strict=True)),
-                    "answers_transformers": round(said),
-                    "answers_llama_cpp": sum(tuple(a) == b for a, b in zip(cpp["answers"], probe.answers, strict=True)),
-                    "same_start_llama_cpp": sum(
-                        same_start(a, b) for a, b in zip(cpp["answers"], probe.answers, strict=True)
-                    ),
+                    "answers_transformers": round(fidelity.answers_same * len(conversations)),
+                    "answers_llama_cpp": sum(tuple(a) == b for a, b in pairs),
+                    "same_start_llama_cpp": sum(same_start(a, b) for a, b in pairs),
                     "tokens": sum(len(answer) for answer in probe.answers),
-                    "fidelity": [vars(row) for row in done.report.rows],
+                    "fidelity": vars(fidelity),
                 }
             )
             say(json.dumps(rows[-1]))
             if asked.out:
                 asked.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            del copy
+            file.unlink()
     prompts = len(conversations)
     for row in rows:
         results().print(
             f"| {row['type']} | {row['bytes'] / 1e6:.0f} MB | {row['answers_transformers']} / {prompts} "
-            f"| {row['answers_llama_cpp']} / {prompts} | {row['fidelity'][-1]['divergence']:.2g} "
+            f"| {row['answers_llama_cpp']} / {prompts} | {row['fidelity']['divergence']:.2g} "
             f"| {row['prompt_ids_transformers']}, {row['prompt_ids_llama_cpp']} / {prompts} "
             f"| {row['hard_ids_llama_cpp']} / {len(HARD)} |"
         )
