@@ -85,8 +85,7 @@ def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = Non
     byte_level = not model.get("byte_fallback")
     splitter = _splitter(inner, model) if byte_level else "default"
     tokens, types = _tokens(inner, tokenizer, num_rows, byte_level)
-    prefix, notes = (False, ()) if byte_level else _space_prefix(tokenizer)
-    add_bos, more = adds_bos(tokenizer)
+    add_bos, notes = adds_bos(tokenizer)
     return Vocabulary(
         model="gpt2" if byte_level else "llama",
         splitter=splitter,
@@ -96,9 +95,9 @@ def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = Non
         scores=() if byte_level else _scores(tokens, types, pairs),
         special_ids=_special_ids(tokenizer, end_of_turn),
         add_bos=add_bos,
-        add_space_prefix=prefix,
+        add_space_prefix=not byte_level and _space_prefix(tokenizer),
         template=tokenizer.chat_template,
-        notes=(*_normalizer_note(inner, byte_level), *notes, *more),
+        notes=(*_normalizer_note(inner, byte_level), *notes),
     )
 
 
@@ -181,8 +180,12 @@ def adds_bos(tokenizer: Any) -> tuple[bool, tuple[str, ...]]:
     return plain, ()
 
 
-def _space_prefix(tokenizer: Any) -> tuple[bool, tuple[str, ...]]:
-    """Whether text gets a blank put before it; llama.cpp does so after each special token too, or nowhere."""
+def _space_prefix(tokenizer: Any) -> bool:
+    """Whether text gets a blank put before it; llama.cpp does so after each special token too, or nowhere.
+
+    Raises:
+        ModelError: at the beginning of a text alone.
+    """
 
     def first(text: str) -> str:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -191,9 +194,11 @@ def _space_prefix(tokenizer: Any) -> tuple[bool, tuple[str, ...]]:
     mark = tokenizer.eos_token or tokenizer.bos_token
     plain = first("a").startswith("▁")
     after = first(f"{mark}a").startswith("▁") if mark else plain
-    if plain and not after:
-        return False, ("no blank is put before plain text, as it is not put after a special token either",)
-    return after, ()
+    if plain != after:
+        raise ModelError(
+            "it puts a blank before a text and none after a special token, and llama.cpp knows both or none"
+        )
+    return plain
 
 
 def _normalizer_note(inner: dict[str, Any], byte_level: bool) -> tuple[str, ...]:
