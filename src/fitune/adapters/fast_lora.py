@@ -13,7 +13,7 @@ M tokens, r rank.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
@@ -63,7 +63,9 @@ class FastLinear(Linear):
         name = self._plain_adapter()
         if name is None:
             return None
-        base, a, b, dtype = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight, x.dtype
+        base = cast(nn.Linear, self.get_base_layer())
+        a, b = cast(Tensor, self.lora_A[name].weight), cast(Tensor, self.lora_B[name].weight)
+        dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         elif not dtype == base.weight.dtype == a.dtype == b.dtype:
