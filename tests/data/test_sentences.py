@@ -30,7 +30,8 @@ def test_sentences_are_distinct_repeatable_and_shaped():
         assert re.fullmatch(r"[A-Z][a-z']*,?( [a-z']+,?){5,13}[.?]", sentence), sentence
         assert len(to_pig_latin(sentence).split()) == len(sentence.split())
     used = {word.strip(",.?").lower() for sentence in one for word in sentence.split()}
-    assert len(used & set(words)) > 300 and len(used & set(FUNCTION_WORDS)) > 60
+    assert used >= set(words)  # dealt from decks: none is left out by chance
+    assert len(used & set(FUNCTION_WORDS)) > 60
 
 
 def test_excluded_sentences_are_not_made():

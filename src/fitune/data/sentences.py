@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from bisect import bisect
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -36,33 +37,41 @@ def whole_words(tokenizer: Any) -> list[str]:
 def make_sentences(words: Sequence[str], count: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
     """`count` different sentences of 6 to 14 words, none of them in `exclude`.
 
-    A third of the words are function words. The others are drawn with weight 1/(rank + 2000), a quarter of that for
+    A third of the words are function words. The others are dealt with weight 1/(rank + 2000), a quarter of that for
     long ones: common short words come several times in a few thousand sentences, and most of the list comes at all.
     """
     generator = random.Random(seed)
-    weights = list(accumulate(_weight(rank, word) for rank, word in enumerate(words)))
+    content = _deal(generator, words, [_weight(rank, word) for rank, word in enumerate(words)])
     seen, sentences = set(exclude), []
     while len(sentences) < count:
-        sentence = _sentence(generator, words, weights)
+        sentence = _sentence(generator, content)
         if sentence not in seen:
             seen.add(sentence)
             sentences.append(sentence)
     return sentences
 
 
+def _deal(generator: random.Random, words: Sequence[str], weights: Sequence[float]) -> Iterator[str]:
+    """Words without end, from shuffled decks as large as the list: in each deck a word has its share of the cards,
+    rounded up or down. Drawn one by one instead, a third of the words whose share is one card would never come.
+    """
+    sums = list(accumulate(weights))
+    card = sums[-1] / len(words)
+    while True:
+        offset = generator.random()
+        deck = [words[bisect(sums, (place + offset) * card, hi=len(words) - 1)] for place in range(len(words))]
+        generator.shuffle(deck)
+        yield from deck
+
+
 def _weight(rank: int, word: str) -> float:
     return (1 if len(word) <= EVERYDAY_LETTERS else 0.25) / (rank + 2000)
 
 
-def _sentence(generator: random.Random, words: Sequence[str], weights: Sequence[float]) -> str:
+def _sentence(generator: random.Random, content: Iterator[str]) -> str:
     """One sentence: capital first letter, now and then a comma or a contraction, a stop at the end."""
     length = generator.randint(6, 14)
-    chosen = [
-        generator.choice(FUNCTION_WORDS)
-        if generator.random() < 1 / 3
-        else generator.choices(words, cum_weights=weights)[0]
-        for _ in range(length)
-    ]
+    chosen = [generator.choice(FUNCTION_WORDS) if generator.random() < 1 / 3 else next(content) for _ in range(length)]
     if generator.random() < 0.06:
         chosen[generator.randrange(length)] = generator.choice(CONTRACTIONS)
     if generator.random() < 0.08:
