@@ -17,7 +17,7 @@ from fitune.errors import DataError
 DEMO = "demo:pig-latin"
 SYSTEM = "Translate to Pig Latin."
 YODA = "hub:dvgodoy/yoda_sentences"
-DEMO_ROWS = 3300
+DEMO_ROWS = 4000
 PAIRS = "demo:pig-latin-pairs"
 PAIR_ROWS = 600
 
