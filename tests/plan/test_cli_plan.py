@@ -240,23 +240,25 @@ def test_an_unknown_architecture_is_answered_by_the_closed_form_and_labelled(
 
 
 def test_code_that_cannot_be_traced_names_the_call(
-    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FITUNE_CACHE", str(tmp_path))  # other tests ask the same question, and it can be traced there
     from transformers.models.llama import modeling_llama
 
     def boom(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("no meta kernel")
 
-    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", boom)
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", boom)
     assert run(model, "--budget", "16GiB", *SMALL, "--seq-len", "48") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "by the closed form only" in said and "modeling_llama.py, line" in said and "no meta kernel" in said
-    assert "self.mlp(" in said
+    assert "self.self_attn(" in said
 
 
 def test_code_that_goes_token_by_token_is_given_up(
-    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FITUNE_CACHE", str(tmp_path))
     monkeypatch.setattr("fitune.plan.recorder.MOST_STORAGES", 100)
     assert run(model, "--budget", "16GiB", *SMALL, "--seq-len", "40") == 0
     assert "more than 100 tensors" in " ".join(capsys.readouterr().out.split())

@@ -7,8 +7,9 @@ from pathlib import Path
 from fitune.config import Settings
 from fitune.console import say
 from fitune.data.files import read_rows
-from fitune.data.prepare import DataOptions, load_examples, set_aside
+from fitune.data.prepare import DataOptions, load_examples
 from fitune.data.render import Renderer
+from fitune.data.sources import example_key, set_aside
 from fitune.errors import FituneError
 from fitune.evaluate.generate import Message
 from fitune.evaluate.questions import questions
@@ -69,7 +70,7 @@ def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message
     )
     _, _, examples = load_examples(data.test or data.train, renderer, options)
     if data.test is None:
-        rest, held_out = set_aside(examples, data.test_share, settings.train.seed)
+        rest, held_out = set_aside(examples, data.test_share, settings.train.seed, example_key)
         examples = held_out if len(held_out) >= count else held_out + rest[: count - len(held_out)]
     asking = [example.messages for example in examples if example.messages]
     found = []
