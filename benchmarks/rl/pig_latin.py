@@ -34,7 +34,7 @@ TEMPLATE = (
     "{% if m['role'] != 'system' %}{{ m['content'] }}<end>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<answer>{% endif %}"
 )
-HELD_OUT = 100
+HELD_OUT = 200
 
 
 def make_model(folder: Path) -> Path:
@@ -137,19 +137,20 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--half-steps", type=int, default=200, help="supervised steps of the small model")
-    parser.add_argument("--steps", type=int, default=100, help="steps of learning from rewards")
+    parser.add_argument("--steps", type=int, default=32, help="steps of learning from rewards")
     parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
     parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--longest", type=int, default=3, help="words of the longest sentence")
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--longest", type=int, default=2, help="words of the longest sentence")
     parser.add_argument("--reward", default="pig_latin")
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    sentences = make_sentences(12_000 + args.held_out, args.longest, seed=7)
-    test = write(args.out / "test.jsonl", sentences[: args.held_out], bool(args.model))
-    train = write(args.out / "train.jsonl", sentences[args.held_out :], bool(args.model))
+    seen = make_sentences(13_000, args.longest, seed=7)
+    fresh = [text for text in make_sentences(3 * args.held_out, args.longest, seed=8) if text not in set(seen)]
+    test = write(args.out / "test.jsonl", fresh[: args.held_out], bool(args.model))
+    train = write(args.out / "train.jsonl", seen[:12_000], bool(args.model))
     if args.model:
         model: dict[str, Any] = {"name": args.model}
         lora: dict[str, Any] = {"continue_from": args.start}
