@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -207,19 +206,6 @@ def test_from_the_cache_nothing_heavy_is_imported(model: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-@pytest.mark.slow
-def test_the_cache_answers_in_half_a_second(model: str) -> None:
-    words = [sys.executable, "-m", "fitune.cli", "plan", model, "--gpu", "RTX 4090", *SMALL]
-    run(*words[4:])
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run(words, capture_output=True, check=True)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.5  # the best of five: the machine may be busy
 
 
 def written(folder: Path, **changes: Any) -> str:
