@@ -53,7 +53,7 @@ def demo(
     fitune demo
     fitune demo --also my_sentences.txt
 
-    SmolLM2-135M-Instruct learns the rule from generated sentences (LoRA, about eight minutes on two cores) and is then
+    SmolLM2-135M-Instruct learns the rule from generated sentences (LoRA, about ten minutes on two cores) and is then
     asked sentences that it never saw. Ctrl-C keeps what was done; the same command goes on.
     """
     from fitune.console import say
