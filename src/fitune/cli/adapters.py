@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from fitune.cli.listing import FOLDER, JSON, print_json, print_table
+
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where."
 )
@@ -42,7 +41,7 @@ def list_command(folder: str, as_json: bool) -> None:
 
     found = list_adapters(folder)
     if as_json:
-        _print_json(found)
+        print_json(found)
     elif not found:
         say(f"no adapters in {folder}; `fitune train` makes one")
     else:
@@ -51,7 +50,7 @@ def list_command(folder: str, as_json: bool) -> None:
             [one.get("error", "") if key == "kind" and "error" in one else one.get(key) for key in columns]
             for one in ({**one, "size": size(one["bytes"]) if "bytes" in one else None} for one in found)
         ]
-        _print_table(columns, rows)
+        print_table(columns, rows, _cell)
 
 
 @adapters.command()
@@ -70,7 +69,7 @@ def show(name: str, folder: str, as_json: bool) -> None:
 
     found = describe(find_adapter(name, folder))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     template = found["template"] or {}
     added = f", adds {' '.join(template['added_tokens'])}" if template.get("added_tokens") else ""
@@ -93,7 +92,7 @@ def show(name: str, folder: str, as_json: bool) -> None:
         ["size on disk", size(found["bytes"])],
         ["path", found["path"]],
     ]
-    _print_table(("", found["name"]), rows)
+    print_table(("", found["name"]), rows, _cell)
 
 
 @adapters.command()
@@ -116,7 +115,7 @@ def compare(first: str, second: str, folder: str, as_json: bool) -> None:
 
     found = disk.compare(find_adapter(first, folder), find_adapter(second, folder))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     if not found["same_base"]:
         warn("the two belong to different bases: they cannot be combined")
@@ -125,7 +124,7 @@ def compare(first: str, second: str, folder: str, as_json: bool) -> None:
         [f"‖ΔW‖ {module}", *(f"{norm:.4g}" for norm in one["norms"]), _cell(one["cosine"])]
         for module, one in found["modules"].items()
     ]
-    _print_table(("", *found["names"], "cosine"), rows)
+    print_table(("", *found["names"], "cosine"), rows, _cell)
 
 
 @adapters.command()
@@ -174,7 +173,7 @@ def combine(
             raise click.UsageError(f'"{part}" is no NAME=WEIGHT, for example demo=0.7')
     made = combine_on_disk(weights, new, kind, rank, density, seed, folder, device)
     if as_json:
-        _print_json(made.to_dict())
+        print_json(made.to_dict())
     else:
         click.echo(f"{made.report}\nsaved to {made.folder}")
 
@@ -227,7 +226,7 @@ def _proving(step: str, text: str) -> Any:
         found = find_adapter(name, folder)
         made = getattr(proof, f"prove_{step}")(found, title(found), device, precision)
         if as_json:
-            _print_json(made.to_dict())
+            print_json(made.to_dict())
         else:
             click.echo("\n".join(made.lines()))
 
@@ -264,22 +263,6 @@ _proving(
 def _part(count: int, found: dict[str, Any]) -> str:
     share = "" if not found["total"] else f" ({count / found['total']:.2%})"
     return f"{count:,}{share}"
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from fitune.console import results
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    results().print(table)
 
 
 def _cell(value: Any) -> str:

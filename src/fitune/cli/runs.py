@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from fitune.cli.listing import FOLDER, JSON, print_json, print_table
 
 
 @click.group()
@@ -36,12 +34,12 @@ def list_command(folder: str, as_json: bool) -> None:
 
     found = list_runs(folder)
     if as_json:
-        _print_json(found)
+        print_json(found)
     elif not found:
         say(f"no runs in {folder}; `fitune demo` makes the first")
     else:
         columns = ("name", "status", "model", "data", "step", "steps", "loss")
-        _print_table(columns, [[run.get(column) for column in columns] for run in found])
+        print_table(columns, [[run.get(column) for column in columns] for run in found], _cell)
 
 
 @runs.command()
@@ -58,11 +56,11 @@ def show(run: str, folder: str, as_json: bool) -> None:
 
     found = show_run(find_run(run, folder))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     memory = _in_words(found["summary"].pop("memory"))
     facts = {**flat(found["summary"]), **memory, "checkpoints": found["checkpoints"]}
-    _print_table(("", run), [[name, value] for name, value in facts.items()])
+    print_table(("", run), [[name, value] for name, value in facts.items()], _cell)
 
 
 @runs.command()
@@ -81,13 +79,13 @@ def compare(names: tuple[str, ...], folder: str, as_json: bool) -> None:
         raise click.UsageError("name two runs or more; `fitune runs list` shows them")
     found = compare_runs([Path(find_run(name, folder)) for name in names])
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = []
     for part in ("settings", "versions", "data", "results"):
         rows += [[f"{part}: {name}", *values] for name, values in found[part].items()]
     last = [losses[-1][1] if losses else None for losses in found["losses"]]
-    _print_table(("", *found["names"]), [*rows, ["last training loss", *last]])
+    print_table(("", *found["names"]), [*rows, ["last training loss", *last]], _cell)
 
 
 def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
@@ -102,22 +100,6 @@ def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
             words += f", {size_in(one['predicted'], whole)} predicted ({one['difference']:+.1%})"
         found[f"peak {name.removesuffix('_bytes').replace('_', ' ')}"] = words
     return found
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
-
-
-def _print_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from fitune.console import results
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    results().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,30 @@
+"""What commands that list things share: the runs folder, `--json`, and a plain table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    """A value as indented JSON, for scripts."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_table(columns: tuple[str, ...], rows: list[list[Any]], cell: Callable[[Any], str]) -> None:
+    """Rows under their columns, without lines; ``cell`` says a value in words."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from fitune.console import results
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
+    results().print(table)
