@@ -18,9 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fitune.console import results, say
 from fitune.evaluate.target import open_target
-from fitune.export.fidelity import compare, make_probe, same_prompts
+from fitune.export.fidelity import Probe, compare, make_probe, same_prompts
 from fitune.export.forms import loss_of, write_gguf_file
 from fitune.export.gguf_file import TYPES
 from fitune.export.merge import merge, settle
@@ -52,6 +54,26 @@ def same_start(one: list[int], other: tuple[int, ...]) -> int:
     return next((at for at, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
+def partings(answers: list[list[int]], probe: Probe) -> list[dict[str, Any]]:
+    """Each answer that differs: where, and by how much the reference preferred its own token there, in logits.
+
+    The median of that margin over all tokens is a few units; one below an export's "largest" difference is a tie.
+    """
+    found = []
+    for prompt, (answer, own, logits_TV) in enumerate(zip(answers, probe.answers, probe.logits_TV, strict=True)):
+        if tuple(answer) == own or (at := same_start(answer, own)) == min(len(answer), len(own)):
+            continue
+        margin = (logits_TV[at, own[at]] - logits_TV[at, answer[at]]).item()
+        found.append({"prompt": prompt, "token": at, "margin": round(margin, 5)})
+    return found
+
+
+def margins(probe: Probe) -> list[float]:
+    """Of every token of the reference's answers: its logit less the next best, smallest first."""
+    best_two = torch.cat([logits_TV.topk(2, -1).values for logits_TV in probe.logits_TV])
+    return sorted((best_two[:, 0] - best_two[:, 1]).tolist())
+
+
 def main() -> None:
     """Print a table, and with --out write everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,6 +88,7 @@ def main() -> None:
     run = run_of(target.adapter) if target.adapter else None
     conversations = choose_prompts(run, target.renderer, asked.prompts, None)
     probe = make_probe(target.model, target.renderer, conversations, asked.max_new_tokens)
+    probe_tokens = sum(len(answer) for answer in probe.answers)
     texts = [target.renderer.text_of(messages, generation_prompt=True) for messages in conversations]
     hard = [target.renderer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in HARD]
     merged = merge(target)
@@ -91,7 +114,10 @@ def main() -> None:
                     "answers_transformers": round(fidelity.answers_same * len(conversations)),
                     "answers_llama_cpp": sum(tuple(a) == b for a, b in pairs),
                     "same_start_llama_cpp": sum(same_start(a, b) for a, b in pairs),
-                    "tokens": sum(len(answer) for answer in probe.answers),
+                    "parted_llama_cpp": partings(cpp["answers"], probe),
+                    "smallest_margins": [round(margin, 5) for margin in margins(probe)[:5]],
+                    "median_margin": round(margins(probe)[probe_tokens // 2], 3),
+                    "tokens": probe_tokens,
                     "fidelity": vars(fidelity),
                 }
             )

@@ -83,6 +83,29 @@ def test_every_axis_is_traced_and_the_parts_add_up(name: str) -> None:
     assert made.moment
 
 
+@pytest.mark.parametrize("name", [*SCENARIOS, "gpt2", "gemma2", "mixtral"])
+def test_a_step_written_down_again_is_the_step_run_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fitune.plan.recorder import Recorder
+
+    scenario, family = (BASE.but(**SCENARIOS[name]), "llama") if name in SCENARIOS else (BASE, name)
+    plan(scenario, family)  # what libraries make at their first use in a process is no part of the comparison
+    repeated, answers = plan(scenario, family), []
+    repeat = Recorder.repeat
+    monkeypatch.setattr(Recorder, "repeat", lambda self, *args, **names: answers.append(repeat(self, *args, **names)))
+    plan(scenario, family)
+    monkeypatch.setattr(Recorder, "repeat", lambda self, *args, **names: False)
+    # bitsandbytes keeps outliers and scales of its int8 products from one step to the next: run again.
+    assert answers == [name != "int8"]
+    assert plan(scenario, family) == repeated
+
+
+def test_a_step_that_leaves_more_behind_is_run_again() -> None:
+    kept = plan(BASE.but(loss="logits", keep_outputs=True))
+    assert kept.phases["step 2"]["allocated_bytes"] > kept.phases["step 1"]["allocated_bytes"]
+    logits = BASE.seq_len * SIZES["vocab_size"]
+    assert kept.allocated_peak_bytes - plan(BASE.but(loss="logits")).allocated_peak_bytes >= logits
+
+
 def test_weights_and_states_are_what_arithmetic_says() -> None:
     made = plan(BASE.but(weights="fp32", tuning="full", autocast="none", gradient_checkpointing=True))
     exact = made.total_parameters * 4

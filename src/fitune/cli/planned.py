@@ -55,7 +55,7 @@ class Asked:
         from fitune.plan.time import with_time
 
         try:
-            made = predict(self.config.values, scenario, self.gpu, self.expandable)
+            made = predict(self.config.values, scenario, self.gpu, self.expandable, only_plans=True)
         except NotTraced as error:
             return untraced_plan(self.config.values, scenario, self.gpu, str(error))
         return with_time(made, scenario, self.gpu)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import traceback
@@ -32,18 +33,44 @@ TRACED = (
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
-def cached_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> dict[str, Any]:
+def cached_trace(
+    config: dict[str, Any], scenario: Scenario, capability: tuple[int, int], only_plans: bool = False
+) -> dict[str, Any]:
     """The trace's plain values, from the cache or made now.
 
     Args:
         config: a transformers config as a dict, "model_type" in it.
+        only_plans: this process will not train, so what only training needs is not imported.
     """
     path = folder() / f"{content_key(config, scenario, capability)}.json.gz"
     values = read(path)
     if values is None:
+        if only_plans:
+            import_bitsandbytes_without_compiler()
         values = make_trace(config, scenario, capability)
         write(path, values)
     return values
+
+
+def import_bitsandbytes_without_compiler() -> None:
+    """bitsandbytes 0.50 wraps four functions in torch.compile as it is imported, and that imports torch's compiler.
+
+    1.2 to 1.7 s for functions that a trace never runs. With another backend named while it is imported, torch imports
+    none of it. https://docs.pytorch.org/docs/main/generated/torch.compiler.set_default_backend.html; to be dropped when
+    bitsandbytes compiles at the first call.
+    """
+    import torch
+
+    if not hasattr(torch.compiler, "set_default_backend"):  # torch before 2.15
+        return
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("eager")
+    try:
+        importlib.import_module("bitsandbytes")
+    except ImportError:  # a plan of 16-bit weights needs none
+        pass
+    finally:
+        torch.compiler.set_default_backend(before)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fitune.plan.scenario import Scenario
@@ -66,7 +66,7 @@ def plan_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> 
     if traced is None:
         from fitune.plan.cpu_trace import trace_cpu
 
-        traced = asdict(trace_cpu(cache.as_config(values), scenario, row_tokens))
+        traced = trace_cpu(cache.as_config(values), scenario, row_tokens).to_dict()
         cache.write(path, traced)
     return assemble_cpu(traced)
 

@@ -6,7 +6,6 @@ Differs from a card's trace in what torch does otherwise on a CPU: autocast's li
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,12 +14,11 @@ from typing import Any
 import torch
 
 from fitune.plan.autocast import FULL_ON_CPU, MetaAutocast, answering
-from fitune.plan.optimizers import optimizer_step
 from fitune.plan.packs import meta_pack, rows_of
 from fitune.plan.program import DTYPES, Program
 from fitune.plan.recorder import Recorder
 from fitune.plan.scenario import Scenario
-from fitune.plan.trace import Trace, kernels_of
+from fitune.plan.trace import Trace, kernels_of, record
 
 aten = torch.ops.aten
 # Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
@@ -34,6 +32,8 @@ BY_VALUE = (
 
 class CpuProgram(Program):
     """`Program` with packs as on a CPU."""
+
+    on_card = False
 
     def make_pack(self) -> Any:
         """The pack, and a model that takes it."""
@@ -72,30 +72,7 @@ def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) ->
             recomputing=mode.recomputing if mode else None,
         )
         program.row_tokens = row_tokens
-        gc.collect()
-        stack.callback(gc.enable)
-        gc.disable()
-        stack.enter_context(recorder)
-        recorder.begin("load")
-        program.load()
-        recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
-        stack.enter_context(recorder.following(program.model))
-        stack.enter_context(program.recomputing_the_loss())
-        if mode:
-            stack.enter_context(mode)
-        for step in range(1, scenario.steps + 1):
-            recorder.begin(f"step {step}")
-            for _ in range(min(scenario.accumulation, 2)):
-                program.micro_batch()
-                recorder.mark([p.grad for p in program.trained()], "gradients")
-            optimizer_step(recorder, program)
-            gc.collect()
-        if scenario.eval_batch:
-            recorder.begin("evaluation")
-            program.evaluate()
-        if scenario.generate_batch and scenario.prompt_tokens:
-            recorder.begin("generation")
-            program.generate()
+        record(recorder, program, mode)
     total = sum(p.numel() for p in program.model.parameters())
     return Trace(
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,

@@ -111,7 +111,7 @@ def fill(
 def _planned(cell: Cell, config: dict[str, Any], gpu: Any, expandable: bool) -> Cell:
     assert cell.scenario is not None
     try:
-        return replace(cell, plan=predict(config, cell.scenario, gpu, expandable))
+        return replace(cell, plan=predict(config, cell.scenario, gpu, expandable, only_plans=True))
     except NotTraced as error:
         return replace(cell, plan=untraced_plan(config, cell.scenario, gpu, str(error)))
     except PlanError as error:

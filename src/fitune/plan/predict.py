@@ -61,19 +61,22 @@ class Plan:
         return asdict(self)
 
 
-def predict(config: Any, scenario: Scenario, gpu: Card | Any, expandable_segments: bool = False) -> Plan:
+def predict(
+    config: Any, scenario: Scenario, gpu: Card | Any, expandable_segments: bool = False, only_plans: bool = False
+) -> Plan:
     """The plan of ``scenario`` for ``config``'s model on ``gpu``.
 
     Args:
         config: a transformers config object, or its values as a dict with "model_type".
         gpu: a `Card`, or anything with its four attributes.
         expandable_segments: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+        only_plans: this process will not train; see `cached_trace`.
 
     Raises:
         NotTraced: the architecture's code cannot be traced; the message names the call.
     """
     values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
-    traced = cached_trace(values, scenario, (gpu.capability[0], gpu.capability[1]))
+    traced = cached_trace(values, scenario, (gpu.capability[0], gpu.capability[1]), only_plans)
     return assemble(traced, gpu, expandable_segments)
 
 

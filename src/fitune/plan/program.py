@@ -214,6 +214,8 @@ class Program:
         recomputing: makes the context in which checkpointing recomputes; None needs none.
     """
 
+    on_card = True
+
     def __init__(
         self,
         config: Any,

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EMPTY_CACHE = 0
+WORKSPACE = "workspace"  # the category of cuBLAS' buffers, which stay
 aten = torch.ops.aten
 NO_WORK = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.detach.default}
 LOSS = "the loss"  # where no module runs: fitune's own loss takes the output head's weight by itself
@@ -126,6 +127,42 @@ class Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def repeat(self, phase: str, lasting: Iterable[str]) -> bool:
+        """Write the phase that ran last down once more as ``phase``, without running it.
+
+        What it made and what had died at its end is made and dies again. That is the same as running it only where
+        nothing else of what it made is left, but for the categories ``lasting``, which are made once; else nothing is
+        written and the answer is False.
+        """
+        start, before = self.phases[-1]
+        born = {event - 1 for event in self.order[start:] if event > 0}
+        dead = {-event - 1 for event in self.order[start:] if event < 0}
+        if {self.categories[index] for index in born - dead} - set(lasting):
+            return False
+        again = born & dead
+        stop, names, places = len(self.order), self.moment_names, {}
+        self.begin(phase)
+        for event, moment in zip(self.order[start:stop], self.moments[start:stop], strict=True):
+            if event == EMPTY_CACHE:
+                self.order.append(event)
+            elif (index := abs(event) - 1) not in again:
+                continue
+            elif event > 0:
+                places[index] = len(self.sizes)
+                self.sizes.append(self.sizes[index])
+                self.categories.append(self.categories[index])
+                self.order.append(places[index] + 1)
+            else:
+                self.order.append(-places[index] - 1)
+            name = names[moment]
+            if name.startswith(before):  # a death has the moment of what came before it, perhaps in an earlier phase
+                name = phase + name.removeprefix(before)
+            if name not in self._names:
+                self._names[name] = len(names)
+                names.append(name)
+            self.moments.append(self._names[name])
+        return True
 
     # ---- storages
 
@@ -249,7 +286,7 @@ class Recorder(TorchDispatchMode):
         if backward not in self._workspaces and self.workspace_bytes:
             self._workspaces.add(backward)
             self.sizes.append(self.workspace_bytes)
-            self.categories.append("workspace")
+            self.categories.append(WORKSPACE)
             self._event(len(self.sizes))
 
     def _count(self, func: Any, args: tuple, out: Any) -> None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import gc
 import warnings
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fitune.plan.autocast import MetaAutocast, answering
 from fitune.plan.kernels import standing_in, table
-from fitune.plan.optimizers import optimizer_step
+from fitune.plan.optimizers import STATES, optimizer_step
 from fitune.plan.program import DTYPES, Program
 from fitune.plan.quick_meta import quick_table
-from fitune.plan.recorder import Recorder
+from fitune.plan.recorder import WORKSPACE, Recorder
 from fitune.plan.scenario import Scenario
 
 # cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
 # or 32 MiB on Hopper.
 CUBLAS_OTHERS, CUBLAS_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 2**20
+
+Work = dict[tuple[str, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Trace:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; the lists themselves, for a trace has some 100,000 events."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def kernels_of(scenario: Scenario, flash_package: bool = False) -> dict[Any, Any]:
@@ -64,8 +66,6 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
     recorder.vocabulary = getattr(config, "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
-    managed = 0
-    work: dict[tuple[str, int, int], int] = {}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -79,6 +79,25 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
             autocast=mode.enabled if mode else None,
             recomputing=mode.recomputing if mode else None,
         )
+        managed, work = record(recorder, program, mode)
+    # bitsandbytes packs two 4-bit values into a byte
+    total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in program.model.parameters())
+    return Trace(
+        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
+        sum(p.numel() for p in program.trained()), total, managed,
+        {"operators": [[*operator, count] for operator, count in work.items()]},
+    )  # fmt: skip
+
+
+def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> tuple[int, Work]:
+    """Every phase of the program's run into the recorder.
+
+    Returns:
+        Bytes of managed memory that the optimizer holds, and the operators of one micro-batch.
+    """
+    scenario, managed = program.scenario, 0
+    work: Work = {}
+    with ExitStack() as stack:
         gc.collect()
         gc.freeze()  # what is there now, torch's own modules above all, need not be looked through after each step
         stack.callback(gc.unfreeze)
@@ -87,17 +106,20 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
-        # transformers' Trainer.train begins with accelerator.free_memory: torch.cuda.empty_cache.
-        recorder.empty_cache()
+        if program.on_card:
+            # transformers' Trainer.train begins with accelerator.free_memory: torch.cuda.empty_cache.
+            recorder.empty_cache()
         recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
         stack.enter_context(program.recomputing_the_loss())
         if mode:
             stack.enter_context(mode)
         for step in range(1, scenario.steps + 1):
+            if step > 1 and recorder.repeat(f"step {step}", lasting=(STATES, WORKSPACE)):
+                continue
             recorder.begin(f"step {step}")
             for micro in range(min(scenario.accumulation, 2)):
-                recorder.work = work if step == scenario.steps and micro == 0 else None
+                recorder.work = work if step == 1 and micro == 0 else None
                 program.micro_batch()
                 recorder.work = None
                 recorder.mark([p.grad for p in program.trained()], "gradients")
@@ -110,13 +132,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         if scenario.generate_batch and scenario.prompt_tokens:
             recorder.begin("generation")
             program.generate()
-        if scenario.save:
+        if scenario.save and program.on_card:
             # safetensors copies one tensor after the other to the host: nothing new on the card.
             recorder.begin("checkpoint")
-    # bitsandbytes packs two 4-bit values into a byte
-    total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in program.model.parameters())
-    return Trace(
-        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
-        sum(p.numel() for p in program.trained()), total, managed,
-        {"operators": [[*operator, count] for operator, count in work.items()]},
-    )  # fmt: skip
+    return managed, work
