@@ -10,7 +10,9 @@ const {getLlama} = await import(pathToFileURL(entry).href);
 const asked = JSON.parse(readFileSync(0, "utf8"));
 const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: Number(process.env.OMP_NUM_THREADS ?? 0)});
 const model = await llama.loadModel({modelPath: asked.file});
-const context = await model.createContext({contextSize: 1024, sequences: 1});
+// Keys and values as they are computed: rounding them to F16 would be the reader's loss, not the file's.
+const exact = {experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32", flashAttention: false};
+const context = await model.createContext({contextSize: 1024, sequences: 1, ...exact});
 const sequence = context.getSequence();
 const answers = [];
 for (const prompt of asked.prompts) {

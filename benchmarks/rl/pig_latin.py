@@ -3,8 +3,9 @@
     python benchmarks/rl/pig_latin.py --out /tmp/rl                     # a small model, made and half-trained here
     python benchmarks/rl/pig_latin.py --out /tmp/rl --model smollm2-135m-instruct --start RUN   # from an sft run's adapter
 
-The policy is rewarded by the rule (or, with --reward run:RUN, by a reward model) on generated sentences, and measured by
-the share of words right in the greedy answers to held-out ones. Writes results.json and results.md below --out.
+grpo is rewarded by the rule, ppo by a judge that is trained here on pairs of right and subtly wrong answers, dpo learns
+from such pairs. What is really right is the share of words right in the greedy answers to held-out sentences, which
+neither the policy nor the judge was trained on. Writes results.json and results.md below --out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import fitune
 from fitune.data.pig_latin import to_pig_latin
 from fitune.data.sentences import FUNCTION_WORDS, whole_words
-from fitune.data.tasks import SYSTEM
+from fitune.data.tasks import SYSTEM, pig_latin_pairs
 from fitune.models.source import resolve
 from fitune.models.tokenizer import load_tokenizer
 from fitune.runs.folder import read_rows
@@ -70,12 +71,15 @@ def make_sentences(count: int, longest: int, seed: int) -> list[str]:
     return list(found)
 
 
-def write(path: Path, sentences: list[str], system: bool) -> Path:
-    """Rows of prompt and right answer."""
-    rows: list[dict[str, str]] = [{"prompt": text, "completion": to_pig_latin(text)} for text in sentences]
-    if system:
-        rows = [{"system": SYSTEM, **row} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def write(path: Path, sentences: list[str], system: bool, pairs: bool = False) -> Path:
+    """Rows of prompt and right answer; as pairs, of prompt, right and subtly wrong answer."""
+    rows: list[dict[str, str]] = (
+        list(pig_latin_pairs(sentences, seed=1))
+        if pairs
+        else [{"system": SYSTEM, "prompt": text, "completion": to_pig_latin(text)} for text in sentences]
+    )
+    kept = [{name: value for name, value in row.items() if system or name != "system"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return path
 
 
@@ -95,6 +99,23 @@ def half_trained(out: Path, model: str, train: Path, test: Path, steps: int) -> 
         }  # fmt: skip
         fitune.train(fitune.Settings.model_validate(settings))
     return str(folder / "model")
+
+
+def judge(out: Path, values: dict[str, Any], pairs: Path, held_out: Path, rows: int) -> str:
+    """A reward model over the policy's base, trained on pairs; returns its folder. Prints its held-out accuracy."""
+    folder = out / "judge"
+    if not (folder / "report.html").exists():
+        settings = {
+            "method": "reward", "model": values["model"], "lora": values["lora"],
+            "data": {"train": str(pairs), "test": str(held_out)},
+            "train": {"batch_size": 32, "epochs": 1, "learning_rate": 1e-3, "schedule": "linear"},
+            "eval": {"every_steps": max(rows // 32 // 4, 1)},
+            "run": {"folder": str(out), "name": "judge", "keep_checkpoints": 1},
+        }  # fmt: skip
+        fitune.train(fitune.Settings.model_validate(settings))
+    last = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval"][-1]
+    print(f"judge: {last['accuracy']:.1%} of held-out pairs")
+    return str(folder)
 
 
 def learn(out: Path, method: str, seed: int, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,8 +140,9 @@ def table(curves: dict[str, list[list[dict[str, Any]]]]) -> str:
         for at in range(len(seeds[0])):
             rows = [rows[at] for rows in seeds]
             cells = [f"{rows[0]['step']}", spread([100 * row["word_accuracy"] for row in rows], "%")]
-            cells += [spread([row["kl"] for row in rows]) if rows[0]["kl"] is not None else "0"]
-            cells += [spread([row[name] for row in rows]) for name in ("answer_tokens", "stopped")]
+            for name in ("kl", "answer_tokens", "stopped"):
+                known = [row[name] for row in rows if row.get(name) is not None]
+                cells.append(spread(known) if known else "–")
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,15 +156,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", help="another model than the small one made here")
     parser.add_argument("--start", help="with --model: the run or adapter to start from")
-    parser.add_argument("--methods", nargs="+", default=["grpo", "ppo"])
+    parser.add_argument("--methods", nargs="+", default=["grpo", "ppo", "dpo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--half-steps", type=int, default=200, help="supervised steps of the small model")
-    parser.add_argument("--steps", type=int, default=32, help="steps of learning from rewards")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts a step")
+    parser.add_argument("--half-steps", type=int, default=150, help="supervised steps of the small model")
+    parser.add_argument("--steps", type=int, default=200, help="steps of learning from rewards")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts or pairs a step")
     parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rates", nargs="+", default=["grpo=5e-4", "ppo=2e-4", "dpo=1e-4"], help="learning rates")
+    parser.add_argument("--pairs", type=int, default=6_000, help="pairs that the judge learns from")
     parser.add_argument("--longest", type=int, default=2, help="words of the longest sentence")
-    parser.add_argument("--reward", default="pig_latin")
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -150,6 +172,7 @@ def main() -> None:
     seen = make_sentences(13_000, args.longest, seed=7)
     fresh = [text for text in make_sentences(3 * args.held_out, args.longest, seed=8) if text not in set(seen)]
     test = write(args.out / "test.jsonl", fresh[: args.held_out], bool(args.model))
+    test_pairs = write(args.out / "test-pairs.jsonl", fresh[: args.held_out], bool(args.model), pairs=True)
     train = write(args.out / "train.jsonl", seen[:12_000], bool(args.model))
     if args.model:
         model: dict[str, Any] = {"name": args.model}
@@ -158,17 +181,32 @@ def main() -> None:
         base = make_model(args.out / "small") if not (args.out / "small").exists() else args.out / "small"
         half = half_trained(args.out, str(base), train, test, args.half_steps)
         model, lora = {"name": half, "precision": "fp32", "device": "cpu"}, {"rank": 32, "alpha": 64}
+    system = bool(args.model)
+    rates = {method: float(rate) for method, _, rate in (word.partition("=") for word in args.rates)}
+    pairs = write(args.out / "pairs.jsonl", seen[: args.pairs], system, pairs=True)
     values = {
         "model": model,
         "data": {"train": str(train), "test": str(test)},
         "lora": lora,
-        "train": {
-            "batch_size": args.prompts, "max_steps": args.steps, "learning_rate": args.rate, "schedule": "linear",
-        },
-        "rl": {"rewards": [args.reward], "answers": args.answers, "max_new_tokens": 48, "rows_at_once": 128},
         "eval": {"samples": args.held_out, "max_new_tokens": 48, "every_steps": max(args.steps // 4, 1)},
     }  # fmt: skip
-    curves = {method: [learn(args.out, method, seed, values) for seed in args.seeds] for method in args.methods}
+    rl = {"answers": args.answers, "max_new_tokens": 48, "rows_at_once": 128}
+    if "ppo" in args.methods:
+        learnt = [f"run:{judge(args.out, values, pairs, test_pairs, args.pairs)}"]
+    curves = {}
+    for method in args.methods:
+        given = {
+            **values,
+            "train": {
+                "batch_size": args.prompts, "max_steps": args.steps, "learning_rate": rates[method],
+                "schedule": "linear",
+            },
+        }  # fmt: skip
+        if method == "dpo":
+            given |= {"data": {"train": str(pairs), "test": str(test_pairs)}}
+        else:
+            given |= {"rl": {**rl, "rewards": ["pig_latin"] if method == "grpo" else learnt}}
+        curves[method] = [learn(args.out, method, seed, given) for seed in args.seeds]
     (args.out / "results.json").write_text(json.dumps(curves, indent=1))
     (args.out / "results.md").write_text(table(curves) + "\n")
     print(table(curves))
