@@ -3,9 +3,10 @@
     python benchmarks/rl/pig_latin.py --out /tmp/rl                     # a small model, made and half-trained here
     python benchmarks/rl/pig_latin.py --out /tmp/rl --model smollm2-135m-instruct --start RUN   # from an sft run's adapter
 
-grpo is rewarded by the rule, ppo by a judge that is trained here on pairs of right and subtly wrong answers, dpo learns
-from such pairs. What is really right is the share of words right in the greedy answers to held-out sentences, which
-neither the policy nor the judge was trained on. Writes results.json and results.md below --out.
+grpo is rewarded by the rule. ppo is rewarded by a judge that is trained here, and dpo learns from the same pairs: right
+and subtly wrong answers by rule, and the start's own answers, a right one and its most frequent wrong one. What is really
+right is the share of words right in the greedy answers to held-out sentences, which neither policy nor judge was trained
+on. Writes results.json and results.md below --out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +27,8 @@ import fitune
 from fitune.data.pig_latin import to_pig_latin
 from fitune.data.sentences import FUNCTION_WORDS, whole_words
 from fitune.data.tasks import SYSTEM, pig_latin_pairs
+from fitune.evaluate.generate import Sampling, answer
+from fitune.evaluate.target import open_target
 from fitune.models.source import resolve
 from fitune.models.tokenizer import load_tokenizer
 from fitune.runs.folder import read_rows
@@ -36,6 +40,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<answer>{% endif %}"
 )
 HELD_OUT = 200
+OWN = 8
 
 
 def make_model(folder: Path) -> Path:
@@ -101,6 +106,29 @@ def half_trained(out: Path, model: str, train: Path, test: Path, steps: int) -> 
     return str(folder / "model")
 
 
+def own_pairs(path: Path, start: str, sentences: list[str], system: bool) -> Path:
+    """Pairs of the start's own `OWN` answers to each sentence at temperature 1: a right one and the commonest wrong one.
+
+    Sentences of which no answer is right, or none is wrong, give no pair.
+    """
+    target = open_target(start, device="cpu")
+    torch.manual_seed(1)
+    asked = [
+        [*([{"role": "system", "content": SYSTEM}] if system else []), {"role": "user", "content": text}]
+        for text in sentences
+        for _ in range(OWN)
+    ]
+    said = answer(target.model, target.renderer, asked, batch=256, sampling=Sampling(48, temperature=1.0))
+    rows = []
+    for at, text in enumerate(sentences):
+        right, own = to_pig_latin(text), Counter(said[at * OWN : (at + 1) * OWN])
+        wrong = next((one for one, _ in own.most_common() if one not in (right, "")), None)
+        if right in own and wrong:
+            rows.append({"prompt": text, "chosen": right, "rejected": wrong} | ({"system": SYSTEM} if system else {}))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def judge(out: Path, values: dict[str, Any], pairs: Path, held_out: Path, rows: int) -> str:
     """A reward model over the policy's base, trained on pairs; returns its folder. Prints its held-out accuracy."""
     folder = out / "judge"
@@ -163,6 +191,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="prompts or pairs a step")
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--rates", nargs="+", default=["grpo=5e-4", "ppo=2e-4", "dpo=1e-4"], help="learning rates")
+    parser.add_argument("--sft-weight", type=float, default=1.0, help="dpo.sft_weight")
     parser.add_argument("--pairs", type=int, default=6_000, help="pairs that the judge learns from")
     parser.add_argument("--longest", type=int, default=2, help="words of the longest sentence")
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
@@ -183,7 +212,12 @@ def main() -> None:
         model, lora = {"name": half, "precision": "fp32", "device": "cpu"}, {"rank": 32, "alpha": 64}
     system = bool(args.model)
     rates = {method: float(rate) for method, _, rate in (word.partition("=") for word in args.rates)}
-    pairs = write(args.out / "pairs.jsonl", seen[: args.pairs], system, pairs=True)
+    pairs, own = args.out / "pairs.jsonl", args.out / "own.jsonl"
+    if not pairs.exists():
+        by_rule = write(args.out / "by-rule.jsonl", seen[: args.pairs // 2], system, pairs=True)
+        if not own.exists():
+            own_pairs(own, args.start or model["name"], seen[: args.pairs], system)
+        pairs.write_text(by_rule.read_text() + own.read_text())
     values = {
         "model": model,
         "data": {"train": str(train), "test": str(test)},
@@ -203,7 +237,7 @@ def main() -> None:
             },
         }  # fmt: skip
         if method == "dpo":
-            given |= {"data": {"train": str(pairs), "test": str(test_pairs)}}
+            given |= {"data": {"train": str(pairs), "test": str(test_pairs)}, "dpo": {"sft_weight": args.sft_weight}}
         else:
             given |= {"rl": {**rl, "rewards": ["pig_latin"] if method == "grpo" else learnt}}
         curves[method] = [learn(args.out, method, seed, given) for seed in args.seeds]

@@ -258,6 +258,9 @@ class DpoSettings(Section):
     """How dear it is to leave the reference; for ipo the paper's τ."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """With sigmoid or robust: the share of pairs that are taken for judged wrongly."""
+    sft_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the supervised loss on the chosen answers beside it (arXiv 2404.19733 takes 1): keeps their probability
+    from falling where the two answers of a pair are much alike."""
     reference: Literal["precomputed", "live"] = "precomputed"
     """precomputed: the reference's log-probabilities are taken once before step one. live: each step asks the reference
     again, with the adapter off (or the earlier run's, frozen). The losses are the same."""

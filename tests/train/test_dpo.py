@@ -93,6 +93,7 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
         use_tree_attention(model.get_base_model())
     trainer = DpoTrainer.__new__(DpoTrainer)
     trainer.loss, trainer.beta, trainer.label_smoothing, trainer.reference = loss, 0.2, smoothing, {}
+    trainer.sft_weight = 0.0
     from fitune.train.laid import lay
     from fitune.train.pair_trainer import sides
 
@@ -100,6 +101,11 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
         losses, measured = trainer.pair_losses(model, lay(sides(pairs), mode), pairs)
     assert losses.mean().item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert measured["margin"].abs().max() > 0.01
+    trainer.sft_weight = 0.5
+    with torch.no_grad():
+        more, _ = trainer.pair_losses(model, lay(sides(pairs), mode), pairs)
+    tokens = torch.tensor([pair.chosen.num_trained for pair in pairs])
+    torch.testing.assert_close(more - losses, -0.5 * measured["logprob_chosen"] / tokens)
 
 
 def test_pairs_that_a_short_run_meets():

@@ -7,6 +7,9 @@ With h = log π(chosen)/π_ref(chosen) − log π(rejected)/π_ref(rejected), lo
     ipo       (h' − 1/(2β))²                               Azar et al. 2023, arXiv 2310.12036, equation 17, where h' is h
                                                           with log-probabilities per answer token, as its authors advise
 
+To each, `dpo.sft_weight` times the chosen answer's mean −log π per token may be added (Pang et al. 2024, arXiv 2404.19733,
+equation 1): where two answers differ in a few tokens only, the loss above lowers both.
+
 The reference is the model as it stands before step one: the bare base under a fresh adapter, or the earlier run's adapter
 that training goes on from. Precomputed, its log-probabilities are taken once, before step one, for the pairs that the run
 will meet, by the very model that is then trained: no second model and no second adapter is ever in memory. Live, each step
@@ -67,6 +70,7 @@ def make_trainer(
         loss=settings.dpo.loss,
         beta=settings.dpo.beta,
         label_smoothing=settings.dpo.label_smoothing,
+        sft_weight=settings.dpo.sft_weight,
         examine=build.examiner_of(settings, run, ready),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
@@ -94,13 +98,20 @@ class DpoTrainer(PairTrainer):
         loss: sigmoid, robust or ipo.
         beta: how dear it is to leave the reference.
         label_smoothing: ε, the share of pairs that are taken for judged wrongly.
+        sft_weight: weight of the chosen answer's mean −log π per token.
     """
 
     def __init__(
-        self, *args: Any, loss: str = "sigmoid", beta: float = 0.1, label_smoothing: float = 0.0, **kwargs: Any
+        self,
+        *args: Any,
+        loss: str = "sigmoid",
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        sft_weight: float = 0.0,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.loss, self.beta, self.label_smoothing = loss, beta, label_smoothing
+        self.loss, self.beta, self.label_smoothing, self.sft_weight = loss, beta, label_smoothing, sft_weight
         self.reference: dict[PairRow, tuple[float, float]] = {}
         """Log-probability of a pair's chosen and its rejected answer under the reference."""
 
@@ -126,7 +137,10 @@ class DpoTrainer(PairTrainer):
         known = self._reference_of(model, laid, pairs)  # first: its states are gone before the policy's are kept
         sums = by_row(token_logprobs(model, laid), laid)
         ratios = sums - known
-        losses = dpo_loss(ratios[::2], ratios[1::2], count_by_row(laid), self.loss, self.beta, self.label_smoothing)
+        tokens = count_by_row(laid)
+        losses = dpo_loss(ratios[::2], ratios[1::2], tokens, self.loss, self.beta, self.label_smoothing)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * sums[::2] / tokens[::2].clamp(min=1)
         rewards = self.beta * ratios.detach()
         better, worse = rewards[::2], rewards[1::2]
         return losses, {

@@ -42,7 +42,7 @@ from fitune.train.ready import Ready
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000
 # Methods whose run on a CPU is planned.
-ON_CPU = ("sft", "lm")
+ON_CPU = ("sft", "lm", "reward", "dpo", "ppo", "grpo")
 
 
 def fit_run(settings: Settings, ready: Ready) -> Fitted:
