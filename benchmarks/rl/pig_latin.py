@@ -3,8 +3,8 @@
     python benchmarks/rl/pig_latin.py --out /tmp/rl                     # a small model, made and half-trained here
     python benchmarks/rl/pig_latin.py --out /tmp/rl --model smollm2-135m-instruct --start RUN   # from an sft run's adapter
 
-grpo is rewarded by the rule. ppo is rewarded by a judge that is trained here, and dpo learns from the same pairs: right
-and subtly wrong answers by rule, and the start's own answers, a right one and its most frequent wrong one. What is really
+grpo is rewarded by the rule, ppo by a judge that is trained here, dpo learns from pairs. Judge and dpo see right and subtly
+wrong answers by rule, and wrong answers that the start itself gave. What is really
 right is the share of words right in the greedy answers to held-out sentences, which neither policy nor judge was trained
 on. Writes results.json and results.md below --out.
 """
@@ -106,10 +106,12 @@ def half_trained(out: Path, model: str, train: Path, test: Path, steps: int) -> 
     return str(folder / "model")
 
 
-def own_pairs(path: Path, start: str, sentences: list[str], system: bool) -> Path:
-    """Pairs of the start's own `OWN` answers to each sentence at temperature 1: a right one and the commonest wrong one.
+def own_pairs(start: str, sentences: list[str], system: bool) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Pairs from the start's own `OWN` answers to each sentence at temperature 1.
 
-    Sentences of which no answer is right, or none is wrong, give no pair.
+    Returns:
+        For the judge: the right answer against each wrong one. For dpo: a right answer that was given against the wrong
+        one that was given most often; sentences of which no answer is right, or none is wrong, give no pair.
     """
     target = open_target(start, device="cpu")
     torch.manual_seed(1)
@@ -119,25 +121,27 @@ def own_pairs(path: Path, start: str, sentences: list[str], system: bool) -> Pat
         for _ in range(OWN)
     ]
     said = answer(target.model, target.renderer, asked, batch=256, sampling=Sampling(48, temperature=1.0))
-    rows = []
+    every, likely = [], []
     for at, text in enumerate(sentences):
         right, own = to_pig_latin(text), Counter(said[at * OWN : (at + 1) * OWN])
-        wrong = next((one for one, _ in own.most_common() if one not in (right, "")), None)
-        if right in own and wrong:
-            rows.append({"prompt": text, "chosen": right, "rejected": wrong} | ({"system": SYSTEM} if system else {}))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+        wrong = [one for one, _ in own.most_common() if one.strip() and one != right]
+        rows = [
+            {"prompt": text, "chosen": right, "rejected": one} | ({"system": SYSTEM} if system else {}) for one in wrong
+        ]
+        every += rows
+        likely += rows[:1] if right in own else []
+    return every, likely
 
 
-def judge(out: Path, values: dict[str, Any], pairs: Path, held_out: Path, rows: int) -> str:
+def judge(out: Path, values: dict[str, Any], pairs: Path, held_out: Path) -> str:
     """A reward model over the policy's base, trained on pairs; returns its folder. Prints its held-out accuracy."""
     folder = out / "judge"
     if not (folder / "report.html").exists():
         settings = {
             "method": "reward", "model": values["model"], "lora": values["lora"],
             "data": {"train": str(pairs), "test": str(held_out)},
-            "train": {"batch_size": 32, "epochs": 1, "learning_rate": 1e-3, "schedule": "linear"},
-            "eval": {"every_steps": max(rows // 32 // 4, 1)},
+            "train": {"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "schedule": "linear"},
+            "eval": {"every_steps": 100},
             "run": {"folder": str(out), "name": "judge", "keep_checkpoints": 1},
         }  # fmt: skip
         fitune.train(fitune.Settings.model_validate(settings))
@@ -192,7 +196,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--rates", nargs="+", default=["grpo=5e-4", "ppo=2e-4", "dpo=1e-4"], help="learning rates")
     parser.add_argument("--sft-weight", type=float, default=1.0, help="dpo.sft_weight")
-    parser.add_argument("--pairs", type=int, default=6_000, help="pairs that the judge learns from")
+    parser.add_argument("--ppo-kl", type=float, default=0.2, help="rl.kl_coef of ppo, whose judge can be fooled")
+    parser.add_argument("--pairs", type=int, default=6_000, help="sentences that the judge and dpo learn from")
     parser.add_argument("--longest", type=int, default=2, help="words of the longest sentence")
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     args = parser.parse_args()
@@ -212,12 +217,13 @@ def main() -> None:
         model, lora = {"name": half, "precision": "fp32", "device": "cpu"}, {"rank": 32, "alpha": 64}
     system = bool(args.model)
     rates = {method: float(rate) for method, _, rate in (word.partition("=") for word in args.rates)}
-    pairs, own = args.out / "pairs.jsonl", args.out / "own.jsonl"
-    if not pairs.exists():
-        by_rule = write(args.out / "by-rule.jsonl", seen[: args.pairs // 2], system, pairs=True)
-        if not own.exists():
-            own_pairs(own, args.start or model["name"], seen[: args.pairs], system)
-        pairs.write_text(by_rule.read_text() + own.read_text())
+    pairs, judged = args.out / "pairs.jsonl", args.out / "judged.jsonl"
+    if not judged.exists():
+        by_rule = write(args.out / "by-rule.jsonl", seen[: args.pairs // 2], system, pairs=True).read_text()
+        for path, rows in zip(
+            (judged, pairs), own_pairs(args.start or model["name"], seen[: args.pairs], system), strict=True
+        ):
+            path.write_text(by_rule + "".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "model": model,
         "data": {"train": str(train), "test": str(test)},
@@ -226,7 +232,7 @@ def main() -> None:
     }  # fmt: skip
     rl = {"answers": args.answers, "max_new_tokens": 48, "rows_at_once": 128}
     if "ppo" in args.methods:
-        learnt = [f"run:{judge(args.out, values, pairs, test_pairs, args.pairs)}"]
+        learnt = [f"run:{judge(args.out, values, judged, test_pairs)}"]
     curves = {}
     for method in args.methods:
         given = {
@@ -239,7 +245,12 @@ def main() -> None:
         if method == "dpo":
             given |= {"data": {"train": str(pairs), "test": str(test_pairs)}, "dpo": {"sft_weight": args.sft_weight}}
         else:
-            given |= {"rl": {**rl, "rewards": ["pig_latin"] if method == "grpo" else learnt}}
+            given |= {
+                "rl": {
+                    **rl,
+                    **({"rewards": ["pig_latin"]} if method == "grpo" else {"rewards": learnt, "kl_coef": args.ppo_kl}),
+                }
+            }
         curves[method] = [learn(args.out, method, seed, given) for seed in args.seeds]
     (args.out / "results.json").write_text(json.dumps(curves, indent=1))
     (args.out / "results.md").write_text(table(curves) + "\n")

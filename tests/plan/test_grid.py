@@ -29,7 +29,7 @@ def ask(changes: dict[str, Any]) -> Scenario:
     return Asked(settings, ModelConfig("tiny", CONFIG, "test"), (), 64, CARD, "test", False).scenario(changes)
 
 
-def faked(config: Any, scenario: Scenario, gpu: Any, expandable: bool = False) -> Plan:
+def faked(config: Any, scenario: Scenario, gpu: Any, expandable: bool = False, only_plans: bool = False) -> Plan:
     if scenario.weights == "nf4":
         raise PlanError("nf4 cannot be traced; use another")
     need = {"fp32": 4, "bf16": 2, "int8": 1}[scenario.weights] * 2**32
