@@ -1,6 +1,7 @@
 """Does learning from rewards raise what is really right? English → Pig Latin from a half-trained model, three seeds.
 
-    python benchmarks/rl/pig_latin.py --out /tmp/rl                     # a small model, made and half-trained here
+    python benchmarks/rl/pig_latin.py --out /tmp/rl --methods grpo dpo  # a small model, made and half-trained here
+    python benchmarks/rl/pig_latin.py --out /tmp/rl --methods ppo --steps 100
     python benchmarks/rl/pig_latin.py --out /tmp/rl --model smollm2-135m-instruct --start RUN   # from an sft run's adapter
 
 grpo is rewarded by the rule, ppo by a judge that is trained here, dpo learns from pairs. Judge and dpo see right and subtly
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps of learning from rewards")
     parser.add_argument("--prompts", type=int, default=32, help="prompts or pairs a step")
     parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--rates", nargs="+", default=["grpo=5e-4", "ppo=2e-4", "dpo=1e-4"], help="learning rates")
+    parser.add_argument("--rates", nargs="+", default=["grpo=5e-4", "ppo=2e-4", "dpo=2e-4"], help="learning rates")
     parser.add_argument("--sft-weight", type=float, default=1.0, help="dpo.sft_weight")
     parser.add_argument("--ppo-kl", type=float, default=0.2, help="rl.kl_coef of ppo, whose judge can be fooled")
     parser.add_argument("--pairs", type=int, default=6_000, help="sentences that the judge and dpo learn from")

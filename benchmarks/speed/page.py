@@ -75,7 +75,8 @@ def page(data: dict[str, Any], picture: str | None) -> str:
             f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} of {epoch['of']} steps of the "
             f"epoch: the losses lie {epoch['median_absolute_gap']:.4f} apart in the median ({epoch['mean_gap']:+.4f} "
             f"on average), while the loss moves by {epoch['median_move_between_steps']:.4f} from one step to the next "
-            f"(benchmarks/speed/epoch.py).",
+            f"(benchmarks/speed/epoch.py). Mean of the last 50 steps: {epoch['last_50_steps'][0]:.3f} and, TRL's, "
+            f"{epoch['last_50_steps'][1]:.3f}.",
             f"![loss curves]({epoch['picture']})",
         ]
     commands = ("compare.py --workloads a b c d e f --profile", "page.py benchmarks/speed/results.json")
