@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
-from fitune.cli.data import check
+from fitune.cli import cli
 from fitune.data.forms import recognise
 from fitune.data.pairs import to_pair
 from fitune.data.pig_latin import to_pig_latin
@@ -190,6 +190,6 @@ def test_the_command_takes_a_file_of_pairs_for_pairs(tmp_path, tiny_llama):
         tmp_path / "p.jsonl",
         [{"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "c", "chosen": "d", "rejected": "e"}],
     )
-    result = CliRunner().invoke(check, [path, "--model.name", str(tiny_llama), "--json"])
+    result = CliRunner().invoke(cli, ["data", "check", path, "--model.name", str(tiny_llama), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["train"]["equal_pairs"] == 1
