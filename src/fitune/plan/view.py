@@ -122,7 +122,7 @@ def advice(view: View) -> list[str]:
             f"not even the loaded model fits: weights and CUDA context take {least} before the first step. A smaller "
             "model or stronger quantization (--model.quantization nf4) is the way"
         ]
-    return ["what would fit: the same words with --grid, or with --max seq-len or --max batch"]
+    return ["what would fit: the same words with --ladder, with --grid, or with --max seq-len or --max batch"]
 
 
 def figures(view: View) -> list[tuple[str, str, str]]:
