@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fitune.errors import ModelError, RunError
@@ -91,12 +93,35 @@ def test_families_to_gguf_and_back(
     assert done.report.prompts_same in (None, 2)
 
 
-def test_adapter_opens_in_plain_peft_with_identical_logits(llama_adapter: Path, tiny_llama: Path, tmp_path: Path):
+WITHOUT_FITUNE = """
+import sys
+sys.modules["fitune"] = None  # an import would fail
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
+base, adapter, ids, out = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval()
+with torch.no_grad():
+    save_file({"logits": model(input_ids=torch.tensor([[int(i) for i in ids.split(",")]])).logits}, out)
+"""
+
+
+def test_adapter_opens_in_plain_peft_without_fitune_in_another_process(
+    llama_adapter: Path, tiny_llama: Path, tmp_path: Path
+):
     done = export(str(llama_adapter), "adapter", tmp_path / "copy", num_prompts=2)
     assert done.report.rows[0].largest == 0
-    wanted = logits(open_target(str(llama_adapter), precision="fp32").model)
-    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
-    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "copy")), wanted)
+    ids, found = list(range(5, 25)), tmp_path / "logits.safetensors"
+    model = open_target(str(llama_adapter), precision="fp32").model.eval()
+    before, _ = torch.get_num_threads(), torch.set_num_threads(1)  # as in the other process: sums in the same order
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor([ids])).logits
+    torch.set_num_threads(before)
+    words = [str(tiny_llama), str(tmp_path / "copy"), ",".join(map(str, ids)), str(found)]
+    subprocess.run([sys.executable, "-c", WITHOUT_FITUNE, *words], check=True, cwd=tmp_path)
+    assert torch.equal(load_file(found)["logits"], wanted)
 
 
 @pytest.mark.parametrize(
