@@ -88,7 +88,7 @@ def main() -> None:
     run = run_of(target.adapter) if target.adapter else None
     conversations = choose_prompts(run, target.renderer, asked.prompts, None)
     probe = make_probe(target.model, target.renderer, conversations, asked.max_new_tokens)
-    probe_tokens = sum(len(answer) for answer in probe.answers)
+    margin = margins(probe)
     texts = [target.renderer.text_of(messages, generation_prompt=True) for messages in conversations]
     hard = [target.renderer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in HARD]
     merged = merge(target)
@@ -115,9 +115,9 @@ def main() -> None:
                     "answers_llama_cpp": sum(tuple(a) == b for a, b in pairs),
                     "same_start_llama_cpp": sum(same_start(a, b) for a, b in pairs),
                     "parted_llama_cpp": partings(cpp["answers"], probe),
-                    "smallest_margins": [round(margin, 5) for margin in margins(probe)[:5]],
-                    "median_margin": round(margins(probe)[probe_tokens // 2], 3),
-                    "tokens": probe_tokens,
+                    "smallest_margins": [round(one, 5) for one in margin[:5]],
+                    "median_margin": round(margin[len(margin) // 2], 3),
+                    "tokens": len(margin),
                     "fidelity": vars(fidelity),
                 }
             )

@@ -219,7 +219,7 @@ def main() -> None:
     system = bool(args.model)
     rates = {method: float(rate) for method, _, rate in (word.partition("=") for word in args.rates)}
     pairs, judged = args.out / "pairs.jsonl", args.out / "judged.jsonl"
-    if not judged.exists():
+    if {"ppo", "dpo"} & set(args.methods) and not judged.exists():
         by_rule = write(args.out / "by-rule.jsonl", seen[: args.pairs // 2], system, pairs=True).read_text()
         for path, rows in zip(
             (judged, pairs), own_pairs(args.start or model["name"], seen[: args.pairs], system), strict=True

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from fitune.cli.flags import SettingsCommand
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from fitune.cli.listing import JSON
 
 
 @click.group()

@@ -158,10 +158,7 @@ class Recorder(TorchDispatchMode):
             name = names[moment]
             if name.startswith(before):  # a death has the moment of what came before it, perhaps in an earlier phase
                 name = phase + name.removeprefix(before)
-            if name not in self._names:
-                self._names[name] = len(names)
-                names.append(name)
-            self.moments.append(self._names[name])
+            self.moments.append(self._number(name))
         return True
 
     # ---- storages
@@ -203,14 +200,17 @@ class Recorder(TorchDispatchMode):
     def _event(self, event: int) -> None:
         self.order.append(event)
         if event > 0 or not self.moments:
-            name = self._moment()
-            number = self._names.get(name)
-            if number is None:
-                number = self._names[name] = len(self.moment_names)
-                self.moment_names.append(name)
-            self.moments.append(number)
+            self.moments.append(self._number(self._moment()))
         else:
             self.moments.append(self.moments[-1])
+
+    def _number(self, name: str) -> int:
+        """A moment's place in `moment_names`, a new one if need be."""
+        number = self._names.get(name)
+        if number is None:
+            number = self._names[name] = len(self.moment_names)
+            self.moment_names.append(name)
+        return number
 
     # ---- names
 

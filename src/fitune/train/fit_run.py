@@ -41,8 +41,6 @@ from fitune.train.ready import Ready
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000
-# Methods whose run on a CPU is planned.
-ON_CPU = ("sft", "lm", "reward", "dpo", "ppo", "grpo")
 
 
 def fit_run(settings: Settings, ready: Ready) -> Fitted:
@@ -56,9 +54,6 @@ def fit_run(settings: Settings, ready: Ready) -> Fitted:
         return Fitted(settings)
     if device == "mps":
         warn("memory.budget is ignored: the memory of Apple GPUs cannot be planned yet")
-        return Fitted(settings)
-    if device == "cpu" and settings.method not in ON_CPU:
-        warn(f"memory.budget is ignored: method {settings.method} is not planned on a CPU yet")
         return Fitted(settings)
     asked = with_precision(settings, ready)
     room = room_of(asked, ready)
@@ -180,9 +175,7 @@ def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters:
     On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
     """
     device = ready.hardware.device
-    planned_here = (
-        settings.method in ON_CPU and total_parameters >= SMALLEST_ON_CPU if device == "cpu" else device == "cuda"
-    )
+    planned_here = total_parameters >= SMALLEST_ON_CPU if device == "cpu" else device == "cuda"
     if settings.fit == "off" or not planned_here:
         return {}
     settings = with_precision(settings, ready)
