@@ -99,6 +99,21 @@ def test_a_step_written_down_again_is_the_step_run_again(name: str, monkeypatch:
     assert plan(scenario, family) == repeated
 
 
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_after_a_trace_the_same_process_still_quantizes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `fit: auto` does: it plans a quantized run, then trains it. bitsandbytes' table for the process is its own."""
+    import bitsandbytes
+    import torch
+
+    monkeypatch.setattr(bitsandbytes.functional, "name2qmap", {})
+    plan(BASE.but(**SCENARIOS[name]))
+    values = torch.randn(64, 64)
+    packed, state = bitsandbytes.functional.quantize_4bit(values, quant_type="nf4", compress_statistics=True)
+    assert (bitsandbytes.functional.dequantize_4bit(packed, state) - values).abs().max() < 0.5
+    layer = bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+    assert layer.to("cpu")(values).device.type == "cpu"
+
+
 def test_a_step_that_leaves_more_behind_is_run_again() -> None:
     kept = plan(BASE.but(loss="logits", keep_outputs=True))
     assert kept.phases["step 2"]["allocated_bytes"] > kept.phases["step 1"]["allocated_bytes"]

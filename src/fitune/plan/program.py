@@ -97,6 +97,28 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
     model.is_quantized = True
 
 
+@contextmanager
+def tables_of_its_own(scenario: Scenario) -> Iterator[None]:
+    """bitsandbytes keeps one table of 8-bit values for the process, on the device that first asked for it.
+
+    A trace that asked first would leave one on the meta device, and every later quantization would fail on it; inside,
+    the trace has its own. bitsandbytes/functional.py, quantize_blockwise; to be dropped when the table is kept for each
+    device.
+    """
+    if not scenario.quantized:
+        yield
+        return
+    from bitsandbytes import functional
+
+    kept = dict(functional.name2qmap)
+    functional.name2qmap.clear()
+    try:
+        yield
+    finally:
+        functional.name2qmap.clear()
+        functional.name2qmap.update(kept)
+
+
 def _linear_kinds() -> tuple[type, ...]:
     from transformers.pytorch_utils import Conv1D
 

@@ -15,7 +15,7 @@ from typing import Any
 from fitune.plan.autocast import MetaAutocast, answering
 from fitune.plan.kernels import standing_in, table
 from fitune.plan.optimizers import STATES, optimizer_step
-from fitune.plan.program import DTYPES, Program
+from fitune.plan.program import DTYPES, Program, tables_of_its_own
 from fitune.plan.quick_meta import quick_table
 from fitune.plan.recorder import WORKSPACE, Recorder
 from fitune.plan.scenario import Scenario
@@ -103,6 +103,7 @@ def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> t
         stack.callback(gc.unfreeze)
         stack.callback(gc.enable)
         gc.disable()
+        stack.enter_context(tables_of_its_own(scenario))
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
