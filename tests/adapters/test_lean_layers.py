@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import namedtuple
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.adapters.attach import attach, lora_config
 from fitune.adapters.fast_lora import FastLinear, use_fast_lora
-from fitune.adapters.lean_layers import BLOCKS, NORMS, LeanBlock, LeanNorm, use_lean_layers
+from fitune.adapters.lean_layers import BLOCKS, LAYERS, NORMS, LeanBlock, LeanLayer, LeanNorm, use_lean_layers
+from fitune.data.pack import pack_rows
+from fitune.models.tree_attention import use_tree_attention
+from fitune.train.packed import pack_loss, to_pack
 
+Row = namedtuple("Row", ["input_ids", "trained", "row_number"])
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -116,6 +121,73 @@ def test_a_whole_model_keeps_its_loss_gradients_and_names():
     ids = torch.arange(9)[None]
     plain.eval(), lean.eval()
     assert torch.equal(plain(input_ids=ids).logits, lean(input_ids=ids).logits)
+
+
+def family_model(name, **options):
+    """A tiny causal LM whose decoder layers are of the class ``name``, with LoRA."""
+    family = name.removesuffix("DecoderLayer")
+    transformers = importlib.import_module("transformers")
+    config = getattr(transformers, f"{family}Config")(**SIZES, **options)
+    torch.manual_seed(0)
+    base = getattr(transformers, f"{family}ForCausalLM")(config)
+    for value in base.parameters():
+        nn.init.normal_(value, 1.0 if value.ndim == 1 and len(value) == 32 else 0.0, 0.2)
+    return base
+
+
+# A window that hides keys; Qwen2 has one from some layer on.
+WINDOWS = {
+    "MistralDecoderLayer": {"sliding_window": 4},
+    "Qwen2DecoderLayer": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+}
+
+
+@pytest.mark.parametrize("window", [False, True], ids=["all keys", "window"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", ["padded", "pack"])
+def test_layers_equal_their_own_class(name, layout, window):
+    options = WINDOWS.get(name, {}) if window else {}
+    base = family_model(name, **options)
+    config = lora_config(base, rank=4, alpha=6, init="debug")
+    plain = get_peft_model(base, config).train()
+    lean = attach(family_model(name, **options), config).train()
+    lean.load_state_dict(plain.state_dict())
+    assert sum(isinstance(module, LeanLayer) for module in lean.modules()) == 2
+    beginning = tuple(range(9))
+    rows = [
+        Row((*beginning, *range(number, number + 4)), (False,) * 9 + (True,) * 4, number) for number in range(10, 14)
+    ]
+
+    def loss_of(model):
+        if layout == "padded":
+            ids = torch.randint(0, 64, (3, 7), generator=torch.Generator().manual_seed(2))
+            mask = torch.ones_like(ids)
+            mask[0, 5:] = mask[2, 3:] = 0
+            return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        use_tree_attention(model.get_base_model())
+        return sum(pack_loss(model, to_pack(tree, "cpu"), 10) for tree in pack_rows(rows, 10**6))
+
+    found = []
+    for model in (plain, lean):
+        loss = loss_of(model)
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    assert len(found[1][1]) == 2 * 2 * 7
+    near(found[0][1], found[1][1], 1e-5)
+
+
+def test_the_last_layer_computes_what_is_read():
+    lean = adapted()
+    use_tree_attention(lean.get_base_model())
+    body = lean.get_base_model().model
+    pack = to_pack(pack_rows([Row(tuple(range(9)), (False,) * 6 + (True,) * 3, 0)], 100)[0], "cpu")
+    seen = []
+    body.layers[-1].register_forward_hook(lambda module, arguments, output: seen.append(output.shape[1]))
+    pack_loss(lean, pack, 1)
+    lean.eval()
+    pack_loss(lean, pack, 1)
+    assert seen == [3, 8]
 
 
 def test_trained_norms_and_dropout_are_left_to_the_class_above():

@@ -31,10 +31,15 @@ def rows_lists(draw):
     return rows
 
 
-@given(rows=rows_lists())
-def test_nodes_are_the_distinct_prefixes_and_entries_their_trained_continuations(rows):
-    tree = build_tree(rows)
-    prefixes = {row.input_ids[:end] for row in rows for end in range(1, len(row.input_ids) + 1)}
+@given(rows=rows_lists(), keep_ends=st.booleans())
+def test_nodes_are_the_distinct_prefixes_and_entries_their_trained_continuations(rows, keep_ends):
+    tree = build_tree(rows, keep_ends=keep_ends)
+    prefixes = {
+        row.input_ids[:end]
+        for row in rows
+        for end in range(1, len(row.input_ids) + 1)
+        if end == 1 or keep_ends or any(row.trained[end:])
+    }
     visible = tree.visible()
     spelt = [tuple(tree.input_ids[np.nonzero(visible[node])[0]]) for node in range(tree.num_nodes)]
     assert len(spelt) == len(prefixes) and set(spelt) == prefixes
@@ -69,14 +74,22 @@ def test_packs_hold_each_row_once_and_keep_their_limit(rows, max_tokens, share):
 
 def test_without_sharing_equal_rows_stay_apart():
     rows = [Row((1, 2, 3), (False, True, True), number) for number in range(2)]
-    assert build_tree(rows, share=False).num_nodes == 6
-    assert build_tree(rows).num_nodes == 3
+    assert build_tree(rows, share=False).num_nodes == 4
+    assert build_tree(rows).num_nodes == 2
     assert build_tree(rows).target_weights.tolist() == [2, 2]
+
+
+def test_what_follows_the_last_trained_token_is_not_computed():
+    rows = [Row((1, 2, 3, 4, 5), (False, False, True, False, False), number) for number in range(2)]
+    tree = build_tree(rows)
+    assert tree.input_ids.tolist() == [1, 2] and tree.target_ids.tolist() == [3]
+    assert build_tree(rows, keep_ends=True).input_ids.tolist() == [1, 2, 3, 4, 5]
+    assert [tree.num_nodes for tree in pack_rows(rows, 4, share=False)] == [4]
 
 
 def test_a_pack_that_starts_in_the_middle_of_a_prefix_pays_for_it():
     """Limit 8: the second pack must compute the six shared tokens again, and still fits."""
-    rows = [Row((1, 2, 3, 4, 5, 6, 7 + number), (True,) * 7, number) for number in range(4)]
+    rows = [Row((1, 2, 3, 4, 5, 6, 7 + number, 0), (True,) * 8, number) for number in range(4)]
     packs = pack_rows(rows, 8)
     assert [tree.num_nodes for tree in packs] == [8, 8]
 

@@ -65,3 +65,16 @@ def test_this_machine():
 def test_a_gpu_that_is_not_there():
     with pytest.raises(ModelError, match=r"model\.device is cuda and torch sees no CUDA GPU"):
         detect("cuda")
+
+
+@pytest.mark.skipif(hardware.platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_the_heap_is_kept_unless_the_user_has_set_its_thresholds(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    library = type("Library", (), {"mallopt": staticmethod(lambda parameter, value: asked.append((parameter, value)))})
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    hardware.keep_heap()
+    assert asked == []
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    hardware.keep_heap()
+    assert asked == [(-1, 512 * 2**20), (-3, 32 * 2**20)]

@@ -234,11 +234,11 @@ def test_code_that_cannot_be_traced_names_the_call(
     def boom(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("no meta kernel")
 
-    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", boom)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", boom)
     assert run(model, "--budget", "16GiB", *SMALL, "--seq-len", "48") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "by the closed form only" in said and "modeling_llama.py, line" in said and "no meta kernel" in said
-    assert "self.self_attn(" in said
+    assert "self.rotary_emb(" in said
 
 
 def test_code_that_goes_token_by_token_is_given_up(

@@ -97,7 +97,7 @@ def test_the_pack_of_a_trace_holds_what_the_real_one_holds() -> None:
     assert [len(row.input_ids) for row in rows] == [30, 30, 30, 10]
     saved: dict[str, list[tuple]] = {"cpu": [], "meta": []}
     layouts = {
-        "cpu": to_pack(build_tree(rows, share=False), "cpu").layout,
+        "cpu": to_pack(build_tree(rows, share=False, keep_ends=True), "cpu").layout,
         "meta": meta_pack(rows, as_config(LLAMA), torch.float32).layout,
     }
     for device, layout in layouts.items():

@@ -1,4 +1,4 @@
-"""LoRA's linear layer with one forward and one backward pass of its own; everything else of it is PEFT's.
+"""LoRA's linear layers with one forward and one backward pass of their own; everything else of them is PEFT's.
 
 In: a `LoraConfig`, before PEFT builds the model from it. Out: the same layers, of a subclass of `peft.tuners.lora.Linear`
 with the same names, parameters, saved files, merge and unmerge.
@@ -6,13 +6,15 @@ Knows nothing of training loops.
 
 PEFT's forward makes, for each of a layer's products, casts of the input and the result, a product with the scale and a
 sum: about a dozen passes over memory forward and backward, which on small models take longer than LoRA's arithmetic.
-Here the update is accumulated into the base's result by the matrix product itself.
+Here the update is accumulated into the base's result by the matrix product itself, and layers that read the same input
+have their products with A made together.
 
-M tokens, r rank.
+M tokens, R sum of the ranks of layers that read the same input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -47,6 +49,11 @@ class PlainParts(NamedTuple):
     b: Tensor
     scale: float
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """W, bias, A and B, as `Products.of` takes them."""
+        return self.weight, self.bias, self.a, self.b
+
 
 class FastLinear(Linear):
     """`peft.tuners.lora.Linear`; the plain case is computed by `_LoraProduct`, all others by PEFT."""
@@ -56,7 +63,7 @@ class FastLinear(Linear):
         if parts is None:
             return super().forward(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
-            return _LoraProduct.apply(x.to(parts.dtype), parts.weight, parts.bias, parts.a, parts.b, parts.scale)
+            return _LoraProduct.apply(x.to(parts.dtype), parts.scale, *parts.tensors)
 
     def plain_parts(self, x: Tensor) -> PlainParts | None:
         """What the product with ``x`` is made of; None when PEFT has to make it."""
@@ -90,37 +97,97 @@ class FastLinear(Linear):
         return None if trained or type(base) is not nn.Linear else name
 
 
+class Products(NamedTuple):
+    """Layers W·x + b + s·B·A·x that read the same x, with W and b frozen, in the type of the products."""
+
+    scales: tuple[float, ...]
+    trained_types: tuple[torch.dtype, torch.dtype]
+    """Of A and B, and so of their gradients."""
+    a: Tensor
+    """R×in: all A, one below the other."""
+    weights: tuple[Tensor, ...]
+    bs: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]) -> Products:
+        """From W, bias, A and B of each layer."""
+        weights, biases, all_a, bs = (tensors[which::4] for which in range(4))
+        a, b = cast(Tensor, all_a[0]), cast(Tensor, bs[0])
+        return cls(
+            tuple(scales), (a.dtype, b.dtype),
+            (a if len(all_a) == 1 else torch.cat(cast(list[Tensor], all_a))).to(dtype),
+            tuple(cast(Tensor, weight).to(dtype) for weight in weights),
+            tuple(cast(Tensor, b).to(dtype) for b in bs),
+            tuple(None if bias is None else bias.to(dtype) for bias in biases),
+        )  # fmt: skip
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What is no tensor."""
+        return self.scales, self.trained_types
+
+    @property
+    def saved(self) -> tuple[Tensor, ...]:
+        """The tensors that `backward` needs, for autograd to keep."""
+        return self.a, *self.weights, *self.bs
+
+    @classmethod
+    def again(cls, setting: tuple[Any, ...], saved: Sequence[Tensor]) -> Products:
+        """The products of which autograd kept ``saved``."""
+        scales, trained_types = setting
+        count = len(scales)
+        weights, bs = tuple(saved[1 : 1 + count]), tuple(saved[1 + count :])
+        return cls(scales, trained_types, saved[0], weights, bs, (None,) * count)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Results M×out, and the products of ``x`` (M×in) with A, M×R."""
+        inner = x @ self.a.t()
+        lows = inner.split([b.shape[1] for b in self.bs], 1)
+        results = [
+            nn.functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
+            for weight, bias, b, low, scale in zip(
+                self.weights, self.biases, self.bs, lows, self.scales, strict=True
+            )
+        ]  # fmt: skip
+        return results, inner
+
+    def backward(
+        self, grads: Sequence[Tensor], x: Tensor, inner: Tensor, of_x: bool = True
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Gradient of x (None unless ``of_x``), and those of W, bias, A and B of each layer, as `of` takes them."""
+        ranks = [b.shape[1] for b in self.bs]
+        lows = [(grad @ b).mul_(scale) for grad, b, scale in zip(grads, self.bs, self.scales, strict=True)]
+        low = lows[0] if len(lows) == 1 else torch.cat(lows, 1)
+        grads_of_a = (low.t() @ x).to(self.trained_types[0]).split(ranks)
+        trained: list[Tensor | None] = []
+        for grad, part, scale, of_a in zip(grads, inner.split(ranks, 1), self.scales, grads_of_a, strict=True):
+            # Made as its transpose, whose product takes two thirds of the time on a CPU.
+            of_b = (part.t() @ grad).t().to(self.trained_types[1], memory_format=torch.contiguous_format)
+            trained += [None, None, of_a, of_b.mul_(scale) if scale != 1 else of_b]
+        if not of_x:
+            return None, trained
+        grad_x = grads[0] @ self.weights[0]
+        for grad, weight in zip(grads[1:], self.weights[1:], strict=True):
+            grad_x.addmm_(grad, weight)
+        return grad_x.addmm_(low, self.a), trained
+
+
 class _LoraProduct(torch.autograd.Function):
-    """W·x + b + s·B·A·x with W and b frozen."""
+    """One layer by itself."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        dtype = x.dtype
-        rows, weight, a_cast, b_cast = x.reshape(-1, x.shape[-1]), weight.to(dtype), a.to(dtype), b.to(dtype)
-        result = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(dtype))
-        inner = rows @ a_cast.t()
-        result.addmm_(inner, b_cast.t(), alpha=scale)
-        ctx.save_for_backward(rows, weight, a_cast, b_cast, inner)
-        ctx.scale, ctx.shape, ctx.types = scale, x.shape, (a.dtype, b.dtype)
+    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
+        products, rows = Products.of(x.dtype, (scale,), tensors), x.reshape(-1, x.shape[-1])
+        (result,), inner = products.forward(rows)
+        ctx.save_for_backward(rows, inner, *products.saved)
+        ctx.setting, ctx.shape = products.setting, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, a, b, inner = ctx.saved_tensors
-        grad = grads[0].reshape(-1, weight.shape[0])
-        grad_x = grad_a = grad_b = None
-        grad_inner = (grad @ b).mul_(ctx.scale)
-        if ctx.needs_input_grad[3]:
-            grad_a = (grad_inner.t() @ rows).to(ctx.types[0])
-        if ctx.needs_input_grad[4]:
-            grad_b = grad_of_b(grad, inner, ctx.scale, ctx.types[1])
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_inner, a).view(ctx.shape)
-        return grad_x, None, None, grad_a, grad_b, None
-
-
-def grad_of_b(grad: Tensor, inner: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Gradient of B (out×r): made as its transpose, whose product takes two thirds of the time on a CPU."""
-    made = (inner.t() @ grad).t().to(dtype, memory_format=torch.contiguous_format)
-    return made.mul_(scale) if scale != 1 else made
+        rows, inner, *saved = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x, trained = Products.again(ctx.setting, saved).backward([grad], rows, inner, ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(ctx.shape), None, *trained

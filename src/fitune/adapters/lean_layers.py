@@ -1,38 +1,46 @@
-"""Norms and feed-forward blocks of Llama-like models in one forward and one backward pass each, for training.
+"""Layers of Llama-like models in one forward and one backward pass each, for training.
 
-In: a model that PEFT has adapted. Out: the same model; its RMS norms and SwiGLU blocks are of a subclass of their own
-class, with the same parameters, names and saved files.
+In: a model that PEFT has adapted. Out: the same model; its RMS norms, SwiGLU blocks and decoder layers are of a subclass
+of their own class, with the same parameters, names and saved files.
 Knows nothing of training loops.
 
 Frozen weights need no gradients, so most of what autograd keeps for these layers is never used: a norm keeps its input
 in fp32 twice, a block keeps four matrices of the inner size. Here a norm keeps its input as it came and one number a
-token, a block two matrices; gate's and up's LoRA products are made together. Whatever is not this plain case
-(evaluation, trained norms, dropout, several adapters, quantized layers) is computed by the class above.
+token, a block two matrices, a decoder layer its inputs instead of its norms' outputs; products that read the same input
+are made together, and sums with the residual in place. Whatever is not this plain case (evaluation, trained norms,
+dropout, several adapters, quantized layers) is computed by the class above.
 
-M tokens, H hidden size, I inner size, r rank.
+M tokens, H hidden size, I inner size, n heads, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fitune.adapters.fast_lora import FastLinear, grad_of_b
+from fitune.adapters.fast_lora import FastLinear, PlainParts, Products
 
-# Classes of transformers whose forward is weight · (x / rms(x)), the normalized value rounded before the product, and
-# down(silu(gate(x)) · up(x)); tests/adapters/test_lean_layers.py compares each with its own class.
+# Classes of transformers whose forward is weight · (x / rms(x)), the normalized value rounded before the product;
+# down(silu(gate(x)) · up(x)); and h + o(attention(q, k, v of norm(h))) followed by h + block(norm(h)), with rotary
+# positions. tests/adapters/test_lean_layers.py compares each with its own class.
 FAMILIES = ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "SmolLM3", "Granite")
 NORMS = tuple(f"{family}RMSNorm" for family in FAMILIES)
 BLOCKS = tuple(f"{family}MLP" for family in FAMILIES)
+LAYERS = tuple(f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2"))
+ATTENTIONS = tuple(name.replace("DecoderLayer", "Attention") for name in LAYERS)
 SILU = ("SiLU", "SiLUActivation")
+# What a decoder layer's cache of keys and values is called, in turn.
+CACHES = ("cache", "past_key_values")
 
 
 def use_lean_layers(model: nn.Module) -> int:
-    """Let the norms and blocks that are known be computed leanly.
+    """Let the norms, blocks and decoder layers that are known be computed leanly.
 
     Returns:
         How many there are.
@@ -46,6 +54,10 @@ def use_lean_layers(model: nn.Module) -> int:
             module.__class__ = _lean(kind, LeanNorm)
         elif kind.__name__ in BLOCKS and type(cast(Any, module).act_fn).__name__ in SILU:
             module.__class__ = _lean(kind, LeanBlock)
+        elif kind.__name__ in ATTENTIONS:
+            module.__class__ = _lean(kind, LeanAttention)
+        elif kind.__name__ in LAYERS:
+            module.__class__ = _lean(kind, LeanLayer)
         else:
             continue
         count += 1
@@ -55,6 +67,9 @@ def use_lean_layers(model: nn.Module) -> int:
 @cache
 def _lean(kind: type, lean: type) -> type:
     return type(kind.__name__, (lean, kind), {"__module__": kind.__module__, "__doc__": lean.__doc__})
+
+
+# ---- norms
 
 
 class LeanNorm(nn.Module):
@@ -72,20 +87,37 @@ class LeanNorm(nn.Module):
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.to(torch.float32)
-        inverse = wide.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        inverse = inverse_rms(x, epsilon)
         ctx.save_for_backward(x, inverse, weight)
-        return weight * (wide * inverse).to(x.dtype)
+        return normed(x, inverse, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse, weight = ctx.saved_tensors
-        grad = (grads[0] * weight).to(torch.float32)
-        wide = x.to(torch.float32)
-        # y = x·s with s = (mean x² + ε)^-½, so dx = s·g − x·s³·mean(g·x).
-        slope = (grad * wide).mean(-1, keepdim=True).mul_(inverse.pow(3))
-        return grad.mul_(inverse).addcmul_(wide, slope, value=-1).to(x.dtype), None, None
+        return norm_backward(grads[0], *ctx.saved_tensors), None, None
+
+
+def inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """(mean x² + ε)^-½ over the last dimension, which is kept, in fp32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+
+
+def normed(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """weight · (x · inverse), the second product rounded first."""
+    return weight * (x.to(inverse.dtype) * inverse).to(x.dtype)
+
+
+def norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a norm's input."""
+    # y = x·s with s = (mean x² + ε)^-½, so dx = s·g − x·s³·mean(g·x).
+    grad, wide = (grad * weight).to(inverse.dtype), x.to(inverse.dtype)
+    slope = (grad * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
+    # A type conversion and sums in place: on a CPU an operation over two types converts into copies first.
+    return (grad * inverse).addcmul_(wide, slope).to(x.dtype)
+
+
+# ---- blocks
 
 
 class LeanBlock(nn.Module):
@@ -95,66 +127,261 @@ class LeanBlock(nn.Module):
     up_proj: nn.Module
     down_proj: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
-        layers = (self.gate_proj, self.up_proj, self.down_proj)
-        if not self.training or not torch.is_grad_enabled():
+    def forward(self, x: Tensor, lean: LeanExit | None = None) -> Tensor:
+        if lean is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                return _Exit.apply(x, lean.mixed, *lean.norm, _scales(lean.parts), *_tensors(lean.parts))
+        parts = plain_parts(x, self.gate_proj, self.up_proj, self.down_proj)
+        if not self.training or parts is None:
             return super().forward(x)
-        parts = [layer.plain_parts(x) if isinstance(layer, FastLinear) else None for layer in layers]
-        if any(part is None or part.bias is not None for part in parts):
-            return super().forward(x)
-        gate, up, down = cast(list[Any], parts)
         with torch.autocast(x.device.type, enabled=False):
-            return _Block.apply(
-                x.to(gate.dtype), gate.weight, up.weight, down.weight,
-                gate.a, gate.b, up.a, up.b, down.a, down.b, (gate.scale, up.scale, down.scale),
-            )  # fmt: skip
+            return _Block.apply(x.to(parts[0].dtype), _scales(parts), *_tensors(parts))
+
+
+class LeanExit(NamedTuple):
+    """What a block is given to compute the second half of its decoder layer."""
+
+    mixed: Tensor
+    norm: tuple[Tensor, float]
+    parts: list[PlainParts]
+    """Of o, gate, up and down."""
 
 
 class _Block(torch.autograd.Function):
-    """down(silu(gate(x)) · up(x)), each with its LoRA."""
-
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gate_w: Tensor, up_w: Tensor, down_w: Tensor,
-        gate_a: Tensor, gate_b: Tensor, up_a: Tensor, up_b: Tensor, down_a: Tensor, down_b: Tensor,
-        scales: tuple[float, float, float],
-    ) -> Tensor:  # fmt: skip
-        dtype, linear = x.dtype, nn.functional.linear
+    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        weights = [weight.to(dtype) for weight in (gate_w, up_w, down_w)]
-        both_a = torch.cat([gate_a, up_a]).to(dtype)
-        bs = [b.to(dtype) for b in (gate_b, up_b, down_b)]
-        down_a_cast = down_a.to(dtype)
-        both_inner, rank = rows @ both_a.t(), len(gate_a)
-        gate = linear(rows, weights[0]).addmm_(both_inner[:, :rank], bs[0].t(), alpha=scales[0])
-        up = linear(rows, weights[1]).addmm_(both_inner[:, rank:], bs[1].t(), alpha=scales[1])
-        inner = nn.functional.silu(gate).mul_(up)
-        down_inner = inner @ down_a_cast.t()
-        result = linear(inner, weights[2]).addmm_(down_inner, bs[2].t(), alpha=scales[2])
-        ctx.save_for_backward(rows, gate, up, both_inner, down_inner, *weights, both_a, down_a_cast, *bs)
-        ctx.scales, ctx.shape, ctx.rank, ctx.types = scales, x.shape, rank, (gate_a.dtype, gate_b.dtype)
+        block = _BlockProducts(x.dtype, scales, tensors)
+        result, kept = block.forward(rows)
+        ctx.save_for_backward(rows, *kept, *block.entry.saved, *block.exit.saved)
+        ctx.settings, ctx.shape = (block.entry.setting, block.exit.setting), x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gate, up, both_inner, down_inner, *rest = ctx.saved_tensors
-        gate_w, up_w, down_w, both_a, down_a, gate_b, up_b, down_b = rest
-        (gate_scale, up_scale, down_scale), rank, (a_type, b_type) = ctx.scales, ctx.rank, ctx.types
-        grad = grads[0].reshape(-1, len(down_w))
+        rows, gate, up, inner, down_inner, *saved = ctx.saved_tensors
+        block = _BlockProducts.again(ctx.settings, saved)
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x, trained = block.backward(grad, rows, (gate, up, inner, down_inner), ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(ctx.shape), None, *trained
+
+
+class _BlockProducts:
+    """down(silu(gate(x)) · up(x)), each with its LoRA."""
+
+    def __init__(self, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]):
+        self.entry = Products.of(dtype, scales[:2], tensors[:8])
+        self.exit = Products.of(dtype, scales[2:], tensors[8:])
+
+    @classmethod
+    def again(cls, settings: Sequence[Any], saved: Sequence[Tensor]) -> _BlockProducts:
+        made = cls.__new__(cls)
+        made.entry, made.exit = Products.again(settings[0], saved[:5]), Products.again(settings[1], saved[5:])
+        return made
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The result, M×H, and what `backward` needs."""
+        (gate, up), inner = self.entry.forward(x)
+        (result,), down_inner = self.exit.forward(nn.functional.silu(gate).mul_(up))
+        return result, (gate, up, inner, down_inner)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, kept: tuple[Tensor, ...], of_x: bool = True
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        gate, up, inner, down_inner = kept
         active = nn.functional.silu(gate)  # made again: 1 % of the block's time, a third of what it keeps
-        grad_low = (grad @ down_b).mul_(down_scale)
-        grad_down_a = (grad_low.t() @ (active * up)).to(a_type)
-        grad_down_b = grad_of_b(grad, down_inner, down_scale, b_type)
-        grad_inner = (grad @ down_w).addmm_(grad_low, down_a)
-        grad_up = grad_inner * active
+        grad_inner, exit_trained = self.exit.backward([grad], active * up, down_inner)
+        grad_inner = cast(Tensor, grad_inner)
+        grad_up = active.mul_(grad_inner)
         grad_gate = torch.ops.aten.silu_backward(grad_inner.mul_(up), gate)
-        grad_both = torch.cat([(grad_gate @ gate_b).mul_(gate_scale), (grad_up @ up_b).mul_(up_scale)], 1)
-        grad_both_a = (grad_both.t() @ rows).to(a_type)
-        grad_gate_b = grad_of_b(grad_gate, both_inner[:, :rank], gate_scale, b_type)
-        grad_up_b = grad_of_b(grad_up, both_inner[:, rank:], up_scale, b_type)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad_gate @ gate_w).addmm_(grad_up, up_w).addmm_(grad_both, both_a).view(ctx.shape)
-        low = (grad_both_a[:rank], grad_gate_b, grad_both_a[rank:], grad_up_b, grad_down_a, grad_down_b)
-        return grad_x, None, None, None, *low, None
+        grad_x, entry_trained = self.entry.backward([grad_gate, grad_up], x, inner, of_x)
+        return grad_x, entry_trained + exit_trained
+
+
+# ---- decoder layers
+
+
+class LeanLayer(nn.Module):
+    """A decoder layer with rotary positions, frozen weights and LoRA on all seven linear layers.
+
+    Its two halves are computed by its attention and its block, so that hooks on these see what they take.
+    """
+
+    self_attn: Any
+    mlp: Any
+    input_layernorm: Any
+    post_attention_layernorm: Any
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plain = not args and "position_embeddings" in kwargs and all(kwargs.get(name) is None for name in CACHES)
+        parts = self._parts(hidden_states) if plain else None
+        if parts is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHES}
+        attention: Any = self.self_attn
+        norms = [(norm.weight, norm.variance_epsilon) for norm in (self.input_layernorm, self.post_attention_layernorm)]
+        mixed = attention(hidden_states, lean=LeanEntry(norms[0], parts[:3]), **kwargs)
+        read = getattr(kwargs.get("tree_layout"), "read", None)
+        if read is not None and attention.layer_idx == attention.config.num_hidden_layers - 1:
+            # After the last attention no token meets another one.
+            hidden_states, mixed = hidden_states.index_select(1, read), mixed.index_select(1, read)
+        return self.mlp(hidden_states, lean=LeanExit(mixed, norms[1], parts[3:]))
+
+    def _parts(self, x: Tensor) -> list[PlainParts] | None:
+        """Of q, k, v, o, gate, up and down; None when the class above has to compute this layer."""
+        attention: Any = self.self_attn
+        mlp: Any = self.mlp
+        norms = (self.input_layernorm, self.post_attention_layernorm)
+        lean = self.training and isinstance(attention, LeanAttention) and isinstance(mlp, LeanBlock)
+        if not lean or attention.interface() is None or any(norm.weight.requires_grad for norm in norms):
+            return None
+        parts = plain_parts(x, attention.q_proj, attention.k_proj, attention.v_proj)
+        more = plain_parts(x, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        # The sums with the residual are made in the type of the products.
+        return parts + more if parts and more and parts[0].dtype == x.dtype == norms[0].weight.dtype else None
+
+
+class LeanEntry(NamedTuple):
+    """What an attention is given to compute the first half of its decoder layer."""
+
+    norm: tuple[Tensor, float]
+    parts: list[PlainParts]
+    """Of q, k and v."""
+
+
+class LeanAttention(nn.Module):
+    """Norm, query, key and value, and attention itself; the products with o are the other half's."""
+
+    config: Any
+    head_dim: int
+    attention_dropout: float
+    scaling: float
+
+    def interface(self) -> Any:
+        """What transformers has registered for the model's attention; None for eager attention."""
+        return ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation)
+
+    def forward(self, hidden_states: Tensor, *args: Any, lean: LeanEntry | None = None, **kwargs: Any) -> Any:
+        if lean is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        cos, sin = kwargs.pop("position_embeddings")
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            query, key, value = _Entry.apply(
+                hidden_states, *lean.norm, cos, sin, self.head_dim, _scales(lean.parts), *_tensors(lean.parts)
+            )
+        if window := _window(self):
+            kwargs["sliding_window"] = window
+        mixed, _ = self.interface()(
+            self, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), kwargs.pop("attention_mask", None),
+            dropout=self.attention_dropout, scaling=self.scaling, **kwargs,
+        )  # fmt: skip
+        return mixed.flatten(2)
+
+
+def _window(attention: Any) -> int | None:
+    """The sliding window that the attention's own class would ask for."""
+    if type(attention).__name__ == "MistralAttention":
+        return getattr(attention.config, "sliding_window", None)
+    return getattr(attention, "sliding_window", None)
+
+
+class _Entry(torch.autograd.Function):
+    """Query, key (both rotated) and value of norm(h), each batch × tokens × heads × D."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, norm: Tensor, epsilon: float, cos: Tensor, sin: Tensor, size: int,
+        scales: tuple[float, ...], *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        rows = h.reshape(-1, h.shape[-1])
+        products, inverse = Products.of(h.dtype, scales, tensors), inverse_rms(rows, epsilon)
+        results, inner = products.forward(normed(rows, inverse, norm))
+        query, key, value = (result.view(*h.shape[:-1], -1, size) for result in results)
+        ctx.save_for_backward(rows, inverse, norm, cos, sin, inner, *products.saved)
+        ctx.setting, ctx.shape = products.setting, h.shape
+        return rotated(query, cos, sin), rotated(key, cos, sin), value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inverse, norm, cos, sin, inner, *saved = ctx.saved_tensors
+        query, key, value = grads
+        turned = rotated(query, cos, -sin), rotated(key, cos, -sin), value
+        grad_x, trained = Products.again(ctx.setting, saved).backward(
+            [grad.reshape(len(rows), -1) for grad in turned], normed(rows, inverse, norm), inner, ctx.needs_input_grad[0]
+        )  # fmt: skip
+        grad_h = None if grad_x is None else norm_backward(grad_x, rows, inverse, norm).view(ctx.shape)
+        return grad_h, *[None] * 6, *trained
+
+
+class _Exit(torch.autograd.Function):
+    """h' + block(norm(h')) with h' = h + o(attention's result)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, mixed: Tensor, norm: Tensor, epsilon: float, scales: tuple[float, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        rows, mixed = h.reshape(-1, h.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
+        output = Products.of(h.dtype, scales[:1], tensors[:4])
+        block = _BlockProducts(h.dtype, scales[1:], tensors[4:])
+        (between,), mixed_inner = output.forward(mixed)
+        inverse = inverse_rms(between.add_(rows), epsilon)
+        result, kept = block.forward(normed(between, inverse, norm))
+        ctx.save_for_backward(
+            mixed, mixed_inner, between, inverse, norm, *kept, *output.saved, *block.entry.saved, *block.exit.saved
+        )
+        ctx.settings, ctx.shape = (output.setting, block.entry.setting, block.exit.setting), h.shape
+        return result.add_(between).view(h.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mixed, mixed_inner, between, inverse, norm, gate, up, inner, down_inner, *saved = ctx.saved_tensors
+        output, block = Products.again(ctx.settings[0], saved[:3]), _BlockProducts.again(ctx.settings[1:], saved[3:])
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_x, block_trained = block.backward(grad, normed(between, inverse, norm), (gate, up, inner, down_inner))
+        grad_h = norm_backward(cast(Tensor, grad_x), between, inverse, norm).add_(grad)
+        grad_mixed, output_trained = output.backward([grad_h], mixed, mixed_inner)
+        shape = (*ctx.shape[:-1], -1)
+        return (
+            grad_h.view(ctx.shape),
+            cast(Tensor, grad_mixed).view(shape),
+            *[None] * 3,
+            *output_trained,
+            *block_trained,
+        )
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864); with −sin their transpose.
+
+    Args:
+        x: batch × tokens × n × D; cos, sin: (1 or batch) × tokens × D, whose second half repeats the first.
+    """
+    half = x.shape[-1] // 2
+    cos, sin = cos[:, :, None], sin[:, :, None, :half]
+    made = x * cos
+    made[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    made[..., half:].addcmul_(x[..., :half], sin)
+    return made
+
+
+# ---- what they share
+
+
+def plain_parts(x: Tensor, *layers: Any) -> list[PlainParts] | None:
+    """What the products of ``x`` with ``layers`` are made of; None when one of them is not the plain case."""
+    if not torch.is_grad_enabled():
+        return None
+    parts = [layer.plain_parts(x) if isinstance(layer, FastLinear) else None for layer in layers]
+    return None if any(part is None for part in parts) else cast(list[PlainParts], parts)
+
+
+def _scales(parts: Sequence[PlainParts]) -> tuple[float, ...]:
+    return tuple(part.scale for part in parts)
+
+
+def _tensors(parts: Sequence[PlainParts]) -> list[Tensor | None]:
+    return [tensor for part in parts for tensor in part.tensors]

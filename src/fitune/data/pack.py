@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitune.data.tree import Row, Tree, build_tree, common_prefix
+from fitune.data.tree import Row, Tree, build_tree, common_prefix, computed_tokens
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[Tree]:
@@ -29,27 +29,29 @@ def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[
     if not share:
         return [build_tree(pack, share=False) for pack in _fill_even(rows, max_tokens)]
     ordered = sorted(rows, key=lambda row: tuple(row.input_ids))
-    total = sum(_fresh_tokens(ordered))
-    fewest = -(-total // max_tokens)
-    even = min(max_tokens, -(-total // fewest) + max(map(len, (row.input_ids for row in ordered))) // 2)
+    lengths = [computed_tokens(row) for row in ordered]
+    fresh_tokens = _fresh_tokens(ordered, lengths)
+    fewest = -(-sum(fresh_tokens) // max_tokens)
+    even = min(max_tokens, -(-sum(fresh_tokens) // fewest) + max(lengths) // 2)
     packs: list[list[Row]] = [[]]
     filled = 0
-    for row, fresh in zip(ordered, _fresh_tokens(ordered), strict=True):
+    for row, length, fresh in zip(ordered, lengths, fresh_tokens, strict=True):
         if packs[-1] and filled + fresh > even:
             packs.append([])
             filled = 0
         # The first row of a pack pays its whole length: what it shares with the pack before is computed again.
-        filled += fresh if packs[-1] else len(row.input_ids)
+        filled += fresh if packs[-1] else length
         packs[-1].append(row)
     return [build_tree(pack) for pack in packs]
 
 
-def _fresh_tokens(ordered: Sequence[Row]) -> list[int]:
-    """New tokens that each row of a sorted list brings after its neighbour."""
+def _fresh_tokens(ordered: Sequence[Row], lengths: Sequence[int]) -> list[int]:
+    """New tokens that each row of a sorted list brings after its neighbour; ``lengths`` of it are computed."""
     fresh, previous = [], ()
-    for row in ordered:
-        fresh.append(len(row.input_ids) - common_prefix(previous, row.input_ids))
-        previous = row.input_ids
+    for row, length in zip(ordered, lengths, strict=True):
+        head = row.input_ids[:length]
+        fresh.append(length - common_prefix(previous, head))
+        previous = head
     return fresh
 
 
@@ -57,9 +59,9 @@ def _fill_even(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     """Longest row first into the emptiest pack that still has room; a new pack where none has."""
     packs: list[list[Row]] = []
     filled: list[int] = []
-    fewest = -(-sum(len(row.input_ids) for row in rows) // max_tokens)
-    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        length = len(row.input_ids)
+    fewest = -(-sum(map(computed_tokens, rows)) // max_tokens)
+    for row in sorted(rows, key=computed_tokens, reverse=True):
+        length = computed_tokens(row)
         emptiest = min(range(len(packs)), key=filled.__getitem__, default=None)
         if len(packs) < fewest or emptiest is None or filled[emptiest] + length > max_tokens:
             packs.append([row])

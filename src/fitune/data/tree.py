@@ -7,6 +7,8 @@ The rows are sorted by their token ids, so each row shares its longest prefix wi
 in preorder: a node's number is its entry time, `ends` its exit time, and node q sees node k exactly if
 ``k <= q < ends[k]`` (the preorder test of ancestry; Tarjan 1972, and trl #7328 for attention).
 
+What follows a row's last trained token predicts nothing, and neither does that token itself: neither is computed.
+
 A node's depth is the position that its token has in its own rows. Whether a token is trained does not hinder sharing:
 each row that trains it adds 1 to the weight of the loss entry (node before it, token).
 
@@ -54,7 +56,7 @@ class Tree:
     target_weights: np.ndarray
     """E counts of rows that train this prediction."""
     row_paths: tuple[np.ndarray, ...]
-    """For each row, in the order given: all its nodes from root to end."""
+    """For each row, in the order given: all its nodes from root to the last one that is computed."""
     row_numbers: tuple[int, ...]
     """Numbers of the rows, in the order given."""
     row_tokens: int
@@ -83,31 +85,39 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return int(differ[0]) if len(differ) else shortest
 
 
-def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
+def computed_tokens(row: Row) -> int:
+    """Tokens from a row's start to the last one that predicts a trained token; at least one."""
+    trained = np.flatnonzero(np.asarray(row.trained[1:]))
+    return int(trained[-1]) + 1 if len(trained) else 1
+
+
+def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False) -> Tree:
     """The tree of ``rows``.
 
     Args:
         rows: at least one row, none of them empty.
         share: False keeps the rows side by side without merging anything.
+        keep_ends: compute rows to their very end, for methods that read the state of the last token.
 
     Raises:
         ValueError: no rows, or an empty one.
     """
     if not rows or any(len(row.input_ids) == 0 for row in rows):
         raise ValueError(f"build_tree got {len(rows)} rows, one of them empty or none at all; leave such rows out")
-    order = sorted(range(len(rows)), key=lambda at: tuple(rows[at].input_ids)) if share else list(range(len(rows)))
+    heads = [row.input_ids if keep_ends else row.input_ids[: computed_tokens(row)] for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: tuple(heads[at])) if share else list(range(len(rows)))
     row_paths: list[Any] = [None] * len(rows)
     paths, owned, ids, positions = [], [], [], []
     weights: dict[tuple[int, int], int] = {}
     path, previous = np.empty(0, dtype=np.int64), ()
     for at in order:
-        row = rows[at]
-        shared = common_prefix(previous, row.input_ids) if share else 0
-        fresh = len(row.input_ids) - shared
+        row, head = rows[at], heads[at]
+        shared = common_prefix(previous, head) if share else 0
+        fresh = len(head) - shared
         path = np.concatenate([path[:shared], np.arange(len(ids), len(ids) + fresh)])
         if fresh:
-            ids.extend(row.input_ids[shared:])
-            positions.extend(range(shared, len(row.input_ids)))
+            ids.extend(head[shared:])
+            positions.extend(range(shared, len(head)))
             paths.append(path)
             owned.append(fresh)
         row_paths[at] = path
@@ -115,7 +125,7 @@ def build_tree(rows: Sequence[Row], share: bool = True) -> Tree:
             if row.trained[index]:
                 entry = (int(path[index - 1]), int(row.input_ids[index]))
                 weights[entry] = weights.get(entry, 0) + 1
-        previous = row.input_ids
+        previous = head
     entries = sorted(weights)
     return Tree(
         input_ids=np.asarray(ids, dtype=np.int64),

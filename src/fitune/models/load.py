@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from fitune.errors import ModelError
 from fitune.models.gguf import load_dense
-from fitune.models.hardware import Hardware, Precision, keep_few_kernels
+from fitune.models.hardware import Hardware, Precision, keep_few_kernels, keep_heap
 from fitune.models.quantize import (
     NO_QUANTIZATION,
     Quantization,
@@ -99,6 +99,7 @@ def load_base(
     """
     if hardware.device == "cpu":
         keep_few_kernels()
+        keep_heap()
     config = load_config(source, trust_remote_code)
     refuse_second_quantization(source, config, quantization)
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}

@@ -73,6 +73,8 @@ class TreeLayout:
     """N depths."""
     ends: Tensor
     """N exit times."""
+    read: Tensor | None = None
+    """The nodes whose last hidden states are read, ascending; None is all. A model may leave the others out."""
     kept: dict = field(default_factory=dict)
     """Masks and indices by what they were made for."""
 

@@ -28,7 +28,7 @@ TRACED = (
     ),
     *("plan/scenario.py", "plan/trace.py", "adapters/attach.py", "adapters/fast_lora.py", "adapters/lean_layers.py"),
     *("train/loss.py", "train/chunked_loss.py", "train/packed.py", "models/tree_attention.py", "models/tree_scores.py"),
-    *("train/laid.py", "models/heads.py"),
+    *("train/laid.py", "models/heads.py", "data/tree.py", "models/tree_layout.py"),
 )
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 

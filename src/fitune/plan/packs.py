@@ -43,7 +43,7 @@ def real_pack(rows: Sequence[PlannedRow], model: Any, device: str) -> Any:
     from fitune.train.packed import to_pack
 
     use_tree_attention(model)
-    return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False), device)
+    return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False, keep_ends=True), device)
 
 
 def meta_pack(rows: Sequence[PlannedRow], config: Any = None, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -56,7 +56,7 @@ def meta_pack(rows: Sequence[PlannedRow], config: Any = None, dtype: torch.dtype
     from fitune.data.tree import build_tree
     from fitune.train.packed import to_pack
 
-    pack = to_pack(build_tree(rows, share=False), "cpu")
+    pack = to_pack(build_tree(rows, share=False, keep_ends=True), "cpu")
     if config is not None:
         _fill(pack.layout, config.get_text_config(), dtype)
     entries = replace(
@@ -100,5 +100,6 @@ def _on_meta(layout: Any) -> Any:
         places=layout.places.to("meta"),
         positions=layout.positions.to("meta"),
         ends=layout.ends.to("meta"),
+        read=layout.read.to("meta"),
         kept=kept,
     )

@@ -69,7 +69,7 @@ def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> 
         inputs: dict[str, Any] = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         computed = len(rows) * width
     else:
-        tree = build_tree(rows, share=mode == "tree")
+        tree = build_tree(rows, share=mode == "tree", keep_ends=True)
         paths, computed = list(tree.row_paths), tree.num_nodes
         layout = make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device)
         inputs = {

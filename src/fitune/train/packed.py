@@ -9,7 +9,7 @@ N nodes, M of them with something to predict, E entries, H hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def to_pack(tree: Tree, device: torch.device | str) -> Pack:
     weights = torch.from_numpy(tree.target_weights).to(device, torch.float32)
     row_weights = torch.zeros(len(predicting), device=device).index_add_(0, rows, weights)
     layout = make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device)
+    layout = replace(layout, read=predicting)
     return Pack(
         input_ids=torch.from_numpy(tree.input_ids).to(device)[None],
         position_ids=layout.positions[None],
@@ -79,7 +80,9 @@ def predicting_states(body: Any, pack: Pack) -> Tensor:
         use_cache=False,
         tree_layout=pack.layout,
     )
-    return output.last_hidden_state[0].index_select(0, pack.predicting)
+    states = output.last_hidden_state[0]
+    # A model that left the others out (`TreeLayout.read`) has chosen already.
+    return states if len(states) == len(pack.predicting) else states.index_select(0, pack.predicting)
 
 
 def split_model(model: Any) -> tuple[Any, Head]:
