@@ -2,9 +2,15 @@
 
     python benchmarks/speed/epoch.py fitune --out ours.jsonl
     python benchmarks/speed/epoch.py trl --out theirs.jsonl
-    python benchmarks/speed/epoch.py compare --out ours.jsonl theirs.jsonl --svg docs/images/epoch.svg
+    python benchmarks/speed/epoch.py compare --out ours.jsonl theirs.jsonl --svg docs/epoch.svg --name epoch
 
-Each side writes a line a step, {"step", "loss", "seconds"}, as it goes, so an epoch that is cut short is a prefix.
+What is noise: the peer against itself, its adapter begun with other random numbers.
+
+    python benchmarks/speed/epoch.py trl --out again.jsonl --seed 1
+    python benchmarks/speed/epoch.py compare --out again.jsonl theirs.jsonl --name noise
+
+Each side writes a line a step, {"step", "loss", "cpu_seconds"}, as it goes, so an epoch that is cut short is a prefix.
+With --name the comparison is put into results.json, from which page.py makes the page.
 """
 
 from __future__ import annotations
@@ -18,10 +24,12 @@ import sys
 import tempfile
 import time
 import warnings
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).resolve().parent / "results.json"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
@@ -55,8 +63,8 @@ class Writer:
         self.file.flush()
 
 
-def train(kind: str, out: Path) -> None:
-    """One side's epoch."""
+def train(kind: str, out: Path, seed: int | None) -> None:
+    """One side's epoch; ``seed`` draws the adapter, the recipe's own if None."""
     import worker
 
     warnings.filterwarnings("ignore")
@@ -71,14 +79,14 @@ def train(kind: str, out: Path) -> None:
     batches, tokenizer, settings = demo_epoch()
     recipe = worker.Recipe(
         learning_rate=settings.train.learning_rate or 2e-4, rank=settings.lora.rank, alpha=settings.lora.alpha,
-        schedule=settings.train.schedule, warmup_share=settings.train.warmup_share, seed=settings.train.seed,
+        schedule=settings.train.schedule, warmup_share=settings.train.warmup_share, seed=settings.train.seed if seed is None else seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         make = worker.fitune_trainer if kind == "fitune" else worker.trl_trainer
         make(batches, tokenizer, Free(Writer(out)), folder, recipe).train()
 
 
-def compare(first: Path, second: Path, svg: Path | None) -> None:
+def compare(first: Path, second: Path, svg: Path | None, name: str | None) -> None:
     """How far two curves lie apart, beside how much each moves from step to step."""
     ours, theirs = ([json.loads(line)["loss"] for line in path.read_text().splitlines()] for path in (first, second))
     steps = min(len(ours), len(theirs))
@@ -89,7 +97,11 @@ def compare(first: Path, second: Path, svg: Path | None) -> None:
         "steps": steps, "mean_gap": statistics.fmean(gaps), "median_absolute_gap": statistics.median(map(abs, gaps)),
         "largest_absolute_gap": max(map(abs, gaps)), "median_move_between_steps": statistics.median(moves),
         "last_50_steps": [statistics.fmean(ours[tail]), statistics.fmean(theirs[tail])],
+        "picture": svg.name if svg else None, "date": date.today().isoformat(),
     }  # fmt: skip
+    if name:
+        data = json.loads(RESULTS.read_text())
+        RESULTS.write_text(json.dumps({**data, name: result}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     if svg:
         svg.write_text(curves_svg(ours[:steps], theirs[:steps]))
@@ -128,11 +140,13 @@ def main() -> None:
     parser.add_argument("what", choices=["fitune", "trl", "compare"])
     parser.add_argument("--out", type=Path, nargs="+", required=True)
     parser.add_argument("--svg", type=Path)
+    parser.add_argument("--name", choices=["epoch", "noise"], help="where the comparison goes in results.json")
+    parser.add_argument("--seed", type=int, help="draws the adapter; the recipe's own without it")
     args = parser.parse_args()
     if args.what == "compare":
-        compare(*args.out, args.svg)
+        compare(*args.out, args.svg, args.name)
     else:
-        train(args.what, args.out[0])
+        train(args.what, args.out[0], args.seed)
 
 
 if __name__ == "__main__":

@@ -70,15 +70,19 @@ def page(data: dict[str, Any], picture: str | None) -> str:
     if picture:
         parts += ["## Where a step's time goes", f"![a step's time by part, each side]({picture})"]
     if epoch := data.get("epoch"):
-        parts += [
-            "## The same losses",
-            f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} of {epoch['of']} steps of the "
-            f"epoch: the losses lie {epoch['median_absolute_gap']:.4f} apart in the median ({epoch['mean_gap']:+.4f} "
-            f"on average), while the loss moves by {epoch['median_move_between_steps']:.4f} from one step to the next "
+        said = (
+            f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} steps: the losses lie "
+            f"{epoch['median_absolute_gap']:.3f} apart in the median ({epoch['mean_gap']:+.3f} on average), while the "
+            f"loss moves by {epoch['median_move_between_steps']:.3f} from one step to the next "
             f"(benchmarks/speed/epoch.py). Mean of the last 50 steps: {epoch['last_50_steps'][0]:.3f} and, TRL's, "
-            f"{epoch['last_50_steps'][1]:.3f}.",
-            f"![loss curves]({epoch['picture']})",
-        ]
+            f"{epoch['last_50_steps'][1]:.3f}."
+        )
+        if noise := data.get("noise"):
+            said += (
+                f" What is noise: TRL against TRL with another first draw of the adapter, {noise['steps']} steps, lies "
+                f"{noise['median_absolute_gap']:.3f} apart in the median ({noise['mean_gap']:+.3f} on average)."
+            )
+        parts += ["## The same losses", said, f"![loss curves]({epoch['picture']})"]
     commands = ("compare.py --workloads a b c d e f --profile", "page.py benchmarks/speed/results.json")
     lines = "\n".join(f"    python benchmarks/speed/{command}" for command in commands)
     parts += ["## Measure it yourself", lines]

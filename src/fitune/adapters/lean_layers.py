@@ -113,7 +113,7 @@ def norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> T
     # y = x·s with s = (mean x² + ε)^-½, so dx = s·g − x·s³·mean(g·x).
     grad, wide = (grad * weight).to(inverse.dtype), x.to(inverse.dtype)
     slope = (grad * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-x.shape[-1])
-    # A type conversion and sums in place: on a CPU an operation over two types converts into copies first.
+    # Converted first: on a CPU an operation over two types makes copies of both.
     return (grad * inverse).addcmul_(wide, slope).to(x.dtype)
 
 
@@ -344,14 +344,8 @@ class _Exit(torch.autograd.Function):
         grad_x, block_trained = block.backward(grad, normed(between, inverse, norm), (gate, up, inner, down_inner))
         grad_h = norm_backward(cast(Tensor, grad_x), between, inverse, norm).add_(grad)
         grad_mixed, output_trained = output.backward([grad_h], mixed, mixed_inner)
-        shape = (*ctx.shape[:-1], -1)
-        return (
-            grad_h.view(ctx.shape),
-            cast(Tensor, grad_mixed).view(shape),
-            *[None] * 3,
-            *output_trained,
-            *block_trained,
-        )
+        trained = [*output_trained, *block_trained]
+        return grad_h.view(ctx.shape), cast(Tensor, grad_mixed).view(*ctx.shape[:-1], -1), *[None] * 3, *trained
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

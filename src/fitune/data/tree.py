@@ -23,6 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+# Bits of a token id; no vocabulary has two thousand million tokens.
+TOKEN_BITS = 31
+
 
 class Row(Protocol):
     """What a row must offer: `fitune.data.render.TokenRow`, or anything like it."""
@@ -107,8 +110,7 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
     heads = [row.input_ids if keep_ends else row.input_ids[: computed_tokens(row)] for row in rows]
     order = sorted(range(len(rows)), key=lambda at: tuple(heads[at])) if share else list(range(len(rows)))
     row_paths: list[Any] = [None] * len(rows)
-    paths, owned, ids, positions = [], [], [], []
-    weights: dict[tuple[int, int], int] = {}
+    paths, owned, ids, positions, predictions = [], [], [], [], []
     path, previous = np.empty(0, dtype=np.int64), ()
     for at in order:
         row, head = rows[at], heads[at]
@@ -121,21 +123,20 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
             paths.append(path)
             owned.append(fresh)
         row_paths[at] = path
-        for index in range(1, len(row.input_ids)):
-            if row.trained[index]:
-                entry = (int(path[index - 1]), int(row.input_ids[index]))
-                weights[entry] = weights.get(entry, 0) + 1
+        at = np.flatnonzero(np.asarray(row.trained[1:]))
+        predictions.append(path[at] << TOKEN_BITS | np.asarray(row.input_ids, dtype=np.int64)[at + 1])
         previous = head
-    entries = sorted(weights)
+    # A node and the token it predicts in one number, which sorts by both.
+    entries, weights = np.unique(np.concatenate(predictions), return_counts=True)
     return Tree(
         input_ids=np.asarray(ids, dtype=np.int64),
         positions=np.asarray(positions, dtype=np.int64),
         ends=_exit_times(len(ids), paths),
         paths=tuple(paths),
         owned=tuple(owned),
-        target_nodes=np.asarray([node for node, _ in entries], dtype=np.int64),
-        target_ids=np.asarray([token for _, token in entries], dtype=np.int64),
-        target_weights=np.asarray([weights[entry] for entry in entries], dtype=np.int64),
+        target_nodes=entries >> TOKEN_BITS,
+        target_ids=entries & (1 << TOKEN_BITS) - 1,
+        target_weights=weights.astype(np.int64),
         row_paths=tuple(row_paths),
         row_numbers=tuple(row.row_number for row in rows),
         row_tokens=sum(len(row.input_ids) for row in rows),
