@@ -46,7 +46,18 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(data: dict[str, Any], picture: str | None) -> str:
+def peers_table(peers: dict[str, dict[str, Any]]) -> str:
+    """Other trainers on workload a, of peers.py."""
+    lines = ["| trainer | its tokens/s | fitune tokens/s | faster (median of runs) | date |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} ({', '.join(one['packages'])}) | {one['peer_tokens_per_second']:.0f} "
+        f"| {one['fitune_tokens_per_second']:.0f} | {one['speedup']:.2f}× | {one['date']} |"
+        for name, one in peers.items()
+    ]
+    return "\n".join(lines)
+
+
+def page(data: dict[str, Any], peers: dict[str, dict[str, Any]], picture: str | None) -> str:
     """docs/speed.md."""
     results = sorted(data["results"], key=lambda one: one["workload"])
     first = results[0]["where"]
@@ -69,6 +80,13 @@ def page(data: dict[str, Any], picture: str | None) -> str:
     ]
     if picture:
         parts += ["## Where a step's time goes", f"![a step's time by part, each side]({picture})"]
+    if peers:
+        parts += [
+            "## Beside other trainers",
+            "Workload a, the same texts, rows a step, rank and types as far as each lets one choose; whole runs in turn "
+            "(benchmarks/speed/peers.py, which tells each one's settings and why).",
+            peers_table(peers),
+        ]
     if epoch := data.get("epoch"):
         said = (
             f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} steps: the losses lie "
@@ -83,7 +101,11 @@ def page(data: dict[str, Any], picture: str | None) -> str:
                 f"{noise['median_absolute_gap']:.3f} apart in the median ({noise['mean_gap']:+.3f} on average)."
             )
         parts += ["## The same losses", said, f"![loss curves]({epoch['picture']})"]
-    commands = ("compare.py --workloads a b c d e f --profile", "page.py benchmarks/speed/results.json")
+    commands = (
+        "compare.py --workloads a b c d e f --profile",
+        "peers.py litgpt llama-factory --folder /tmp/peers",
+        "page.py benchmarks/speed/results.json",
+    )
     lines = "\n".join(f"    python benchmarks/speed/{command}" for command in commands)
     parts += ["## Measure it yourself", lines]
     return "\n\n".join(parts) + "\n"
@@ -131,7 +153,9 @@ def main() -> None:
     if any("parts" in one for one in data["results"]):
         picture = "speed-parts.svg"
         (DOCS / picture).write_text(parts_svg(sorted(data["results"], key=lambda one: one["workload"])))
-    (DOCS / "speed.md").write_text(page(data, picture))
+    beside = args.results.with_name("peers.json")
+    peers = json.loads(beside.read_text()) if beside.exists() else {}
+    (DOCS / "speed.md").write_text(page(data, peers, picture))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from compare import Side  # noqa: E402
 
 from fitune.models.builtin import fetch  # noqa: E402
 
-PACKAGES = {"litgpt": ["litgpt==0.5.13", "requests"], "llama-factory": ["llamafactory==0.9.5"]}
+PACKAGES = {"litgpt": ["litgpt==0.5.13", "requests"], "llama-factory": ["llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0"]}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
 
