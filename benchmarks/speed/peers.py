@@ -35,7 +35,10 @@ from compare import Side  # noqa: E402
 
 from fitune.models.builtin import fetch  # noqa: E402
 
-PACKAGES = {"litgpt": ["litgpt==0.5.13", "requests"], "llama-factory": ["llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0"]}
+PACKAGES = {
+    "litgpt": ["litgpt==0.5.13", "requests"],
+    "llama-factory": ["llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0"],
+}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -162,7 +165,9 @@ def main() -> None:
             order = (run_fitune, RUNS[peer]) if round_number % 2 else (RUNS[peer], run_fitune)
             for run in order:
                 mine = run is run_fitune
-                seconds = run(args.steps, args.threads) if mine else run(python, args.folder, args.steps, rows, args.threads)
+                seconds = (
+                    run(args.steps, args.threads) if mine else run(python, args.folder, args.steps, rows, args.threads)
+                )
                 # The first step warms up.
                 (ours if mine else theirs).append(statistics.median(seconds[1:]))
         ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
