@@ -19,6 +19,7 @@ from fitune.data.pair_check import PairReport, check_pairs
 from fitune.data.render import Renderer
 from fitune.data.rows import Example, PairRow, TokenRow
 from fitune.data.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.token_cache import tokenize_kept
 from fitune.errors import DataError
 
 Messages = list[dict[str, str]]
@@ -167,7 +168,7 @@ def _side_rows(pairs: Sequence[Pair], renderer: Renderer) -> list[TokenRow]:
         for pair in pairs
         for better in (True, False)
     ]
-    return [row.up_to_last_trained() for row in renderer.tokenize(rendered)]
+    return [row.up_to_last_trained() for row in tokenize_kept(renderer, rendered)]
 
 
 def to_rows(

@@ -26,6 +26,7 @@ from fitune.data.sources import (
     set_aside,
     split_file,
 )
+from fitune.data.token_cache import tokenize_kept
 from fitune.errors import DataError
 
 __all__ = ["DataOptions", "PreparedData", "load_examples", "loss_target", "prepare", "rows_to_show", "split_file"]
@@ -133,7 +134,7 @@ def _tokens(
 ) -> tuple[list[TokenRow], list[Example], CheckReport, frozenset[str]]:
     """Token rows that may be trained on (limit applied, rows without a target left out), and the check's report."""
     rendered = [renderer.render(example, loss_on, options.response_template) for example in examples]
-    rows = list(renderer.tokenize(rendered))
+    rows = tokenize_kept(renderer, rendered)
     report = check_rows(
         name, form.name, loss_on, examples, rendered, rows, renderer,
         max_length=options.max_length, too_long=options.too_long,

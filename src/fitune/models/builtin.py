@@ -9,7 +9,6 @@ goes on from the last whole one.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from fitune.cache import cache_folder
 from fitune.console import say
 from fitune.errors import ModelError
 
@@ -45,13 +45,6 @@ BUILTIN = {
         license="apache-2.0",
     )
 }
-
-
-def cache_folder() -> Path:
-    """Where fitune keeps what it can make again: FITUNE_CACHE, or fitune below the user's cache folder."""
-    if named := os.environ.get("FITUNE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fitune"
 
 
 def fetch(name: str) -> Path:

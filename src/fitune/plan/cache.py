@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fitune.cache import cache_folder
 from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.plan.scenario import Scenario
 
@@ -148,8 +149,8 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 
 def folder() -> Path:
-    """Where traces are kept: FITUNE_CACHE or ~/.cache/fitune."""
-    return Path(os.environ.get("FITUNE_CACHE") or Path.home() / ".cache" / "fitune") / "plans"
+    """Where traces are kept."""
+    return cache_folder() / "plans"
 
 
 def content_key(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> str:

@@ -1,0 +1,89 @@
+"""Tokens of rows that were tokenized before, kept by content.
+
+In: a renderer and rendered rows. Out: their token rows, from a file of the cache, or made now and kept there.
+The file's name is a hash of all that the tokens depend on: the texts, their trained spans, the tokenizer itself and the
+version of its library. So nothing can be stale, and a file may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from fitune.cache import cache_folder
+from fitune.data.render import Renderer
+from fitune.data.rows import Rendered, TokenRow
+
+# Fewer rows are tokenized in less than a second.
+FEWEST_ROWS = 2_000
+KEPT_FILES = 16
+
+
+def tokenize_kept(renderer: Renderer, rendered: Sequence[Rendered]) -> list[TokenRow]:
+    """`Renderer.tokenize`, with a memory."""
+    backend = getattr(renderer.tokenizer, "backend_tokenizer", None)
+    if len(rendered) < FEWEST_ROWS or backend is None:
+        return list(renderer.tokenize(rendered))
+    path = cache_folder() / "tokens" / f"{content_key(backend.to_str(), rendered)}.npz"
+    rows = _read(path, rendered)
+    if rows is None:
+        rows = list(renderer.tokenize(rendered))
+        _write(path, rows)
+    return rows
+
+
+def content_key(tokenizer: str, rendered: Sequence[Rendered]) -> str:
+    """Hash of everything that tokens and trained marks depend on; ``tokenizer`` is the whole of it as JSON."""
+    found = hashlib.sha256(f"1 {metadata.version('tokenizers')} {tokenizer}".encode())
+    for row in rendered:
+        text = row.text.encode("utf-8", "surrogatepass")
+        found.update(f"\n{len(text)} {row.spans} ".encode() + text)
+    return found.hexdigest()[:40]
+
+
+def _read(path: Path, rendered: Sequence[Rendered]) -> list[TokenRow] | None:
+    """The rows of a file; None when it is not there, or was damaged."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            ids, trained, ends = file["ids"], np.unpackbits(file["trained"]), np.cumsum(file["lengths"])
+        os.utime(path)  # the ones used longest ago are dropped first
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if len(ends) != len(rendered) or ends[-1] != len(ids):
+        return None
+    return list(_rows(ids.tolist(), trained[: len(ids)].astype(bool).tolist(), ends.tolist(), rendered))
+
+
+def _rows(ids: list[int], trained: list[bool], ends: list[int], rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
+    start = 0
+    for row, end in zip(rendered, ends, strict=True):
+        yield TokenRow(tuple(ids[start:end]), tuple(trained[start:end]), row.row_number)
+        start = end
+
+
+def _write(path: Path, rows: Sequence[TokenRow]) -> None:
+    """Whole or not at all; a cache that cannot be written is no fault."""
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                ids=np.fromiter((token for row in rows for token in row.input_ids), np.int32),
+                trained=np.packbits(np.fromiter((on for row in rows for on in row.trained), bool)),
+                lengths=np.asarray([len(row.input_ids) for row in rows], np.int64),
+            )
+        part.replace(path)
+        files = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime)
+        for old in files[:-KEPT_FILES]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
