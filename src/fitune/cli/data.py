@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fitune.cli.flags import SettingsCommand
-from fitune.cli.listing import JSON
+from fitune.cli.shared import JSON, print_json
 
 
 @click.group()
@@ -44,7 +43,7 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
             {"row": row.row_number, **({"side": side} if side else {}), "tokens": label_rows(row, renderer.tokenizer)}
             for side, row in shown
         ]
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
         return
     for side, row in shown:
         if side:
@@ -76,12 +75,12 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         prepared = read_data(settings, config, renderer, exclude=())
     except DataError as error:
         if as_json:
-            click.echo(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False, indent=2))
+            print_json({"ok": False, "error": str(error)})
         raise
     reports = {"train": prepared.train_report, "test": prepared.test_report}
     if as_json:
         found: dict[str, Any] = {name: report.to_dict() for name, report in reports.items() if report}
-        click.echo(json.dumps({"ok": True, **found}, ensure_ascii=False, indent=2))
+        print_json({"ok": True, **found})
         return
     for name, report in reports.items():
         if report is not None:

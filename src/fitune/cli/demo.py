@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from fitune.cli.shared import print_json
 
 if TYPE_CHECKING:
     from fitune.runs.folder import RunFolder
@@ -194,7 +195,7 @@ def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | N
     }
     if as_json:
         data = {name: {"rows": len(rows), **scores[name], "sentences": rows} for name, rows in tables.items()}
-        click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        print_json(data)
         return
     from fitune.console import results
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from fitune.cli.shared import print_json
 
 
 @click.command()
@@ -49,7 +49,7 @@ def evaluate(
     with opened.without_adapter() if base else nullcontext():
         found = measure(opened, data, DataOptions(system=system), rows, max_new_tokens)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        print_json(found.to_dict())
         return
     from rich.table import Table
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from fitune.cli.shared import print_json
 
 
 @click.command()
@@ -81,7 +82,7 @@ def export(
             "folder": str(done.folder), "main": str(done.main), "bytes": done.num_bytes,
             "fidelity": done.report.to_dict(),
         }  # fmt: skip
-        click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        print_json(data)
         return
     from fitune.console import results
 

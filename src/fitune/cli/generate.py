@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import nullcontext
 from typing import Any
 
 import click
+
+from fitune.cli.shared import print_json
 
 
 @click.command()
@@ -91,7 +92,7 @@ def generate(
             {"prompt": text, "answer": answer.text, "stopped": answer.stopped}
             for text, answer in zip(prompts, answers, strict=True)
         ]
-        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print_json(rows)
         return
     for answer in answers:
         click.echo(answer.text)
@@ -146,7 +147,7 @@ def _print_views(prompts: list[str], views: list[list[Any]], as_json: bool) -> N
             }
             for text, view in zip(prompts, views, strict=True)
         ]
-        click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        print_json(data)
         return
     from rich.table import Table
     from rich.text import Text

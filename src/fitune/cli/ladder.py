@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fitune.cli.planned import Asked
+from fitune.cli.shared import print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,13 +36,13 @@ def answer_ladder(asked: Asked, as_json: bool) -> int:
         found = _search(asked, plan_of)
     except DoesNotFit as error:
         if as_json:
-            click.echo(json.dumps({"card": asked.card, "fits": False, "why": str(error)}, ensure_ascii=False, indent=2))
+            print_json({"card": asked.card, "fits": False, "why": str(error)})
         else:
             results().print(f"nothing fits {asked.card}: {error}", markup=False, style="bold red")
         return DOES_NOT_FIT
     if as_json:
         answer = {"card": asked.card, "fits": True, "usable_bytes": usable, "margin": margin, **found.to_dict()}
-        click.echo(json.dumps({**answer, "plan": found.plan.to_dict()}, ensure_ascii=False, indent=2))
+        print_json({**answer, "plan": found.plan.to_dict()})
         return 0
     results().print(asked.heading(), markup=False)
     print_ladder(results(), found, asked.card, usable, margin)

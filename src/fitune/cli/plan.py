@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ import click
 from fitune.cli.flags import SettingsCommand
 from fitune.cli.ladder import DOES_NOT_FIT, answer_ladder
 from fitune.cli.planned import Asked, ask
+from fitune.cli.shared import print_json
 
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
@@ -93,7 +93,7 @@ def _list_cards(as_json: bool) -> None:
 
     if as_json:
         rows = [asdict(card) for card in catalogue().values()]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     else:
         print_cards(results(), list(catalogue().values()))
 
@@ -120,7 +120,7 @@ def _answer(asked: Asked, given: dict[str, Any]) -> int:
         Path(given["html_file"]).write_text(page, encoding="utf-8")
     if given["as_json"]:
         found = {**as_dict(view), "scenario": scenario.to_dict(), "config_from": asked.config.origin}
-        click.echo(json.dumps(found | ({"closed_form": explained} if explained else {}), indent=2, ensure_ascii=False))
+        print_json(found | ({"closed_form": explained} if explained else {}))
     else:
         print_plan(results(), view)
         if explained is not None:
@@ -172,7 +172,7 @@ def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
             "too_large": limit.too_large,
             "too_large_plan": limit.too_large_plan.to_dict() if limit.too_large_plan else None,
         }
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
     elif limit.value is None:
         view = asked.view(scenario_at(limit.too_large or step), limit.plan)
         results().print(f"no {what} fits: even {limit.too_large:,} {unit}", markup=False)
@@ -209,7 +209,7 @@ def _answer_models(asked: Asked, names: list[str], as_json: bool) -> int:
     found.sort(key=lambda view: -view.plan.total_parameters)
     if as_json:
         rows = [{"model": view.model, **view.plan.to_dict()} for view in found]
-        click.echo(json.dumps({"card": asked.card, "models": rows, "failed": failed}, indent=2, ensure_ascii=False))
+        print_json({"card": asked.card, "models": rows, "failed": failed})
     else:
         print_models(results(), found, asked.card)
         for name, error in failed.items():
@@ -237,7 +237,7 @@ def _answer_grid(asked: Asked, as_json: bool) -> int:
             progress.advance(task)
     if as_json:
         rows = [cell.to_dict() for cell in done]
-        click.echo(json.dumps({"model": asked.config.name, "card": asked.card, "cells": rows}, indent=2))
+        print_json({"model": asked.config.name, "card": asked.card, "cells": rows})
     else:
         results().print(asked.heading(), markup=False)
         print_grid(results(), done, asked.card)

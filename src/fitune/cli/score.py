@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from fitune.cli.shared import print_json
 
 
 @click.command()
@@ -36,7 +36,7 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     model = open_reward_model(open_target(run, device=device, for_reward=True))
     found = judge(model, data, DataOptions(system=system, seed=seed), rows)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        print_json(found.to_dict())
         return
     from rich.table import Table
 

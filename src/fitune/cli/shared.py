@@ -1,4 +1,4 @@
-"""What commands that list things share: the runs folder, `--json`, and a plain table."""
+"""What commands share: the runs folder, `--json`, and a plain table."""
 
 from __future__ import annotations
 
