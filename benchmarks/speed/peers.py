@@ -34,6 +34,8 @@ import workloads  # noqa: E402
 from compare import Side  # noqa: E402
 
 from fitune.models.builtin import fetch  # noqa: E402
+from fitune.models.source import resolve  # noqa: E402
+from fitune.models.tokenizer import load_tokenizer  # noqa: E402
 
 PACKAGES = {
     "litgpt": ["litgpt==0.5.13", "requests"],
@@ -54,17 +56,10 @@ def python_of(peer: str, folder: Path) -> Path:
 
 
 def texts(steps: int) -> list[dict[str, str]]:
-    """Workload a as prompts and answers, in the order of the steps."""
-    batches, tokenizer = workloads.rows_of("a", steps)
-    found = []
-    for row in (row for batch in batches for row in batch):
-        start = row.trained.index(True)
-        end = start + row.trained[start:].index(False) if False in row.trained[start:] else len(row.trained)
-        prompt, answer = tokenizer.decode(row.input_ids[:start]), tokenizer.decode(row.input_ids[start : end - 1])
-        question = re.search(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", prompt, re.S)
-        assert question is not None
-        found.append({"instruction": question[1], "input": "", "output": answer})
-    return found
+    """Workload a as prompts and answers."""
+    tokenizer = load_tokenizer(resolve(workloads.MODEL))
+    turns = [example.messages or () for example in workloads.examples_of("a", steps, tokenizer)]
+    return [{"instruction": said["content"], "input": "", "output": answer["content"]} for said, answer in turns]
 
 
 def run_litgpt(python: Path, folder: Path, steps: int, rows: int, threads: int) -> list[float]:
@@ -77,12 +72,11 @@ def run_litgpt(python: Path, folder: Path, steps: int, rows: int, threads: int) 
     data = folder / "litgpt" / "data.json"
     # litgpt keeps back at least one row for validation.
     data.write_text(json.dumps(texts(steps) + texts(1)))
-    share = rows / (rows * (steps + 1))
     targets = [f"--lora_{name}=true" for name in ("query", "key", "value", "projection", "mlp")]
     said = _run(
         [
             *command, "finetune_lora", str(model), "--data=JSON", f"--data.json_path={data}", "--data.mask_prompt=true",
-            "--data.prompt_style=smollm2", f"--data.val_split_fraction={share:.6f}", "--precision=bf16-true",
+            "--data.prompt_style=smollm2", f"--data.val_split_fraction={1 / (steps + 1):.6f}", "--precision=bf16-true",
             f"--train.global_batch_size={rows}", f"--train.micro_batch_size={rows}", f"--train.max_steps={steps}",
             "--train.epochs=1", "--train.log_interval=1", "--train.save_interval=100000",
             "--eval.interval=100000", "--eval.initial_validation=false", "--eval.final_validation=false",

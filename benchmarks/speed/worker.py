@@ -90,15 +90,14 @@ def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recip
 
     from fitune.adapters.attach import attach, lora_config
     from fitune.data.collate import pad_collate
-    from fitune.models.hardware import keep_few_kernels, keep_heap
+    from fitune.models.hardware import settle_cpu
     from fitune.train.arguments import Schedule, training_arguments
     from fitune.train.packed_trainer import PackedTrainer
     from fitune.train.packing import choose_packing
 
     rows = [row for batch in batches for row in batch]
     size = len(batches[0])
-    keep_few_kernels()
-    keep_heap()
+    settle_cpu()
     model = base_model()
     torch.manual_seed(recipe.seed)
     model = attach(model, lora_config(model, rank=recipe.rank, alpha=recipe.alpha))

@@ -33,12 +33,8 @@ def chat(*turns: str) -> Example:
     return Example(tuple(messages), None, 0)
 
 
-def rows_of(workload: str, steps: int, seed: int = 0) -> tuple[list[list[TokenRow]], Any]:
-    """Rows of each step, and the tokenizer."""
-    source = resolve(MODEL)
-    tokenizer = load_tokenizer(source)
-    template = resolve_template(tokenizer)
-    renderer = Renderer(tokenizer, template.text, stop_ids(tokenizer, None, template))
+def examples_of(workload: str, steps: int, tokenizer: Any, seed: int = 0) -> list[Example]:
+    """The texts of all steps, in their order."""
     sentences = iter(make_sentences(whole_words(tokenizer), 60 * steps * BATCH[workload] + 20, seed))
     generator = random.Random(seed)
 
@@ -54,8 +50,17 @@ def rows_of(workload: str, steps: int, seed: int = 0) -> tuple[list[list[TokenRo
         "f": lambda: _pairs(say),
     }
     maker = makers[workload]()
-    examples = [next(maker) for _ in range(steps * BATCH[workload])]
+    return [next(maker) for _ in range(steps * BATCH[workload])]
+
+
+def rows_of(workload: str, steps: int, seed: int = 0) -> tuple[list[list[TokenRow]], Any]:
+    """Rows of each step, and the tokenizer."""
+    source = resolve(MODEL)
+    tokenizer = load_tokenizer(source)
+    template = resolve_template(tokenizer)
+    renderer = Renderer(tokenizer, template.text, stop_ids(tokenizer, None, template))
     loss_on = {"d": "all", "e": "assistant"}.get(workload, "completion")
+    examples = examples_of(workload, steps, tokenizer, seed)
     rows = list(renderer.tokenize([renderer.render(example, loss_on) for example in examples]))
     if workload == "d":
         rows = [TokenRow(row.input_ids[:512], row.trained[:512], 0) for row in rows]

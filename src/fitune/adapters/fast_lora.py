@@ -123,6 +123,11 @@ class Products(NamedTuple):
         )  # fmt: skip
 
     @property
+    def ranks(self) -> list[int]:
+        """Of each layer; R is their sum."""
+        return [b.shape[1] for b in self.bs]
+
+    @property
     def setting(self) -> tuple[Any, ...]:
         """What is no tensor."""
         return self.scales, self.trained_types
@@ -143,7 +148,7 @@ class Products(NamedTuple):
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Results M×out, and the products of ``x`` (M×in) with A, M×R."""
         inner = x @ self.a.t()
-        lows = inner.split([b.shape[1] for b in self.bs], 1)
+        lows = inner.split(self.ranks, 1)
         results = [
             nn.functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
             for weight, bias, b, low, scale in zip(
@@ -156,12 +161,11 @@ class Products(NamedTuple):
         self, grads: Sequence[Tensor], x: Tensor, inner: Tensor, of_x: bool = True
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradient of x (None unless ``of_x``), and those of W, bias, A and B of each layer, as `of` takes them."""
-        ranks = [b.shape[1] for b in self.bs]
         lows = [(grad @ b).mul_(scale) for grad, b, scale in zip(grads, self.bs, self.scales, strict=True)]
         low = lows[0] if len(lows) == 1 else torch.cat(lows, 1)
-        grads_of_a = (low.t() @ x).to(self.trained_types[0]).split(ranks)
+        grads_of_a = (low.t() @ x).to(self.trained_types[0]).split(self.ranks)
         trained: list[Tensor | None] = []
-        for grad, part, scale, of_a in zip(grads, inner.split(ranks, 1), self.scales, grads_of_a, strict=True):
+        for grad, part, scale, of_a in zip(grads, inner.split(self.ranks, 1), self.scales, grads_of_a, strict=True):
             # Made as its transpose, whose product takes two thirds of the time on a CPU.
             of_b = (part.t() @ grad).t().to(self.trained_types[1], memory_format=torch.contiguous_format)
             trained += [None, None, of_a, of_b.mul_(scale) if scale != 1 else of_b]

@@ -151,34 +151,43 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        block = _BlockProducts(x.dtype, scales, tensors)
+        block = _BlockProducts.of(x.dtype, scales, tensors)
         result, kept = block.forward(rows)
-        ctx.save_for_backward(rows, *kept, *block.entry.saved, *block.exit.saved)
-        ctx.settings, ctx.shape = (block.entry.setting, block.exit.setting), x.shape
+        ctx.save_for_backward(rows, *kept, *block.saved)
+        ctx.setting, ctx.shape = block.setting, x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, gate, up, inner, down_inner, *saved = ctx.saved_tensors
-        block = _BlockProducts.again(ctx.settings, saved)
+        block = _BlockProducts.again(ctx.setting, saved)
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_x, trained = block.backward(grad, rows, (gate, up, inner, down_inner), ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.view(ctx.shape), None, *trained
 
 
-class _BlockProducts:
-    """down(silu(gate(x)) · up(x)), each with its LoRA."""
+class _BlockProducts(NamedTuple):
+    """down(silu(gate(x)) · up(x)), each with its LoRA; `of`, `setting`, `saved` and `again` as in `Products`."""
 
-    def __init__(self, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]):
-        self.entry = Products.of(dtype, scales[:2], tensors[:8])
-        self.exit = Products.of(dtype, scales[2:], tensors[8:])
+    entry: Products
+    exit: Products
 
     @classmethod
-    def again(cls, settings: Sequence[Any], saved: Sequence[Tensor]) -> _BlockProducts:
-        made = cls.__new__(cls)
-        made.entry, made.exit = Products.again(settings[0], saved[:5]), Products.again(settings[1], saved[5:])
-        return made
+    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]) -> _BlockProducts:
+        return cls(Products.of(dtype, scales[:2], tensors[:8]), Products.of(dtype, scales[2:], tensors[8:]))
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        return self.entry.setting, self.exit.setting
+
+    @property
+    def saved(self) -> tuple[Tensor, ...]:
+        return *self.entry.saved, *self.exit.saved
+
+    @classmethod
+    def again(cls, setting: tuple[Any, ...], saved: Sequence[Tensor]) -> _BlockProducts:
+        return cls(Products.again(setting[0], saved[:5]), Products.again(setting[1], saved[5:]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The result, M×H, and what `backward` needs."""
@@ -307,7 +316,8 @@ class _Entry(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, inverse, norm, cos, sin, inner, *saved = ctx.saved_tensors
         query, key, value = grads
-        turned = rotated(query, cos, -sin), rotated(key, cos, -sin), value
+        back = -sin
+        turned = rotated(query, cos, back), rotated(key, cos, back), value
         grad_x, trained = Products.again(ctx.setting, saved).backward(
             [grad.reshape(len(rows), -1) for grad in turned], normed(rows, inverse, norm), inner, ctx.needs_input_grad[0]
         )  # fmt: skip
@@ -325,21 +335,19 @@ class _Exit(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rows, mixed = h.reshape(-1, h.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
         output = Products.of(h.dtype, scales[:1], tensors[:4])
-        block = _BlockProducts(h.dtype, scales[1:], tensors[4:])
+        block = _BlockProducts.of(h.dtype, scales[1:], tensors[4:])
         (between,), mixed_inner = output.forward(mixed)
         inverse = inverse_rms(between.add_(rows), epsilon)
         result, kept = block.forward(normed(between, inverse, norm))
-        ctx.save_for_backward(
-            mixed, mixed_inner, between, inverse, norm, *kept, *output.saved, *block.entry.saved, *block.exit.saved
-        )
-        ctx.settings, ctx.shape = (output.setting, block.entry.setting, block.exit.setting), h.shape
+        ctx.save_for_backward(mixed, mixed_inner, between, inverse, norm, *kept, *output.saved, *block.saved)
+        ctx.settings, ctx.shape = (output.setting, block.setting), h.shape
         return result.add_(between).view(h.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         mixed, mixed_inner, between, inverse, norm, gate, up, inner, down_inner, *saved = ctx.saved_tensors
-        output, block = Products.again(ctx.settings[0], saved[:3]), _BlockProducts.again(ctx.settings[1:], saved[3:])
+        output, block = Products.again(ctx.settings[0], saved[:3]), _BlockProducts.again(ctx.settings[1], saved[3:])
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_x, block_trained = block.backward(grad, normed(between, inverse, norm), (gate, up, inner, down_inner))
         grad_h = norm_backward(cast(Tensor, grad_x), between, inverse, norm).add_(grad)

@@ -9,8 +9,9 @@ the step share a forward pass, and that changes nothing but speed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from fitune.data.tree import Row, Tree, build_tree, common_prefix, computed_tokens
+from fitune.data.tree import Row, Tree, build_tree, common_prefix, needed_tokens
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[Tree]:
@@ -29,39 +30,34 @@ def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[
     if not share:
         return [build_tree(pack, share=False) for pack in _fill_even(rows, max_tokens)]
     ordered = sorted(rows, key=lambda row: tuple(row.input_ids))
-    lengths = [computed_tokens(row) for row in ordered]
-    fresh_tokens = _fresh_tokens(ordered, lengths)
+    heads = [needed_tokens(row) for row in ordered]
+    fresh_tokens = _fresh_tokens(heads)
     fewest = -(-sum(fresh_tokens) // max_tokens)
-    even = min(max_tokens, -(-sum(fresh_tokens) // fewest) + max(lengths) // 2)
+    even = min(max_tokens, -(-sum(fresh_tokens) // fewest) + max(map(len, heads)) // 2)
     packs: list[list[Row]] = [[]]
     filled = 0
-    for row, length, fresh in zip(ordered, lengths, fresh_tokens, strict=True):
+    for row, head, fresh in zip(ordered, heads, fresh_tokens, strict=True):
         if packs[-1] and filled + fresh > even:
             packs.append([])
             filled = 0
         # The first row of a pack pays its whole length: what it shares with the pack before is computed again.
-        filled += fresh if packs[-1] else length
+        filled += fresh if packs[-1] else len(head)
         packs[-1].append(row)
     return [build_tree(pack) for pack in packs]
 
 
-def _fresh_tokens(ordered: Sequence[Row], lengths: Sequence[int]) -> list[int]:
-    """New tokens that each row of a sorted list brings after its neighbour; ``lengths`` of it are computed."""
-    fresh, previous = [], ()
-    for row, length in zip(ordered, lengths, strict=True):
-        head = row.input_ids[:length]
-        fresh.append(length - common_prefix(previous, head))
-        previous = head
-    return fresh
+def _fresh_tokens(heads: Sequence[Sequence[int]]) -> list[int]:
+    """New tokens that each of the sorted rows' tokens brings after its neighbour's."""
+    return [len(head) - common_prefix(previous, head) for previous, head in pairwise([(), *heads])]
 
 
 def _fill_even(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     """Longest row first into the emptiest pack that still has room; a new pack where none has."""
     packs: list[list[Row]] = []
     filled: list[int] = []
-    fewest = -(-sum(map(computed_tokens, rows)) // max_tokens)
-    for row in sorted(rows, key=computed_tokens, reverse=True):
-        length = computed_tokens(row)
+    lengths = [len(needed_tokens(row)) for row in rows]
+    fewest = -(-sum(lengths) // max_tokens)
+    for length, row in sorted(zip(lengths, rows, strict=True), key=lambda pair: -pair[0]):
         emptiest = min(range(len(packs)), key=filled.__getitem__, default=None)
         if len(packs) < fewest or emptiest is None or filled[emptiest] + length > max_tokens:
             packs.append([row])

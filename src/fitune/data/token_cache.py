@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitune.cache import cache_folder
+from fitune.cache import cache_folder, keep
 from fitune.data.render import Renderer
 from fitune.data.rows import Rendered, TokenRow
 
@@ -69,21 +69,14 @@ def _rows(ids: list[int], trained: list[bool], ends: list[int], rendered: Sequen
 
 
 def _write(path: Path, rows: Sequence[TokenRow]) -> None:
-    """Whole or not at all; a cache that cannot be written is no fault."""
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                ids=np.fromiter((token for row in rows for token in row.input_ids), np.int32),
-                trained=np.packbits(np.fromiter((on for row in rows for on in row.trained), bool)),
-                lengths=np.asarray([len(row.input_ids) for row in rows], np.int64),
-            )
-        part.replace(path)
+    """Keep the rows, and drop the files used longest ago."""
+    arrays = {
+        "ids": np.fromiter((token for row in rows for token in row.input_ids), np.int32),
+        "trained": np.packbits(np.fromiter((on for row in rows for on in row.trained), bool)),
+        "lengths": np.asarray([len(row.input_ids) for row in rows], np.int64),
+    }
+    keep(path, lambda file: np.savez(file, **arrays))
+    with suppress(OSError):
         files = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime)
         for old in files[:-KEPT_FILES]:
             old.unlink(missing_ok=True)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()

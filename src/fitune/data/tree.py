@@ -88,10 +88,15 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return int(differ[0]) if len(differ) else shortest
 
 
-def computed_tokens(row: Row) -> int:
-    """Tokens from a row's start to the last one that predicts a trained token; at least one."""
-    trained = np.flatnonzero(np.asarray(row.trained[1:]))
-    return int(trained[-1]) + 1 if len(trained) else 1
+def predicting_places(row: Row) -> np.ndarray:
+    """Places of a row, ascending, from which a trained token is predicted: each is the one before it."""
+    return np.flatnonzero(np.asarray(row.trained[1:]))
+
+
+def needed_tokens(row: Row) -> Sequence[int]:
+    """A row's tokens up to the last one that predicts a trained token; at least the first."""
+    places = predicting_places(row)
+    return row.input_ids[: places[-1] + 1 if len(places) else 1]
 
 
 def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False) -> Tree:
@@ -107,13 +112,14 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
     """
     if not rows or any(len(row.input_ids) == 0 for row in rows):
         raise ValueError(f"build_tree got {len(rows)} rows, one of them empty or none at all; leave such rows out")
-    heads = [row.input_ids if keep_ends else row.input_ids[: computed_tokens(row)] for row in rows]
+    heads = [row.input_ids if keep_ends else needed_tokens(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda at: tuple(heads[at])) if share else list(range(len(rows)))
     row_paths: list[Any] = [None] * len(rows)
     paths, owned, ids, positions, predictions = [], [], [], [], []
     path, previous = np.empty(0, dtype=np.int64), ()
     for at in order:
         row, head = rows[at], heads[at]
+        places = predicting_places(row)
         shared = common_prefix(previous, head) if share else 0
         fresh = len(head) - shared
         path = np.concatenate([path[:shared], np.arange(len(ids), len(ids) + fresh)])
@@ -123,8 +129,7 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
             paths.append(path)
             owned.append(fresh)
         row_paths[at] = path
-        at = np.flatnonzero(np.asarray(row.trained[1:]))
-        predictions.append(path[at] << TOKEN_BITS | np.asarray(row.input_ids, dtype=np.int64)[at + 1])
+        predictions.append(path[places] << TOKEN_BITS | np.asarray(row.input_ids, dtype=np.int64)[places + 1])
         previous = head
     # A node and the token it predicts in one number, which sorts by both.
     entries, weights = np.unique(np.concatenate(predictions), return_counts=True)

@@ -79,6 +79,12 @@ def detect(device: str = "auto") -> Hardware:
     return Hardware("cpu", _cpu_name(), memory.total, memory.available, cores, _cpu_has_bf16())
 
 
+def settle_cpu() -> None:
+    """What a process that trains on a CPU sets for itself before its first product."""
+    keep_few_kernels()
+    keep_heap()
+
+
 def keep_few_kernels() -> None:
     """On a CPU: keep the compiled kernels of the last few shapes instead of a thousand.
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from fitune.errors import ModelError
 from fitune.models.gguf import load_dense
-from fitune.models.hardware import Hardware, Precision, keep_few_kernels, keep_heap
+from fitune.models.hardware import Hardware, Precision, settle_cpu
 from fitune.models.quantize import (
     NO_QUANTIZATION,
     Quantization,
@@ -98,8 +98,7 @@ def load_base(
         ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
     """
     if hardware.device == "cpu":
-        keep_few_kernels()
-        keep_heap()
+        settle_cpu()
     config = load_config(source, trust_remote_code)
     refuse_second_quantization(source, config, quantization)
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}

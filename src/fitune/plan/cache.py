@@ -10,14 +10,13 @@ import gzip
 import hashlib
 import importlib
 import json
-import os
 import traceback
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fitune.cache import cache_folder
+from fitune.cache import cache_folder, keep
 from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.plan.scenario import Scenario
 
@@ -137,15 +136,13 @@ def as_config(values: dict[str, Any]) -> Any:
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Write whole or not at all; a cache that cannot be written is no fault."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        with gzip.open(part, "wt", compresslevel=1) as file:
-            json.dump(values, file, separators=(",", ":"))
-        part.replace(path)
-    except OSError:
-        pass
+    """Keep a trace's plain values."""
+
+    def fill(file: Any) -> None:
+        with gzip.open(file, "wt", compresslevel=1) as packed:
+            json.dump(values, packed, separators=(",", ":"))
+
+    keep(path, fill)
 
 
 def folder() -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fitune.data.collate import pad_collate
-from fitune.data.tree import Row, build_tree
+from fitune.data.tree import Row, build_tree, predicting_places
 from fitune.errors import ModelError
 from fitune.models.tree_attention import no_mask
 from fitune.models.tree_layout import make_layout
@@ -80,9 +80,9 @@ def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> 
         }
     places, tokens, row_of = [], [], []
     for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
-        at = np.flatnonzero(np.asarray(row.trained[1:])) + 1
-        places.append(path[at - 1])
-        tokens.append(np.asarray(row.input_ids)[at])
+        at = predicting_places(row)
+        places.append(path[at])
+        tokens.append(np.asarray(row.input_ids)[at + 1])
         row_of.append(np.full(len(at), index))
     pairs = np.stack([np.concatenate(places), np.concatenate(tokens)]).astype(np.int64)
     entries, entry_of = np.unique(pairs, axis=1, return_inverse=True)

@@ -41,8 +41,7 @@ def to_pack(tree: Tree, device: torch.device | str) -> Pack:
     predicting, rows = torch.unique_consecutive(nodes, return_inverse=True)
     weights = torch.from_numpy(tree.target_weights).to(device, torch.float32)
     row_weights = torch.zeros(len(predicting), device=device).index_add_(0, rows, weights)
-    layout = make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device)
-    layout = replace(layout, read=predicting)
+    layout = replace(make_layout(tree.paths, tree.owned, tree.positions, tree.ends, device), read=predicting)
     return Pack(
         input_ids=torch.from_numpy(tree.input_ids).to(device)[None],
         position_ids=layout.positions[None],
