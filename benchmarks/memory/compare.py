@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+CPU_ROWS = HERE / "results" / "cpu.jsonl"
 sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE)]
 
 from page import page  # noqa: E402
@@ -27,9 +28,9 @@ from fitune.plan.scenario import Scenario  # noqa: E402
 
 
 def own_rows() -> list[Row]:
-    """Rows of results/*.jsonl."""
+    """Rows of results/*.jsonl that measure.py wrote on a GPU."""
     rows = []
-    for path in sorted((HERE / "results").glob("*.jsonl")):
+    for path in sorted(set((HERE / "results").glob("*.jsonl")) - {CPU_ROWS}):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             if "error" in row or "oom" in row:
@@ -94,8 +95,7 @@ def main() -> None:
 
 def cpu_rows() -> list[dict[str, Any]]:
     """What cpu.py has written."""
-    path = HERE / "results" / "cpu.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in CPU_ROWS.read_text().splitlines()] if CPU_ROWS.exists() else []
 
 
 def versions(python: str) -> str:
