@@ -26,10 +26,10 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m fitune.settings.documents --check
+	$(BIN)/python -m fitune.cli.docs --check
 
 docs: dev
-	$(BIN)/python -m fitune.settings.documents
+	$(BIN)/python -m fitune.cli.docs
 
 lock: $(UV)
 	$(COMPILE) pyproject.toml -o locks/run.txt

@@ -22,12 +22,12 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from fitune.config import DataSettings, EvalSettings, RunSettings, Settings, TrainSettings
-from fitune.runs.folder import RunFolder, read_rows
-from fitune.train.build import load, make_arguments, make_schedule
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.method import method_of
-from fitune.train.ready import make_ready
+from fitune.config.sections import DataSettings, EvalSettings, RunSettings, Settings, TrainSettings
+from fitune.methods.registry import method_of
+from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.training.components import load, make_arguments, make_schedule
+from fitune.training.setup import make_ready
 
 
 def settings_for(folder: Path, rows: int, batch: int, steps: int) -> Settings:

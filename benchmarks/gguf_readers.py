@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from fitune.console import results, say
-from fitune.evaluate.target import open_target
-from fitune.export.fidelity import Probe, compare, make_probe, same_prompts
-from fitune.export.forms import loss_of, write_gguf_file
-from fitune.export.gguf_file import TYPES
-from fitune.export.merge import merge, settle
-from fitune.export.prompts import choose_prompts, run_of
+from fitune.evaluation.inference_model import open_target
+from fitune.exporting.fidelity import Probe, compare, make_probe, same_prompts
+from fitune.exporting.forms.forms import loss_of, write_gguf_file
+from fitune.exporting.gguf.writer import TYPES
+from fitune.exporting.merge_weights import merge, settle
+from fitune.exporting.probe_prompts import choose_prompts, run_of
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 # Digits, contractions, blanks and lines in a row, scripts, marks, special tokens inside a text.

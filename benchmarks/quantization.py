@@ -39,12 +39,12 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def run(name: str, out: Path, steps: int | None) -> None:
     """Train, and write what was measured to `out`/NAME.json."""
     import fitune
-    from fitune.evaluate.evaluate import answer_rows
-    from fitune.evaluate.metrics import score
-    from fitune.evaluate.target import open_target
-    from fitune.models.quantize import stored_bytes
-    from fitune.runs.folder import read_rows
-    from fitune.train.ready import make_ready
+    from fitune.evaluation.evaluate import answer_rows
+    from fitune.evaluation.inference_model import open_target
+    from fitune.evaluation.metrics import score
+    from fitune.models.quantization.quantize import stored_bytes
+    from fitune.runs.run_folder import read_rows
+    from fitune.training.setup import make_ready
 
     group, _, changed = RUNS[name]
     steps = steps or STEPS[group]
@@ -79,8 +79,8 @@ def prepare() -> None:
     from peft import prepare_model_for_kbit_training
 
     from fitune.models.hardware import Precision, detect
-    from fitune.models.load import load_base
-    from fitune.models.quantize import Quantization, stored_bytes
+    from fitune.models.load_base import load_base
+    from fitune.models.quantization.quantize import Quantization, stored_bytes
     from fitune.models.source import resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer

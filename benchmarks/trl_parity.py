@@ -21,13 +21,21 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from fitune.config import DataSettings, EvalSettings, LoraSettings, ModelSettings, RunSettings, Settings, TrainSettings
-from fitune.runs.folder import RunFolder, read_rows
-from fitune.train.build import adapt, load, make_arguments, make_schedule
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.order import epoch_order
-from fitune.train.ready import make_ready
-from fitune.train.supervised import make_trainer
+from fitune.config.sections import (
+    DataSettings,
+    EvalSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    Settings,
+    TrainSettings,
+)
+from fitune.methods.sft.trainer import make_trainer
+from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.trainers.sampler import epoch_order
+from fitune.training.components import adapt, load, make_arguments, make_schedule
+from fitune.training.setup import make_ready
 
 RELATIVE_TOLERANCE = 1e-5
 

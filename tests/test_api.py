@@ -37,15 +37,18 @@ def test_importing_fitune_imports_neither_torch_nor_transformers():
 
 
 def test_train_can_be_called_whichever_is_imported_first():
-    told = "print(callable(fitune.train), fitune.train.loss.__name__)"
-    assert run_python(f"import fitune; fitune.train; import fitune.train.loss; {told}") == ["True", "fitune.train.loss"]
-    assert run_python(f"import fitune.train.loss, fitune; {told}") == ["True", "fitune.train.loss"]
+    told = "print(callable(fitune.train), fitune.ops.label_loss.__name__)"
+    assert run_python(f"import fitune; fitune.train; import fitune.ops.label_loss; {told}") == [
+        "True",
+        "fitune.ops.label_loss",
+    ]
+    assert run_python(f"import fitune.ops.label_loss, fitune; {told}") == ["True", "fitune.ops.label_loss"]
 
 
 def test_export_can_be_called_whichever_is_imported_first():
-    told = "print(callable(fitune.export), fitune.export.export.__name__)"
-    assert run_python(f"import fitune; fitune.export; import fitune.export.export; {told}") == [
+    told = "print(callable(fitune.export), fitune.exporting.export.__name__)"
+    assert run_python(f"import fitune; fitune.export; import fitune.exporting.export; {told}") == [
         "True",
-        "fitune.export.export",
+        "fitune.exporting.export",
     ]
-    assert run_python(f"import fitune.export.export, fitune; {told}") == ["True", "fitune.export.export"]
+    assert run_python(f"import fitune.exporting.export, fitune; {told}") == ["True", "fitune.exporting.export"]

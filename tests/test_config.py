@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from fitune.config.sections.settings_loader import load_settings
 
-from fitune.config import Settings
+from fitune.config.fields import all_fields
+from fitune.config.sections import Settings
 from fitune.errors import SettingsError
-from fitune.settings import load_settings
-from fitune.settings.fields import all_fields
 
 
 def faults(text=None, tmp_path=None, **overrides):
@@ -179,8 +179,8 @@ def test_what_training_decides_itself_is_refused_in_the_trainer_section(tmp_path
 
     from transformers import TrainingArguments
 
-    from fitune.settings.trainer_section import OWNED
-    from fitune.train.arguments import training_arguments
+    from fitune.config.trainer_options import OWNED
+    from fitune.trainers.arguments import training_arguments
 
     # A name that transformers no longer knows would be dead weight in the table.
     assert set(OWNED) <= {field.name for field in fields(TrainingArguments)}

@@ -6,12 +6,12 @@ import difflib
 from pathlib import Path
 
 import pytest
+from fitune.config.sections.settings_loader import load_settings
 
-from fitune.config import Settings
-from fitune.settings import load_settings
-from fitune.settings.chain import is_chain, load_chain
-from fitune.settings.documents import documents, example_text, stale
-from fitune.settings.fields import all_fields
+from fitune.cli.docs import documents, example_text, stale
+from fitune.config.fields import all_fields
+from fitune.config.sections import Settings
+from fitune.config.stages import is_chain, load_chain
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -88,16 +88,16 @@ def make_model(shape: str, device: str):
 
 def lora(model):
     """The same adapter for both: rank 16 on all linear layers."""
-    from fitune.adapters.attach import attach, lora_config
+    from fitune.adapters.inject import attach, lora_config
 
     return attach(model.requires_grad_(False), lora_config(model))
 
 
 def time_fitune(model, batches, attention: str, device: str) -> dict:
     """Steps of packs; the first two warm up."""
-    from fitune.data.pack import pack_rows
-    from fitune.models import tree_attention
-    from fitune.train.packed import pack_loss, to_pack
+    from fitune.data.packing.bins import pack_rows
+    from fitune.ops import tree_attention
+    from fitune.ops.packed_loss import pack_loss, to_pack
 
     model.train()
     base = model.get_base_model()

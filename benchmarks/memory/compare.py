@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE)]
 from page import page  # noqa: E402
 from published import Row, config_of, published  # noqa: E402
 
-from fitune.plan.scenario import Scenario  # noqa: E402
+from fitune.planning.scenario import Scenario  # noqa: E402
 
 
 def own_rows() -> list[Row]:

@@ -1,11 +1,11 @@
 """Predicted against measured: how much a process grows that trains on this machine's CPU.
 
     python benchmarks/memory/cpu.py            # the cases below, each in a fresh process
-    python benchmarks/memory/cpu.py --floor    # what a process grows by whatever the model: plan/cpu.py's PROCESS_BYTES
+    python benchmarks/memory/cpu.py --floor    # what a process grows by whatever the model: planning/cpu_memory.py's PROCESS_BYTES
 
 Each case is a run of `fitune train`; both figures are those of its manifest. Measured is VmHWM of /proc/self/status
 when training has ended, less VmRSS just before the base is loaded, when everything is imported and the rows are prepared
-(fitune.train.memory). Both count the file pages of mapped weights and libraries. Linux only. One JSON line a case.
+(fitune.trainers.memory). Both count the file pages of mapped weights and libraries. Linux only. One JSON line a case.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def settings_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Train in this process, which must be fresh: the run itself measures, and predicts when it has ended."""
     import fitune
-    from fitune.train import fit_run
+    from fitune.training import autofit
 
-    fit_run.SMALLEST_ON_CPU = 0  # the floor is measured with a model that a run would not compare
+    autofit.SMALLEST_ON_CPU = 0  # the floor is measured with a model that a run would not compare
     with tempfile.TemporaryDirectory() as folder:
         result = fitune.train(fitune.Settings(**settings_of(case, Path(folder))))
         memory = json.loads((result.folder / "manifest.json").read_text())["memory"]
@@ -104,7 +104,7 @@ def main() -> None:
     if options.floor:
         with tempfile.TemporaryDirectory() as folder:
             row = in_fresh_process(floor_case(Path(folder)))
-        from fitune.plan.cpu import PROCESS_BYTES
+        from fitune.planning.cpu_memory import PROCESS_BYTES
 
         row["process_bytes"] = row["measured_bytes"] - row["predicted_bytes"] + PROCESS_BYTES
         return print(json.dumps(row))

@@ -2,7 +2,7 @@
 
     python benchmarks/memory/measure.py --out benchmarks/memory/results/h100.jsonl
 
-Each case runs the steps of `fitune.plan.program`, the same code that the plan traces, on random weights: no download.
+Each case runs the steps of `fitune.planning.trace.dry_run`, the same code that the plan traces, on random weights: no download.
 Cases run in a few worker processes side by side, as many as the card's memory holds: each process has its own caching
 allocator, and between cases its cache and cuBLAS' workspaces are emptied. One JSON object a line; a line that is there
 is not measured again.
@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "src"))
 
-from fitune.plan.scenario import Scenario  # noqa: E402
+from fitune.planning.scenario import Scenario  # noqa: E402
 
 COURSE: dict[str, Any] = {"weights": "fp16", "trained_dtype": "same", "autocast": "none", "loss": "logits"}
 LENGTHS = (512, 2048, 4096)
@@ -91,8 +91,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """One case in this process."""
     import torch
 
-    from fitune.plan.cache import as_config
-    from fitune.plan.program import Program
+    from fitune.planning.trace.dry_run import Program
+    from fitune.planning.trace_cache import as_config
 
     scenario = Scenario.from_dict(case["scenario"])
     config = as_config(json.loads((HERE / "configs" / f"{case['model']}.json").read_text()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
 
 HERE = Path(__file__).resolve().parent
 ATTENTION = {"eager_mb": "eager", "sdpa_mb": "sdpa", "fa2_mb": "flash_attention_2"}

@@ -47,12 +47,12 @@ def copying(build: object) -> object:
 
 def main() -> None:
     """Answer each question with peaks, parts and the moment, or with the error."""
-    from fitune.plan import program
-    from fitune.plan.cache import cached_trace
-    from fitune.plan.predict import Card, assemble
-    from fitune.plan.scenario import Scenario
+    from fitune.planning.predict import Card, assemble
+    from fitune.planning.scenario import Scenario
+    from fitune.planning.trace import dry_run
+    from fitune.planning.trace_cache import cached_trace
 
-    plain = program.build_skeleton
+    plain = dry_run.build_skeleton
     out = sys.stdout
     sys.stdout = sys.stderr
     for line in sys.stdin:
@@ -61,7 +61,7 @@ def main() -> None:
         try:
             scenario = Scenario.from_dict(question["scenario"])
             falcon = question["config"]["model_type"] == "falcon" and scenario.weights == "int8"
-            program.build_skeleton = copying(plain) if falcon else plain
+            dry_run.build_skeleton = copying(plain) if falcon else plain
             plan = assemble(cached_trace(question["config"], scenario, card.capability), card)
             answer = {
                 "allocated": plan.allocated_peak_bytes, "reserved": plan.reserved_peak_bytes, "parts": plan.parts,

@@ -14,7 +14,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from fitune.export.go_template import derive, probes
+from fitune.exporting.go_template import derive, probes
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer

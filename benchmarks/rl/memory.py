@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fitune.runs.folder import read_rows
+from fitune.runs.run_folder import read_rows
 
 NEW_TOKENS = 24
 # Of the demo's rows, on average; a pair's prompt counts once, as it is computed.

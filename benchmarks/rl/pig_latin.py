@@ -25,14 +25,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fitune
-from fitune.data.pig_latin import to_pig_latin
-from fitune.data.sentences import FUNCTION_WORDS, whole_words
-from fitune.data.tasks import SYSTEM, pig_latin_pairs
-from fitune.evaluate.generate import Sampling, answer
-from fitune.evaluate.target import open_target
+from fitune.demo.pig_latin import to_pig_latin
+from fitune.demo.sentences import FUNCTION_WORDS, whole_words
+from fitune.demo.tasks import SYSTEM, pig_latin_pairs
+from fitune.evaluation.generation import Sampling, answer
+from fitune.evaluation.inference_model import open_target
 from fitune.models.source import resolve
 from fitune.models.tokenizer import load_tokenizer
-from fitune.runs.folder import read_rows
+from fitune.runs.run_folder import read_rows
 
 SPECIAL = ("<pad>", "<ask>", "<answer>", "<end>")
 TEMPLATE = (

@@ -78,7 +78,7 @@ def compare(workload: str, steps: int, threads: int, warm: int) -> dict[str, Any
     import workloads
     from transformers import AutoConfig
 
-    from fitune.data.pack import pack_rows
+    from fitune.data.packing.bins import pack_rows
     from fitune.models.builtin import fetch
 
     torch.set_num_threads(threads)

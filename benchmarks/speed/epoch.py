@@ -38,9 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 def demo_epoch() -> tuple[list[list[Any]], Any, Any]:
     """The rows of each step in the demo's own order, the tokenizer, and the demo's settings."""
     from fitune.cli.demo import RECIPE
-    from fitune.config import Settings
-    from fitune.train.order import epoch_order
-    from fitune.train.ready import make_ready
+    from fitune.config.sections import Settings
+    from fitune.trainers.sampler import epoch_order
+    from fitune.training.setup import make_ready
 
     settings = Settings.model_validate(RECIPE)
     ready = make_ready(settings, ())

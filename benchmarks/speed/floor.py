@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fitune.data.pack import pack_rows
+from fitune.data.packing.bins import pack_rows
 
 
 def floor_seconds(rows: list[Any], config: Any, rank: int = 16, repeats: int = 5) -> float:

@@ -88,12 +88,12 @@ def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recip
     """What `fitune train` builds: LoRA, the packing that the check allows, our trainer."""
     from functools import partial
 
-    from fitune.adapters.attach import attach, lora_config
-    from fitune.data.collate import pad_collate
+    from fitune.adapters.inject import attach, lora_config
+    from fitune.data.packing.padding import pad_collate
     from fitune.models.hardware import settle_cpu
-    from fitune.train.arguments import Schedule, training_arguments
-    from fitune.train.packed_trainer import PackedTrainer
-    from fitune.train.packing import choose_packing
+    from fitune.trainers.arguments import Schedule, training_arguments
+    from fitune.trainers.packed import PackedTrainer
+    from fitune.trainers.packing_support import choose_packing
 
     rows = [row for batch in batches for row in batch]
     size = len(batches[0])
@@ -133,7 +133,7 @@ def trl_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recipe: 
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from fitune.train.arguments import SCHEDULES
+    from fitune.trainers.arguments import SCHEDULES
 
     rows = [row for batch in batches for row in batch]
     labels = [[t if on else -100 for t, on in zip(row.input_ids, row.trained, strict=True)] for row in rows]

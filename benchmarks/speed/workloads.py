@@ -14,10 +14,10 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fitune.data.pig_latin import to_pig_latin
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, TokenRow
-from fitune.data.sentences import make_sentences, whole_words
+from fitune.demo.pig_latin import to_pig_latin
+from fitune.demo.sentences import make_sentences, whole_words
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids

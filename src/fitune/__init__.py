@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fitune.config import Settings
+    from fitune.config.sections import Settings
+    from fitune.config.sections.settings_loader import load_settings
     from fitune.errors import (
         DataError,
         DoesNotFit,
@@ -28,17 +29,18 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingHalted,
     )
-    from fitune.evaluate.target import open_target
-    from fitune.export.export import export
+    from fitune.evaluation.inference_model import open_target
+    from fitune.exporting.export import export
     from fitune.runs.compare import compare_runs, list_runs, show_run
-    from fitune.settings import load_settings
-    from fitune.train.run import RunResult, train
+    from fitune.training.run import RunResult, train
 
 _HOME = {
-    "Settings": "fitune.config",
-    "load_settings": "fitune.settings",
-    "RunResult": "fitune.train.run",
-    "open_target": "fitune.evaluate.target",
+    "Settings": "fitune.config.sections",
+    "load_settings": "fitune.config",
+    "RunResult": "fitune.training.run",
+    "train": "fitune.training.run",
+    "export": "fitune.exporting.export",
+    "open_target": "fitune.evaluation.inference_model",
     "list_runs": "fitune.runs.compare",
     "show_run": "fitune.runs.compare",
     "compare_runs": "fitune.runs.compare",
@@ -78,8 +80,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "export"):
-        return import_module(f"fitune.{name}")  # a room that can be called
     if name not in _HOME:
         raise AttributeError(f"module 'fitune' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -12,12 +12,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fitune.adapters.attach import attach, linear_names, lora_config, norm_names, trained_share
-from fitune.adapters.folder import base_facts, continue_adapter, load_adapter, save_adapter
+from fitune.adapters.adapter_folder import base_facts, continue_adapter, load_adapter, save_adapter
+from fitune.adapters.inject import attach, linear_names, lora_config, norm_names, trained_share
 from fitune.errors import ModelError
-from fitune.evaluate.target import open_target
+from fitune.evaluation.inference_model import open_target
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, build_on_meta, load_base
+from fitune.models.load_base import LoadedBase, build_on_meta, load_base
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer

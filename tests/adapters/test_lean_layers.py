@@ -11,12 +11,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.fast_lora import FastLinear, use_fast_lora
-from fitune.adapters.lean_layers import BLOCKS, LAYERS, NORMS, LeanBlock, LeanLayer, LeanNorm, use_lean_layers
-from fitune.data.pack import pack_rows
-from fitune.models.tree_attention import use_tree_attention
-from fitune.train.packed import pack_loss, to_pack
+from fitune.adapters.inject import attach, lora_config
+from fitune.data.packing.bins import pack_rows
+from fitune.ops.fused_layers import BLOCKS, LAYERS, NORMS, LeanBlock, LeanLayer, LeanNorm, use_lean_layers
+from fitune.ops.fused_lora import FastLinear, use_fast_lora
+from fitune.ops.packed_loss import pack_loss, to_pack
+from fitune.ops.tree_attention import use_tree_attention
 
 Row = namedtuple("Row", ["input_ids", "trained", "row_number"])
 SIZES = {

@@ -10,15 +10,15 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fitune.adapters import life
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.base_state import copy_layers, digests
+from fitune.adapters import in_memory
+from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.base_snapshot import copy_layers, digests
 from fitune.adapters.combine import KINDS, combine
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.inject import attach, lora_config
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base
-from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -81,7 +81,7 @@ def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 def both(folder: Path, saved: Callable[..., Path], kind: str = "fp32", **second: Any) -> PeftModel:
     """Two adapters in memory, "default" answers."""
     model = load_adapter(open_base(folder, kind).model, saved(1))
-    life.add(model, saved(2, **second), "second")
+    in_memory.add(model, saved(2, **second), "second")
     return model
 
 
@@ -97,12 +97,12 @@ def test_merge_and_unmerge(folder: Path, saved: Callable[..., Path], kind: str, 
     adapted = logits(model)
     reference = copy_layers(model)
     merge_error, unmerge_error = KINDS_OF_BASE[kind][2:]
-    report = life.merge(model, keep=keep)
-    assert life.merged(model) == ("default",) and report.layers == 14 and (report.kept_bytes > 0) == keep
+    report = in_memory.merge(model, keep=keep)
+    assert in_memory.merged(model) == ("default",) and report.layers == 14 and (report.kept_bytes > 0) == keep
     assert ("rounding the sum to their few bits" in str(report)) == (kind in ("int8", "nf4"))
     assert (logits(model) - adapted).abs().max() <= merge_error
-    restored = life.unmerge(model, reference)
-    assert not life.merged(model)
+    restored = in_memory.unmerge(model, reference)
+    assert not in_memory.merged(model)
     if keep:
         assert restored.exact and "bit for bit" in str(restored)
         assert digests(model) == before
@@ -111,7 +111,7 @@ def test_merge_and_unmerge(folder: Path, saved: Callable[..., Path], kind: str, 
         assert not restored.exact and restored.bits is not None
         assert restored.bits > {"fp32": 20, "bf16": 6, "int8": 4, "nf4": 0.5}[kind]
         assert (logits(model) - adapted).abs().max() <= unmerge_error
-    life.use(model, life.BASE)
+    in_memory.use(model, in_memory.BASE)
     assert (logits(model) - bare).abs().max() <= (0 if keep else unmerge_error)
 
 
@@ -129,8 +129,8 @@ def test_unload_is_exact(folder: Path, saved: Callable[..., Path], kind: str, op
     model = load_adapter(base, saved(**option))
     assert (logits(model) - bare).abs().max() > 0.01
     if merges:
-        life.merge(model)
-    again, different = life.unload(model, before)
+        in_memory.merge(model)
+    again, different = in_memory.unload(model, before)
     assert different == [] and not isinstance(again, PeftModel)
     torch.testing.assert_close(logits(again), bare, atol=0, rtol=0)
 
@@ -143,25 +143,25 @@ def test_use_and_delete(folder: Path, saved: Callable[..., Path]):
     bare = logits(base)
     alone = [logits(load_adapter(open_base(folder).model, saved(seed))) for seed in (1, 2)]
     model = load_adapter(base, saved(1))
-    life.add(model, saved(2), "second")
-    assert life.names(model) == ("default", "second") and life.active(model) == ("default",)
+    in_memory.add(model, saved(2), "second")
+    assert in_memory.names(model) == ("default", "second") and in_memory.active(model) == ("default",)
     for name, wanted in (("second", alone[1]), ("base", bare), ("default", alone[0]), ("second", alone[1])):
-        life.use(model, name)
+        in_memory.use(model, name)
         torch.testing.assert_close(logits(model), wanted, atol=0, rtol=0)
     assert not any(weight.requires_grad for weight in model.parameters())
     # The one that answers is deleted: the base answers, not whichever comes next.
-    assert life.delete(model, "second") == "base"
+    assert in_memory.delete(model, "second") == "base"
     torch.testing.assert_close(logits(model), bare, atol=0, rtol=0)
-    assert life.names(model) == ("default",) and life.active(model) == ()
+    assert in_memory.names(model) == ("default",) and in_memory.active(model) == ()
     assert not [name for name, _ in model.named_parameters() if "second" in name]
-    life.use(model, "default")
+    in_memory.use(model, "default")
     torch.testing.assert_close(logits(model), alone[0], atol=0, rtol=0)
 
 
 def test_delete_of_another_leaves_the_active_one(folder: Path, saved: Callable[..., Path]):
     model = both(folder, saved)
     wanted = logits(model)
-    assert life.delete(model, "second") == "default"
+    assert in_memory.delete(model, "second") == "default"
     torch.testing.assert_close(logits(model), wanted, atol=0, rtol=0)
 
 
@@ -169,13 +169,13 @@ def test_delete_of_another_leaves_the_active_one(folder: Path, saved: Callable[.
 def test_rename(folder: Path, saved: Callable[..., Path], tmp_path: Path, option: dict[str, Any]):
     model = load_adapter(open_base(folder).model, saved(**option))
     wanted = logits(model)
-    life.rename(model, "default", "pig")
-    assert life.names(model) == life.active(model) == ("pig",)
+    in_memory.rename(model, "default", "pig")
+    assert in_memory.names(model) == in_memory.active(model) == ("pig",)
     torch.testing.assert_close(logits(model), wanted, atol=0, rtol=0)
-    life.merge(model)
-    life.unmerge(model)
-    life.use(model, "base")
-    life.use(model, "pig")
+    in_memory.merge(model)
+    in_memory.unmerge(model)
+    in_memory.use(model, "base")
+    in_memory.use(model, "pig")
     torch.testing.assert_close(logits(model), wanted, atol=0, rtol=0)
     base = open_base(folder)
     save_adapter(model, base.tokenizer, base.template, tmp_path / "a", base_facts(base), name="pig")
@@ -186,31 +186,31 @@ def test_rename(folder: Path, saved: Callable[..., Path], tmp_path: Path, option
 def test_refusals(folder: Path, saved: Callable[..., Path]):
     model = both(folder, saved)
     for attempt, reason in [
-        (lambda: life.use(model, "secnd"), r'no adapter "secnd" \(did you mean "second"\?\)'),
-        (lambda: life.add(model, saved(2), "second"), 'an adapter "second" already'),
-        (lambda: life.rename(model, "second", "default"), "taken"),
-        (lambda: life.unmerge(model), "no adapter is merged"),
+        (lambda: in_memory.use(model, "secnd"), r'no adapter "secnd" \(did you mean "second"\?\)'),
+        (lambda: in_memory.add(model, saved(2), "second"), 'an adapter "second" already'),
+        (lambda: in_memory.rename(model, "second", "default"), "taken"),
+        (lambda: in_memory.unmerge(model), "no adapter is merged"),
     ]:
         with pytest.raises(ModelError, match=reason):
             attempt()
-    life.merge(model)
+    in_memory.merge(model)
     for attempt in (
-        lambda: life.use(model, "second"),
-        lambda: life.merge(model),
-        lambda: life.delete(model, "default"),
-        lambda: life.rename(model, "default", "x"),
-        lambda: life.add(model, saved(2), "third"),
+        lambda: in_memory.use(model, "second"),
+        lambda: in_memory.merge(model),
+        lambda: in_memory.delete(model, "default"),
+        lambda: in_memory.rename(model, "default", "x"),
+        lambda: in_memory.add(model, saved(2), "third"),
         lambda: combine(model, [("default", 1), ("second", 1)], "third"),
     ):
         with pytest.raises(ModelError, match="merged"):
             attempt()
-    life.unmerge(model)
-    life.delete(model, "second")
+    in_memory.unmerge(model)
+    in_memory.delete(model, "second")
     with pytest.raises(ModelError, match="only adapter in memory"):
-        life.delete(model, "default")
+        in_memory.delete(model, "default")
     with pytest.raises(ModelError, match="nothing to merge"):
-        life.use(model, "base")
-        life.merge(model)
+        in_memory.use(model, "base")
+        in_memory.merge(model)
 
 
 # ---- combine
@@ -221,12 +221,12 @@ def test_refusals(folder: Path, saved: Callable[..., Path]):
 def test_weights_one_and_zero_give_the_first(folder: Path, saved: Callable[..., Path], kind: str, rslora: bool):
     """With every value kept; svd decomposes and multiplies again, so up to fp32's rounding."""
     model = load_adapter(open_base(folder).model, saved(1, rslora=rslora))
-    life.add(model, saved(2), "second")
+    in_memory.add(model, saved(2), "second")
     first = logits(model)
     density = 1.0 if any(word in kind for word in ("ties", "dare", "magnitude")) else None
     report = combine(model, [("default", 1.0), ("second", 0.0)], "new", kind, density=density)
-    assert report.rank == 4 and life.active(model) == ("default",)
-    life.use(model, "new")
+    assert report.rank == 4 and in_memory.active(model) == ("default",)
+    in_memory.use(model, "new")
     torch.testing.assert_close(logits(model), first, atol=1e-5, rtol=0)
 
 
@@ -237,7 +237,7 @@ def test_every_combination_makes_an_adapter_that_answers(folder: Path, saved: Ca
     combine(model, [("default", 0.6), ("second", 0.4)], "new", kind)
     both_sides = [logits(model)]
     for name in ("second", "new"):
-        life.use(model, name)
+        in_memory.use(model, name)
         both_sides.append(logits(model))
     assert torch.isfinite(both_sides[2]).all()
     assert all((both_sides[2] - side).abs().max() > 0.01 for side in both_sides[:2])
@@ -274,22 +274,22 @@ def test_ranks_that_differ_are_explained(folder: Path, saved: Callable[..., Path
         combine(model, [("default", 0.0), ("second", 0.0)], "new")
     with pytest.raises(ModelError, match="two different adapters"):
         combine(model, [("default", 1.0), ("default", 1.0)], "new")
-    assert life.names(model) == ("default", "second")
+    assert in_memory.names(model) == ("default", "second")
 
 
 def test_norms_of_one_part_are_weighed_and_of_two_refused(folder: Path, saved: Callable[..., Path]):
     model = both(folder, saved, train_norms=True)
-    life.use(model, "second")
+    in_memory.use(model, "second")
     second = logits(model)
     combine(model, [("default", 0.0), ("second", 1.0)], "new")
-    life.use(model, "new")
+    in_memory.use(model, "new")
     torch.testing.assert_close(logits(model), second, atol=1e-5, rtol=0)
     model = load_adapter(open_base(folder).model, saved(1, train_norms=True))
-    life.add(model, saved(2, train_norms=True), "second")
+    in_memory.add(model, saved(2, train_norms=True), "second")
     with pytest.raises(ModelError, match="both train modules in full"):
         combine(model, [("default", 1.0), ("second", 1.0)], "new")
     model = load_adapter(open_base(folder).model, saved(1, dora=True))
-    life.add(model, saved(2), "second")
+    in_memory.add(model, saved(2), "second")
     with pytest.raises(ModelError, match="DoRA"):
         combine(model, [("default", 1.0), ("second", 1.0)], "new")
 
@@ -297,7 +297,7 @@ def test_norms_of_one_part_are_weighed_and_of_two_refused(folder: Path, saved: C
 def test_a_combination_is_saved_and_opened(folder: Path, saved: Callable[..., Path], tmp_path: Path):
     model = both(folder, saved, rank=6)
     combine(model, [("default", 0.5), ("second", 0.5)], "new")
-    life.use(model, "new")
+    in_memory.use(model, "new")
     wanted = logits(model)
     base = open_base(folder)
     save_adapter(model, base.tokenizer, base.template, tmp_path / "new", base_facts(base), name="new")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fitune.adapters import life
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.base_state import copy_layers, digests
+from fitune.adapters import in_memory
+from fitune.adapters.base_snapshot import copy_layers, digests
+from fitune.adapters.inject import attach, lora_config
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base
-from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -68,14 +68,14 @@ def test_merge_unmerge_unload_on_the_built_in_model(kind: str):
     adapted = logits(model)
     assert (adapted - bare).abs().max() > 0.05
     reference = copy_layers(model)
-    life.merge(model, keep=False)
-    by_arithmetic = life.unmerge(model, reference)
+    in_memory.merge(model, keep=False)
+    by_arithmetic = in_memory.unmerge(model, reference)
     assert by_arithmetic.bits is not None and by_arithmetic.bits > BASES[kind][2]
-    life.put_back(reference)
-    life.merge(model)
-    restored = life.unmerge(model)
+    in_memory.put_back(reference)
+    in_memory.merge(model)
+    restored = in_memory.unmerge(model)
     assert restored.exact and digests(model) == before
     torch.testing.assert_close(logits(model), adapted, atol=0, rtol=0)
-    again, different = life.unload(model, before)
+    again, different = in_memory.unload(model, before)
     assert different == []
     torch.testing.assert_close(logits(again), bare, atol=0, rtol=0)

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from fitune.config.sections.settings_loader import load_settings
 from peft import PeftModel
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.inject import attach, lora_config
 from fitune.adapters.loftq import low_rank, start_loftq
 from fitune.errors import ModelError, SettingsError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base
-from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
-from fitune.settings import load_settings
 
 NF4 = Quantization("nf4", double_quant=True)
 IDS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))

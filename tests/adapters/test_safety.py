@@ -18,18 +18,18 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.belongs import read_facts
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.compatibility import read_facts
+from fitune.adapters.inject import attach, lora_config
 from fitune.errors import ModelError
-from fitune.evaluate.target import open_target
-from fitune.export.export import export
+from fitune.evaluation.inference_model import open_target
+from fitune.exporting.export import export
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import load_base
+from fitune.models.load_base import load_base
+from fitune.models.safetensors_check import check_safetensors
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
-from fitune.models.weight_files import check_safetensors
 
 IDS = list(range(5, 25))
 
@@ -211,7 +211,7 @@ def test_another_process_reads_identical_logits(adapter: Path, base_folder: Path
         wanted = load_adapter(base.model, adapter).eval()(torch.tensor([IDS])).logits
     code = (
         "import sys, torch; from safetensors.torch import save_file; torch.set_num_threads(1);"
-        "from fitune.evaluate.target import open_target;"
+        "from fitune.evaluation.inference_model import open_target;"
         f"m = open_target(sys.argv[1], precision='fp32', device='cpu').model; ids = torch.tensor([{IDS}]);"
         "g = torch.no_grad(); g.__enter__(); save_file({'logits': m(ids).logits}, sys.argv[2])"
     )

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from fitune.cli import cli
 from fitune.cli.demo import RECIPE
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.errors import DataError, RunError
-from fitune.runs.folder import RunFolder
+from fitune.runs.run_folder import RunFolder
 
 
 def test_the_recipe_file_trains_what_the_demo_trains():

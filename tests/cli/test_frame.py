@@ -59,7 +59,7 @@ def test_every_command_is_there_and_teaches_by_example():
 
 
 def test_every_setting_is_in_the_help_of_train():
-    from fitune.settings.fields import all_fields
+    from fitune.config.fields import all_fields
 
     text = run("train", "--help").stdout
     assert not [key for key in all_fields() if f"--{key}" not in text]

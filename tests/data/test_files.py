@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from fitune.data.files import read_rows
+from fitune.data.read.files import read_rows
 from fitune.errors import DataError
 
 ROWS = ({"prompt": "pig", "completion": "igpay"}, {"prompt": "a, b", "completion": "ünï\ncode"})

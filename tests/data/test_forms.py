@@ -2,7 +2,7 @@
 
 import pytest
 
-from fitune.data.forms import recognise, to_example
+from fitune.data.read.forms import recognise, to_example
 from fitune.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "pig"}, {"role": "assistant", "content": "igpay"}

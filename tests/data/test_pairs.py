@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from fitune.cli import cli
-from fitune.data.forms import recognise
-from fitune.data.pairs import to_pair
-from fitune.data.pig_latin import to_pig_latin
-from fitune.data.pig_latin_slips import with_slips
+from fitune.data.preferences import to_pair
 from fitune.data.prepare import DataOptions, prepare, rows_to_show
-from fitune.data.render import Renderer
+from fitune.data.read.forms import recognise
+from fitune.data.render.renderer import Renderer
+from fitune.demo.pig_latin import to_pig_latin
+from fitune.demo.pig_latin_slips import with_slips
 from fitune.errors import DataError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitune.data.pig_latin import to_pig_latin
+from fitune.demo.pig_latin import to_pig_latin
 
 TABLE = {
     "pig": "igpay",

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from fitune.data.prepare import prepare, split_file
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError
 
 

@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
+from fitune.data.render.show import show_row, trained_text
 from fitune.data.rows import Example
-from fitune.data.show import show_row, trained_text
 from fitune.errors import DataError
 
 # Short templates in the manner of the families named, each with its own trap.
@@ -82,7 +82,7 @@ def test_an_answer_that_repeats_the_prompt_is_found_at_its_own_place(tokenizer):
 
 
 def test_pad_equal_to_end_does_not_unteach_stopping(tokenizer):
-    from fitune.data.collate import pad_collate
+    from fitune.data.packing.padding import pad_collate
 
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     renderer = renderer_of(tokenizer, "chatml")

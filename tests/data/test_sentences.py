@@ -2,8 +2,8 @@
 
 import re
 
-from fitune.data.pig_latin import to_pig_latin
-from fitune.data.sentences import FUNCTION_WORDS, make_sentences, whole_words
+from fitune.demo.pig_latin import to_pig_latin
+from fitune.demo.sentences import FUNCTION_WORDS, make_sentences, whole_words
 
 
 class Words:

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from fitune.data import token_cache
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer, token_cache
+from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.rows import Example
-from fitune.data.token_cache import tokenize_kept
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 

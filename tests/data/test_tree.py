@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitune.data.pack import pack_rows
-from fitune.data.tree import build_tree
+from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.tree import build_tree
 
 
 @dataclass(frozen=True)

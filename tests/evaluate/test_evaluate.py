@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import base_facts, save_adapter
+from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.adapters.inject import attach, lora_config
 from fitune.data.prepare import DataOptions
 from fitune.errors import FituneError, ModelError
-from fitune.evaluate.evaluate import evaluate
-from fitune.evaluate.target import open_target
+from fitune.evaluation.evaluate import evaluate
+from fitune.evaluation.inference_model import open_target
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import load_base
+from fitune.models.load_base import load_base
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer

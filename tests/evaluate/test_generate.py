@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from fitune.adapters.attach import attach, lora_config
+from fitune.adapters.inject import attach, lora_config
 from fitune.errors import ModelError
-from fitune.evaluate.generate import Answer, Sampling, answer, check_fits, complete, generation_settings, stream
-from fitune.evaluate.next_tokens import next_tokens
-from fitune.evaluate.target import open_target
+from fitune.evaluation.generation import Answer, Sampling, answer, check_fits, complete, generation_settings, stream
+from fitune.evaluation.inference_model import open_target
+from fitune.evaluation.next_tokens import next_tokens
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fitune.data.files import read_rows
+from fitune.data.read.files import read_rows
 from fitune.errors import DataError
-from fitune.evaluate.questions import questions
+from fitune.evaluation.prompt_file import questions
 
 
 def asked(tmp_path: Path, *rows: dict, system: str | None = None) -> list:

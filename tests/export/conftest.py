@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import base_facts, save_adapter
+from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.adapters.inject import attach, lora_config
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import load_base
+from fitune.models.load_base import load_base
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from fitune.evaluate.target import open_target
-from fitune.export.export import export
+from fitune.evaluation.inference_model import open_target
+from fitune.exporting.export import export
 from fitune.models.builtin import fetch
 
 QUESTIONS = ("What is the capital of France?", "List three colours.", "Say hello in Spanish.")

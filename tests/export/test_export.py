@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fitune.errors import ModelError, RunError
-from fitune.evaluate.target import open_target
-from fitune.export.export import export
-from fitune.export.forms import read_by_transformers
-from fitune.export.place import new_folder
+from fitune.evaluation.inference_model import open_target
+from fitune.exporting.export import export
+from fitune.exporting.forms.forms import read_by_transformers
+from fitune.exporting.new_folder import new_folder
 
 END = "<|endoftext|>"
 BARE: dict[str, Any] = {"specials": {"bos_token": END, "eos_token": END, "unk_token": END}, "template": None}
@@ -178,7 +178,7 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fitune.export.forms.write_gguf", fail)
+    monkeypatch.setattr("fitune.exporting.forms.forms.write_gguf", fail)
     with pytest.raises(RunError, match="No space left"):
         export(str(llama_adapter), "gguf", tmp_path / "out", num_prompts=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
@@ -223,6 +223,6 @@ def test_a_whole_model_has_no_adapter_to_export(tiny_llama: Path, tmp_path: Path
 def test_a_family_without_a_gguf_form_is_refused_before_a_weight_is_read(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fitune.export.export.open_target", None)
+    monkeypatch.setattr("fitune.exporting.export.open_target", None)
     with pytest.raises(ModelError, match="this is a opt model"):
         export(str(tiny_model("opt")), "gguf", tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from fitune.errors import ModelError
-from fitune.export.go_template import derive, probes
+from fitune.exporting.go_template import derive, probes
 
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "

@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fitune.errors import ModelError
-from fitune.export.export import export
-from fitune.export.vocabulary import LLAMA3, QWEN2, read_vocabulary
+from fitune.exporting.export import export
+from fitune.exporting.gguf.vocabulary import LLAMA3, QWEN2, read_vocabulary
 
 TEXTS = ("The pig eats a banana.", "In 1984, it's 3.14!", "a  b\n\n c\t", "naïve café 你好 👩", "Hello<|im_end|>there")
 SENTENCES = (

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from fitune.config.sections.settings_loader import load_settings
 from transformers import AutoConfig
 
 import fitune
-from fitune.adapters.attach import attach, lora_config, trained_share
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
+from fitune.adapters.inject import attach, lora_config, trained_share
 from fitune.errors import ModelError, SettingsError
-from fitune.evaluate.target import open_target
+from fitune.evaluation.inference_model import open_target
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, build_on_meta, load_base
-from fitune.models.quantize import (
+from fitune.models.load_base import LoadedBase, build_on_meta, load_base
+from fitune.models.quantization.quantize import (
     NO_QUANTIZATION,
     Quantization,
     bnb_config,
@@ -31,9 +32,8 @@ from fitune.models.quantize import (
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
-from fitune.plan.program import quantize_skeleton
-from fitune.plan.scenario import Scenario
-from fitune.settings import load_settings
+from fitune.planning.scenario import Scenario
+from fitune.planning.trace.dry_run import quantize_skeleton
 
 KINDS = {
     "int8": Quantization("int8"),

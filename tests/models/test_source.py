@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Co
 
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base, load_config
+from fitune.models.load_base import LoadedBase, load_base, load_config
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -51,7 +51,7 @@ def test_gguf_gives_the_same_model_tokenizer_and_template(tiny_llama: Path, tiny
 
 
 def test_a_gguf_model_can_be_saved_and_adapted(tiny_gguf: Path, tmp_path: Path):
-    from fitune.adapters.attach import attach, lora_config
+    from fitune.adapters.inject import attach, lora_config
 
     base = load(tiny_gguf)
     base.model.save_pretrained(tmp_path / "dense")

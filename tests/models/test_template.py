@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, build_on_meta, load_base
+from fitune.models.load_base import LoadedBase, build_on_meta, load_base
 from fitune.models.source import resolve
 from fitune.models.template import CHATML, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fitune.models.tree_layout import CALL_SCORES, group_by_size, make_layout
-from fitune.models.tree_scores import grouped_attention
+from fitune.ops.grouped_attention import grouped_attention
+from fitune.ops.tree_attention_layout import CALL_SCORES, group_by_size, make_layout
 
 
 def test_rows_of_similar_size_go_together_and_unlike_ones_apart():

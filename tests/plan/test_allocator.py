@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fitune.plan.allocator import MIB, CachingAllocator, replay
+from fitune.planning.simulate.allocator import MIB, CachingAllocator, replay
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fitune.errors import PlanError
-from fitune.plan import catalogue as rooms
-from fitune.plan.catalogue import GIB, MIB, budget, catalogue, find_gpu, from_driver, parse_bytes, present
+from fitune.planning.gpus import catalogue as rooms
+from fitune.planning.gpus.catalogue import GIB, MIB, budget, catalogue, find_gpu, from_driver, parse_bytes, present
 
 CARDS = catalogue()
 # 16-bit operations of a multiprocessor in one clock with fp32 sums, dense: tensor cores x their rate, from the white

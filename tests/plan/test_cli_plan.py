@@ -54,7 +54,7 @@ def test_it_does_not_fit_is_status_3(model: str, capsys: pytest.CaptureFixture[s
 def test_without_a_card_there_is_no_verdict(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fitune.plan.catalogue.present", lambda: None)
+    monkeypatch.setattr("fitune.planning.gpus.catalogue.present", lambda: None)
     assert run(model, *SMALL) == 0
     said = capsys.readouterr().out
     assert said.startswith("needs ") and "no verdict" in said and "no GPU was found or named" in said
@@ -111,8 +111,9 @@ def test_the_longest_real_batch_counts(
 
 
 def test_the_largest_pass_of_real_rows() -> None:
-    from fitune.settings import load_settings
-    from fitune.train.planning import largest_pass_of
+    from fitune.config.sections.settings_loader import load_settings
+
+    from fitune.training.plan_scenario import largest_pass_of
 
     rows = [(10, 3), (40, 5), (20, 18), (30, 4)]
     padded = largest_pass_of(load_settings(None, {"train.batch_size": 2, "data.packing": "off"}), rows)
@@ -245,7 +246,7 @@ def test_code_that_goes_token_by_token_is_given_up(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FITUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr("fitune.plan.recorder.MOST_STORAGES", 100)
+    monkeypatch.setattr("fitune.planning.trace.recorder.MOST_STORAGES", 100)
     assert run(model, "--budget", "16GiB", *SMALL, "--seq-len", "40") == 0
     assert "more than 100 tensors" in " ".join(capsys.readouterr().out.split())
 
@@ -286,7 +287,7 @@ def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsy
 
 
 def test_the_ladder_needs_a_card(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.plan.catalogue.present", lambda: None)
+    monkeypatch.setattr("fitune.planning.gpus.catalogue.present", lambda: None)
     with pytest.raises(click.UsageError, match="--ladder needs a card"):
         run(model, *SMALL, "--ladder")
     with pytest.raises(click.UsageError, match="answer by themselves"):

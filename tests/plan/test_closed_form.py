@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fitune.errors import PlanError
-from fitune.plan.closed_form import (
+from fitune.planning.closed_form import (
     activation_bytes,
     activation_ratio,
     closed_form,
@@ -20,8 +20,8 @@ from fitune.plan.closed_form import (
     untraced_plan,
     weight_values,
 )
-from fitune.plan.predict import Plan
-from fitune.plan.scenario import Scenario
+from fitune.planning.predict import Plan
+from fitune.planning.scenario import Scenario
 
 # The course's worked models: hidden, tokens, heads, layers, then by hand: values of the weights (L·12·h²), bytes of the
 # activations of one row, flash (L·34·h·s) and eager (more by L·5·heads·s²).

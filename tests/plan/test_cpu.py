@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fitune.plan.cpu import MAPPED_FROM, MIB, TRIM_FROM, CpuPlan, Heap, assemble_cpu, replay_heap
-from fitune.plan.scenario import Scenario
+from fitune.planning.cpu_memory import MAPPED_FROM, MIB, TRIM_FROM, CpuPlan, Heap, assemble_cpu, replay_heap
+from fitune.planning.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA: dict[str, Any] = {
@@ -51,8 +51,8 @@ def plan(scenario: Scenario = BASE, row_tokens: int | None = 64) -> CpuPlan:
     """Traced now, not out of the cache."""
     from dataclasses import asdict
 
-    from fitune.plan.cache import as_config
-    from fitune.plan.cpu_trace import trace_cpu
+    from fitune.planning.trace.cpu_dry_run import trace_cpu
+    from fitune.planning.trace_cache import as_config
 
     return assemble_cpu(asdict(trace_cpu(as_config(LLAMA), scenario, row_tokens)))
 
@@ -86,12 +86,12 @@ def test_the_pack_of_a_trace_holds_what_the_real_one_holds() -> None:
     """The tensors that tree attention keeps for the backward pass: those of the real code on real numbers."""
     import torch
 
-    from fitune.data.tree import build_tree
-    from fitune.models.tree_scores import grouped_attention
-    from fitune.plan.autocast import answering
-    from fitune.plan.cache import as_config
-    from fitune.plan.packs import meta_pack, rows_of
-    from fitune.train.packed import to_pack
+    from fitune.data.packing.tree import build_tree
+    from fitune.ops.grouped_attention import grouped_attention
+    from fitune.ops.packed_loss import to_pack
+    from fitune.planning.trace.autocast import answering
+    from fitune.planning.trace.packs import meta_pack, rows_of
+    from fitune.planning.trace_cache import as_config
 
     rows = rows_of(100, 30, 0.5)
     assert [len(row.input_ids) for row in rows] == [30, 30, 30, 10]
@@ -116,9 +116,9 @@ def test_the_pack_of_a_trace_holds_what_the_real_one_holds() -> None:
 
 def peaks(device: str, scenario: Scenario) -> dict[str, int]:
     """Phase → most bytes of tensors alive together, of a trace or of a real run."""
-    from fitune.plan.cache import as_config
-    from fitune.plan.cpu_trace import CpuProgram, trace_cpu
-    from fitune.plan.recorder import Recorder
+    from fitune.planning.trace.cpu_dry_run import CpuProgram, trace_cpu
+    from fitune.planning.trace.recorder import Recorder
+    from fitune.planning.trace_cache import as_config
 
     config = as_config(LLAMA)
     if device == "meta":

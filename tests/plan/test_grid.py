@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fitune.config.sections.settings_loader import load_settings
 from rich.console import Console
 
 from fitune.cli.planned import Asked
 from fitune.errors import PlanError
-from fitune.plan import grid
-from fitune.plan.predict import Card, Plan
-from fitune.plan.question import ModelConfig
-from fitune.plan.scenario import Scenario
-from fitune.settings import load_settings
+from fitune.planning.model_config import ModelConfig
+from fitune.planning.predict import Card, Plan
+from fitune.planning.scenario import Scenario
+from fitune.planning.search import grid
 
 CARD = Card("test", 2**34, (8, 0), 2**29)
 CONFIG = {

@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 
 from fitune.errors import DoesNotFit, PlanError
-from fitune.plan.climb import climb
-from fitune.plan.ladder import CHECKPOINTING, KEYS, LENGTH, MICRO, OPTIMIZER, QUANTIZATION, TUNING, Start, told
-from fitune.plan.predict import Plan
+from fitune.planning.predict import Plan
+from fitune.planning.search.ladder import (
+    CHECKPOINTING,
+    KEYS,
+    LENGTH,
+    MICRO,
+    OPTIMIZER,
+    QUANTIZATION,
+    TUNING,
+    Start,
+    told,
+)
+from fitune.planning.search.ladder_search import climb
 
 GIB = 2**30
 ASKED: dict[str, Any] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fitune.plan.limits import largest
-from fitune.plan.predict import Plan
+from fitune.planning.predict import Plan
+from fitune.planning.search.max_fit import largest
 
 CARD = 1_000_000
 

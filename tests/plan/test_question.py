@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fitune.errors import ModelError
-from fitune.plan.question import config_of, read_config
+from fitune.planning.model_config import config_of, read_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -40,7 +40,7 @@ def test_the_built_in_model_needs_no_download(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_the_built_in_config_is_the_converted_models(own_cache: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     from fitune.models.builtin import fetch
-    from fitune.plan.question import BESIDE
+    from fitune.planning.model_config import BESIDE
 
     if own_cache is None:
         monkeypatch.delenv("FITUNE_CACHE")

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from fitune.plan.catalogue import budget, find_gpu
-from fitune.plan.predict import Plan
-from fitune.plan.scenario import Scenario
-from fitune.plan.time import (
+from fitune.planning.gpus.catalogue import budget, find_gpu
+from fitune.planning.gpus.step_time import (
     BANDWIDTH_SHARE,
     HOST_SECONDS,
     KERNEL_SECONDS,
@@ -18,6 +16,8 @@ from fitune.plan.time import (
     step_seconds,
     with_time,
 )
+from fitune.planning.predict import Plan
+from fitune.planning.scenario import Scenario
 
 T4 = find_gpu("T4")
 PLAIN = Scenario(optimizer_step=False, weights="fp16", autocast="fp16")
@@ -54,14 +54,14 @@ def test_accumulation_repeats_the_micro_batch_and_the_optimizer_steps_once() -> 
 def test_what_is_not_known_is_not_said() -> None:
     made = plan_of(("matrix", 10**13, 0, 1))
     assert with_time(Plan(1, 1, 1, {}, "", {}, True), PLAIN, T4).seconds_per_step is None
-    from fitune.plan.predict import Card
+    from fitune.planning.predict import Card
 
     assert with_time(made, PLAIN, Card("c", 1, (8, 0), 0)).seconds_per_step is None
     assert "RTX 4090" in with_time(made, PLAIN, budget(2**34)).notes[0]
 
 
 def test_every_optimizer_has_its_bytes() -> None:
-    from fitune.plan.scenario import CHOICES
+    from fitune.planning.scenario import CHOICES
 
     assert OPTIMIZER_BYTES.keys() == set(CHOICES["optimizer"])
 
@@ -74,7 +74,7 @@ CONFIG: dict[str, Any] = {
 
 def flops(**changes: Any) -> dict[str, float]:
     """Arithmetic by kind of one traced micro-batch."""
-    from fitune.plan.cache import make_trace
+    from fitune.planning.trace_cache import make_trace
 
     found: dict[str, float] = {}
     traced = make_trace(CONFIG, Scenario(seq_len=128, rank=4).but(**changes), (8, 0))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fitune.plan.predict import Card, Plan, assemble
-from fitune.plan.scenario import Scenario
+from fitune.planning.predict import Card, Plan, assemble
+from fitune.planning.scenario import Scenario
 
 CARD = Card("test", 2**40, (8, 0), 500 * 2**20)
 SIZES: dict[str, Any] = {
@@ -40,7 +40,7 @@ BASE = Scenario(seq_len=128, rank=4)
 
 def plan(scenario: Scenario = BASE, family: str = "llama", expandable: bool = False, **config: Any) -> Plan:
     """A prediction without the cache."""
-    from fitune.plan.cache import make_trace
+    from fitune.planning.trace_cache import make_trace
 
     values = {"model_type": family, **FAMILIES[family], **config}
     return assemble(make_trace(values, scenario, CARD.capability), CARD, expandable)
@@ -85,7 +85,7 @@ def test_every_axis_is_traced_and_the_parts_add_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*SCENARIOS, "gpt2", "gemma2", "mixtral"])
 def test_a_step_written_down_again_is_the_step_run_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fitune.plan.recorder import Recorder
+    from fitune.planning.trace.recorder import Recorder
 
     scenario, family = (BASE.but(**SCENARIOS[name]), "llama") if name in SCENARIOS else (BASE, name)
     plan(scenario, family)  # what libraries make at their first use in a process is no part of the comparison
@@ -190,7 +190,7 @@ def test_a_cached_answer_does_not_import_torch(tmp_path: Any) -> None:
 
     config = {"model_type": "llama", **GROUPED}
     code = (
-        "import json,sys;from fitune.plan.predict import Card,predict;from fitune.plan.scenario import Scenario;"
+        "import json,sys;from fitune.planning.predict import Card,predict;from fitune.planning.scenario import Scenario;"
         f"p=predict(json.loads({json.dumps(json.dumps(config))}),Scenario(seq_len=64),Card('c',2**36,(8,0),0));"
         "print(p.allocated_peak_bytes,'torch' in sys.modules)"
     )

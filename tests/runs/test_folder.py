@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from fitune.errors import RunError
-from fitune.runs.folder import RunFolder, read_rows
+from fitune.runs.run_folder import RunFolder, read_rows
 
 
 def write_run(path):

@@ -8,7 +8,7 @@ import yaml
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import compare_runs, find_run, flat, list_runs, show_run
-from fitune.runs.folder import RunFolder
+from fitune.runs.run_folder import RunFolder
 
 
 def write_run(root, name, started, rank=16, losses=(2.0, 1.0), status="finished", after=0.9):

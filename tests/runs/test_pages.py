@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fitune.config import Settings
-from fitune.runs.card import write_card
-from fitune.runs.folder import RunFolder
-from fitune.runs.report import changed_settings, curve, write_report
+from fitune.config.sections import Settings
+from fitune.runs.html_report import changed_settings, curve, write_report
+from fitune.runs.model_card import write_card
+from fitune.runs.run_folder import RunFolder
 
 MANIFEST = {
     "status": "finished",

@@ -14,17 +14,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.data.rows import PromptRow
-from fitune.evaluate.generate import Sampling
+from fitune.evaluation.generation import Sampling
+from fitune.methods.ppo.trainer import PpoTrainer
 from fitune.models.heads import put_head
-from fitune.models.tree_attention import use_tree_attention
+from fitune.ops.tree_attention import use_tree_attention
 from fitune.rewards.mix import Mix, Part
-from fitune.train.arguments import schedule_of, training_arguments
-from fitune.train.callbacks import BestKept, ProgressLine, RunLog
-from fitune.train.ppo import PpoTrainer
-from fitune.train.rewarded import Rollout
-from fitune.train.trainer import FituneTrainer
+from fitune.trainers.arguments import schedule_of, training_arguments
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
+from fitune.trainers.online_rl import Rollout
 
 
 @dataclass(frozen=True)

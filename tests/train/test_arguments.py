@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from fitune.errors import MissingExtra, SettingsError
-from fitune.train.arguments import check_trackers, schedule_of, training_arguments
+from fitune.trainers.arguments import check_trackers, schedule_of, training_arguments
 
 
 def schedule(num_rows=100, batch_size=8, micro=None, epochs=1.0, max_steps=None, warmup=0.03, every=None, saves=None):

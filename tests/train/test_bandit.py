@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from fitune.train.grpo import GrpoOptions, GrpoTrainer
-from fitune.train.ppo import PpoOptions, PpoTrainer
+from fitune.methods.grpo.trainer import GrpoOptions, GrpoTrainer
+from fitune.methods.ppo.trainer import PpoOptions, PpoTrainer
 
 KINDS = {
     "ppo": (PpoTrainer, PpoOptions, {"passes": 2}),

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 
+from fitune.config.stages import is_chain, load_chain
 from fitune.errors import RunError, SettingsError
+from fitune.methods.registry import method_of
 from fitune.runs import manifest as manifests
-from fitune.settings import load_settings
-from fitune.settings.chain import is_chain, load_chain
-from fitune.train.chain import saved_chain, train_chain
-from fitune.train.method import method_of
+from fitune.training.pipeline import saved_chain, train_chain
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -123,7 +123,7 @@ def test_a_chain_runs_and_goes_on_at_the_unfinished_stage(tmp_path, neox_folder,
             raise RunError("the power went")
         return method_of(name)
 
-    monkeypatch.setattr("fitune.train.run.method_of", fails_at_dpo)
+    monkeypatch.setattr("fitune.training.run.method_of", fails_at_dpo)
     with pytest.raises(RunError, match="the power went"):
         train_chain(chain)
     monkeypatch.undo()

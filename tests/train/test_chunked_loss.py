@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fitune.train import chunked_loss
-from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy
+from fitune.ops.chunked_cross_entropy import Entries, Head, chunked_cross_entropy
 
 HIDDEN, VOCABULARY, ROWS = 12, 40, 9
 
@@ -31,7 +30,7 @@ def reference(hidden, head, smoothing):
 
 @pytest.fixture(params=[7 * VOCABULARY, 10**9, 1], ids=["two chunks", "one chunk", "row by row"])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CPU_CHUNK_LOGITS", request.param)
+    monkeypatch.setattr("fitune.ops.chunked_cross_entropy.CPU_CHUNK_LOGITS", request.param)
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
@@ -54,7 +53,7 @@ def test_equals_cross_entropy_over_full_logits(chunk, frozen, bias, scale, softc
 
 def test_logits_of_all_positions_never_exist(monkeypatch):
     """The largest matrix with a column for each word has a chunk's rows, forward and backward."""
-    monkeypatch.setattr(chunked_loss, "CPU_CHUNK_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr("fitune.ops.chunked_cross_entropy.CPU_CHUNK_LOGITS", 3 * VOCABULARY)
     seen = []
     original = F.linear
     monkeypatch.setattr(F, "linear", lambda *args: seen.append(original(*args)) or seen[-1])

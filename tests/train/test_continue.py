@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fitune.config.sections.settings_loader import load_settings
 
 import fitune
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import load_adapter, read_facts
+from fitune.adapters.adapter_folder import load_adapter, read_facts
+from fitune.adapters.inject import attach, lora_config
 from fitune.data.prepare import DataOptions
 from fitune.errors import ModelError, RunError, SettingsError
-from fitune.evaluate.combined import combine_on_disk
-from fitune.evaluate.evaluate import evaluate
-from fitune.evaluate.target import open_target
+from fitune.evaluation.combine_saved import combine_on_disk
+from fitune.evaluation.evaluate import evaluate
+from fitune.evaluation.inference_model import open_target
 from fitune.models.hardware import Precision, detect
-from fitune.models.load import LoadedBase, load_base
+from fitune.models.load_base import LoadedBase, load_base
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
-from fitune.settings import load_settings
-from fitune.train.planning import scenario_of
+from fitune.training.plan_scenario import scenario_of
 
 
 def adapter_bytes(run: Path) -> bytes:

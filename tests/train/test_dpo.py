@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -16,11 +17,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fitune.data.rows import PairRow, TokenRow
 from fitune.errors import SettingsError
+from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss, pairs_met
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import read_rows
-from fitune.settings import load_settings
-from fitune.train.dpo import DpoTrainer, dpo_loss, pairs_met
-from fitune.train.run import train
+from fitune.runs.run_folder import read_rows
+from fitune.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_losses_by_hand():
 @pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.0), ("robust", 0.1), ("ipo", 0.0)])
 @pytest.mark.parametrize("mode", ["tree", "off"])
 def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, loss, smoothing, mode):
-    from fitune.models.tree_attention import use_tree_attention
+    from fitune.ops.tree_attention import use_tree_attention
 
     pairs, model = make_pairs(5), tiny.llama()
     arguments = DPOConfig(
@@ -94,8 +94,8 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
     trainer = DpoTrainer.__new__(DpoTrainer)
     trainer.loss, trainer.beta, trainer.label_smoothing, trainer.reference = loss, 0.2, smoothing, {}
     trainer.sft_weight = 0.0
-    from fitune.train.laid import lay
-    from fitune.train.pair_trainer import sides
+    from fitune.ops.token_logprobs import lay
+    from fitune.trainers.preference import sides
 
     with torch.no_grad():
         losses, measured = trainer.pair_losses(model, lay(sides(pairs), mode), pairs)

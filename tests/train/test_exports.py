@@ -9,8 +9,8 @@ import pytest
 
 import fitune
 from fitune.errors import ModelError, RunError
-from fitune.train import build, run
-from fitune.train.ready import make_ready
+from fitune.training import components, run
+from fitune.training.setup import make_ready
 
 
 def test_copies_are_made_when_training_ends(settings_of):
@@ -23,7 +23,7 @@ def test_copies_are_made_when_training_ends(settings_of):
 
 
 def test_what_cannot_be_converted_is_refused_before_a_weight_is_loaded(settings_of, tiny_model, monkeypatch):
-    monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(components, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     settings = settings_of(export__to=["gguf"], model={"name": str(tiny_model("opt"))})
     with pytest.raises(ModelError, match="this is a opt model"):
         fitune.train(settings)

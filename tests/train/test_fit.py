@@ -6,18 +6,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fitune.config.sections.settings_loader import load_settings
 
-from fitune.config import Settings
+from fitune.config.fields import given
+from fitune.config.sections import Settings
 from fitune.errors import DoesNotFit
-from fitune.plan import ladder
-from fitune.plan.predict import Card, Plan
-from fitune.plan.scenario import Scenario
+from fitune.planning.predict import Card, Plan
+from fitune.planning.scenario import Scenario
+from fitune.planning.search import ladder
 from fitune.runs import manifest as manifests
-from fitune.settings import load_settings
-from fitune.settings.fields import given
-from fitune.train import fit_run as runs_fit
-from fitune.train.fit import Room, Rows, facts_of, open_settings, room_on, search, start_of, whole_changes
-from fitune.train.planning import rows_of_length
+from fitune.training import autofit as runs_fit
+from fitune.training.autofit_search import Room, Rows, facts_of, open_settings, room_on, search, start_of, whole_changes
+from fitune.training.plan_scenario import rows_of_length
 
 GIB = 2**30
 
@@ -138,7 +138,7 @@ def on_a_card(monkeypatch):
             card: Any = SimpleNamespace(**{**vars(ready), "hardware": SimpleNamespace(device="cuda", fast_bf16=True)})
             return original(settings, card)
 
-        monkeypatch.setattr("fitune.train.run.fit_run", fit_run)
+        monkeypatch.setattr("fitune.training.run.fit_run", fit_run)
 
     return set_up
 
@@ -165,9 +165,9 @@ def test_a_run_takes_the_ladders_choice_says_it_and_keeps_it(settings_of, tmp_pa
 
 def test_a_run_that_cannot_fit_ends_before_the_weights_are_loaded(settings_of, tmp_path, on_a_card, monkeypatch):
     import fitune
-    from fitune.train import build
+    from fitune.training import components
 
-    monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(components, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     on_a_card(0.5)
     with pytest.raises(DoesNotFit, match="the run does not fit 512 MiB"):
         fitune.train(settings_of(fit="auto"))
@@ -184,8 +184,8 @@ def test_fit_off_plans_nothing(settings_of, monkeypatch):
 
 
 def test_a_resumed_run_keeps_the_choice_of_its_beginning(tmp_path):
-    from fitune.runs.folder import RunFolder
-    from fitune.train.resume import with_fit_of
+    from fitune.runs.run_folder import RunFolder
+    from fitune.training.resume import with_fit_of
 
     run = RunFolder(tmp_path)
     changes = {"train.optimizer": {"was": "adamw", "is": "adamw_8bit"}, ladder.MICRO: {"was": None, "is": 2}}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fitune.models.tree_attention import use_tree_attention
-from fitune.train.laid import by_row, count_by_row, end_states, lay, token_logprobs
+from fitune.ops.token_logprobs import by_row, count_by_row, end_states, lay, token_logprobs
+from fitune.ops.tree_attention import use_tree_attention
 
 
 def plain_logprobs(model, row):

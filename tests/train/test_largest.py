@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fitune.data.pack import pack_rows
-from fitune.train.largest import Batches, largest_micro_batch, largest_pack, largest_pass
-from fitune.train.order import epoch_order
+from fitune.data.packing.bins import pack_rows
+from fitune.trainers.sampler import epoch_order
+from fitune.trainers.worst_case_batch import Batches, largest_micro_batch, largest_pack, largest_pass
 
 
 def with_counts(rows):

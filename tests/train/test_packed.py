@@ -21,11 +21,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from fitune.data.pack import pack_rows
-from fitune.data.tree import build_tree
-from fitune.models import tree_scores
-from fitune.models.tree_attention import use_tree_attention
-from fitune.train.packed import pack_loss, to_pack
+from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.tree import build_tree
+from fitune.ops import grouped_attention
+from fitune.ops.packed_loss import pack_loss, to_pack
+from fitune.ops.tree_attention import use_tree_attention
 
 VOCABULARY = 64
 SIZES = {
@@ -157,8 +157,8 @@ def test_several_packs_of_a_step_add_up(models):
 
 def test_every_token_trained_and_blocks_smaller_than_rows(models, monkeypatch):
     """Blocks of 4 queries and nothing kept: the path that long rows take."""
-    monkeypatch.setattr(tree_scores, "BLOCK_QUERIES", 4)
-    monkeypatch.setattr(tree_scores, "KEEP_KEYS", 0)
+    monkeypatch.setattr(grouped_attention, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr(grouped_attention, "KEEP_KEYS", 0)
     rows = [Row(row.input_ids, (True,) * len(row.input_ids), row.row_number) for row in shared_rows()]
     assert_same(models, rows, [build_tree(rows)])
 

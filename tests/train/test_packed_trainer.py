@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from fitune.data.pack import pack_rows
-from fitune.train.packed_trainer import PACKS, PackedTrainer
-from fitune.train.packing import Packing, choose_packing, self_check
+from fitune.data.packing.bins import pack_rows
+from fitune.trainers.packed import PACKS, PackedTrainer
+from fitune.trainers.packing_support import Packing, choose_packing, self_check
 
 
 def prefixed(tiny, count):
@@ -28,7 +28,7 @@ def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, test
     """The padded trainer's twin."""
     twin = tiny.trainer(folder, model, rows, test_rows, **changed)
     logged, callbacks = twin.logged, twin.callback_handler.callbacks
-    ours = [callback for callback in callbacks if type(callback).__module__.startswith("fitune.train.callbacks")]
+    ours = [callback for callback in callbacks if type(callback).__module__.startswith("fitune.trainers.callbacks")]
     trainer = PackedTrainer(
         model, twin.args, rows, list(test_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
     )
@@ -111,7 +111,7 @@ def test_alibi_is_found_out_and_the_model_left_as_it_was(tiny):
 
 def test_a_wrong_mask_is_found_out(tiny, monkeypatch):
     """The check must be able to fail: here every node sees everything before it in the pack."""
-    from fitune.models import tree_layout
+    from fitune.ops import tree_attention_layout
 
     torch.manual_seed(0)
     model = tiny.llama(lora=False)
@@ -119,7 +119,7 @@ def test_a_wrong_mask_is_found_out(tiny, monkeypatch):
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.2)
     monkeypatch.setattr(
-        tree_layout.Group,
+        tree_attention_layout.Group,
         "visible",
         lambda self, window: torch.ones(1, self.num_queries, self.num_keys, dtype=torch.bool),
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from fitune.config import Settings
+from fitune.config.fields import all_fields
+from fitune.config.sections import Settings
 from fitune.data.rows import PairRow, PromptRow, TokenRow
-from fitune.plan.scenario import Scenario
-from fitune.settings.fields import all_fields
-from fitune.train.arguments import OPTIMIZERS
-from fitune.train.planning import NEVER, LargestPass, packs_rows, row_sizes, rows_of_length, scenario_of
+from fitune.planning.scenario import Scenario
+from fitune.trainers.arguments import OPTIMIZERS
+from fitune.training.plan_scenario import NEVER, LargestPass, packs_rows, row_sizes, rows_of_length, scenario_of
 
 # Settings that no memory depends on, and why.
 NO_MEMORY = {

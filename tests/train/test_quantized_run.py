@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 import fitune
-from fitune.models.quantize import quantized_layers
+from fitune.models.quantization.quantize import quantized_layers
 from fitune.runs.checkpoints import whole_checkpoints
 
 
@@ -51,6 +51,6 @@ def test_resumed_equals_whole(
     fitune.train(resume=cut)
     tensors = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole.folder, cut)]
     assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0].keys() | tensors[1].keys())
-    from fitune.evaluate.target import open_target
+    from fitune.evaluation.inference_model import open_target
 
     assert len(quantized_layers(open_target(str(cut), device="cpu", precision="bf16").model)) == 14

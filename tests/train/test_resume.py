@@ -19,7 +19,7 @@ from fitune.cli import cli
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import is_whole, step_of, whole_checkpoints
-from fitune.runs.folder import RunFolder, read_rows
+from fitune.runs.run_folder import RunFolder, read_rows
 
 LONG = {"train__epochs": 6, "eval__every_steps": 8, "run__checkpoint_steps": 3, "lora__dropout": 0.1}  # 24 steps
 
@@ -30,7 +30,7 @@ import torch
 torch.set_num_threads({threads})
 import fitune
 from fitune.runs import checkpoints
-from fitune.train import trainer as rooms
+from fitune.trainers import base as rooms
 {before}
 if __name__ == "__main__":
     sys.exit(fitune.train(fitune.Settings.model_validate_json(sys.argv[1])).exit_code)
@@ -42,7 +42,7 @@ rooms.FituneTrainer.training_step = lambda *args, **kwargs: (time.sleep(0.1), st
 """
 
 DIE_AFTER_LOGGING_STEP_11 = """
-from fitune.train import callbacks
+from fitune.trainers import callbacks
 log = callbacks.RunLog.on_log
 def die(self, args, state, control, **kwargs):
     log(self, args, state, control, **kwargs)
@@ -150,7 +150,7 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, se
 
 
 def test_killed_between_the_last_step_and_the_end_only_the_ending_is_left(tmp_path, settings_of, monkeypatch):
-    from fitune.train import run as story
+    from fitune.training import run as story
 
     def die(*args):
         raise KeyboardInterrupt

@@ -8,20 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fitune.config.sections.settings_loader import load_settings
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
-from fitune.data.pair_passes import pair_passes
+from fitune.data.packing.pair_batching import pair_passes
 from fitune.data.prepare import DataOptions
 from fitune.data.rows import PairRow, TokenRow
 from fitune.errors import ModelError, SettingsError
-from fitune.evaluate.score import open_reward_model, score
-from fitune.evaluate.target import open_target
+from fitune.evaluation.inference_model import open_target
+from fitune.evaluation.reward_scores import open_reward_model, score
+from fitune.methods.reward.trainer import correlation, preference_loss, preference_metrics
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import read_rows
-from fitune.settings import load_settings
-from fitune.train.reward import correlation, preference_loss, preference_metrics
-from fitune.train.run import train
+from fitune.runs.run_folder import read_rows
+from fitune.training.run import train
 
 RUN = {"method": "reward", "eval": {"samples": 0}}
 
@@ -42,7 +42,7 @@ def pairs_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, pairs_file, neox_folder):
-    from fitune.config import Settings
+    from fitune.config.sections import Settings
 
     settings = Settings(
         method="reward",

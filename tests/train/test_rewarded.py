@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fitune.errors import RewardError, TrainingHalted
-from fitune.evaluate.generate import Sampling
+from fitune.evaluation.generation import Sampling
+from fitune.methods.grpo.trainer import GrpoOptions, GrpoTrainer
+from fitune.methods.ppo.trainer import PpoOptions, PpoTrainer
 from fitune.rewards.mix import Mix, Part
 from fitune.runs.checkpoints import newest_whole
-from fitune.train.callbacks import RunLog
-from fitune.train.grpo import GrpoOptions, GrpoTrainer
-from fitune.train.ppo import PpoOptions, PpoTrainer
-from fitune.train.rollout import step_seed, through_end
+from fitune.trainers.callbacks import RunLog
+from fitune.trainers.rl.rollout import step_seed, through_end
 
 LONG = {"sampling": Sampling(6, 1.0), "answers": 3}
 
@@ -128,7 +128,7 @@ def test_all_answers_cut_off_are_warned_of_once_in_a_while(
 ) -> None:
     trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions())
     warned: list[str] = []
-    monkeypatch.setattr("fitune.train.rewarded.warn", warned.append)
+    monkeypatch.setattr("fitune.trainers.online_rl.warn", warned.append)
     endless: Any = SimpleNamespace(stopped_share=0.0)
     for _ in range(11):
         trainer._warn_of_endless(endless)
@@ -192,6 +192,6 @@ def test_what_is_logged_of_a_step(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_halts(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), mix=mix_of(by_length), **LONG)
-    monkeypatch.setattr("fitune.train.grpo.group_advantages", lambda scores, *_: scores * float("nan"))
+    monkeypatch.setattr("fitune.methods.grpo.trainer.group_advantages", lambda scores, *_: scores * float("nan"))
     with pytest.raises(TrainingHalted, match="step 1: the loss is nan"):
         trainer.train()

@@ -9,7 +9,7 @@ import statistics
 import pytest
 import torch
 
-from fitune.train.rl_math import (
+from fitune.trainers.rl.losses import (
     adapted_coefficient,
     explained_variance,
     gae,

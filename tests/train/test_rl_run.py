@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 
 import fitune
-from fitune.adapters.folder import read_facts
+from fitune.adapters.adapter_folder import read_facts
 from fitune.data.rows import Example
 from fitune.errors import DataError, ModelError, RewardError, SettingsError
-from fitune.evaluate.score import open_reward_model
-from fitune.evaluate.target import open_target
+from fitune.evaluation.inference_model import open_target
+from fitune.evaluation.reward_scores import open_reward_model
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import RunFolder, read_rows
-from fitune.settings import load_settings
+from fitune.runs.run_folder import RunFolder, read_rows
 
 RL = {"rewards": ["length:2", "0.5*exact"], "max_new_tokens": 6, "answers": 2, "passes": 2, "endless_reward": None}
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fitune
 from fitune.errors import DataError, MissingExtra, RunError, SettingsError, TrainingHalted
-from fitune.evaluate.generate import answer
-from fitune.evaluate.target import open_target
+from fitune.evaluation.generation import answer
+from fitune.evaluation.inference_model import open_target
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import RunFolder, read_rows
-from fitune.train import build
-from fitune.train.trainer import FituneTrainer
+from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.trainers.base import FituneTrainer
+from fitune.training import components
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_lm_trains_on_plain_text_without_questions(tmp_path, settings_of, run):
 
 
 def test_bad_data_are_refused_before_a_weight_is_loaded_and_leave_no_folder(tmp_path, settings_of, run, monkeypatch):
-    monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(components, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     data = tmp_path / "bad.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     with pytest.raises(DataError):
@@ -124,7 +124,7 @@ def test_bad_data_are_refused_before_a_weight_is_loaded_and_leave_no_folder(tmp_
 
 
 def test_faults_of_the_settings_come_before_a_weight_is_loaded(settings_of, monkeypatch):
-    monkeypatch.setattr(build, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(components, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     with pytest.raises(SettingsError, match="does not divide"):
         fitune.train(settings_of(train__micro_batch_size=3, train__batch_size=4))
     with pytest.raises(SettingsError, match="no rows are held out"):
@@ -148,7 +148,7 @@ def test_a_failure_after_the_first_step_keeps_the_run(settings_of, run, monkeypa
     def break_down(*args):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("fitune.train.run.finish", break_down)
+    monkeypatch.setattr("fitune.training.run.finish", break_down)
     with pytest.raises(OSError, match="Input/output"):
         fitune.train(settings_of())
     manifest = manifests.read(run.manifest)

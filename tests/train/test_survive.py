@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fitune.errors import DoesNotFit
-from fitune.train.arguments import schedule_of, training_arguments
-from fitune.train.callbacks import ProgressLine, RunLog
-from fitune.train.largest import Batches
-from fitune.train.memory import is_out_of_memory
-from fitune.train.packing import choose_packing
-from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.trainers.arguments import schedule_of, training_arguments
+from fitune.trainers.callbacks import ProgressLine, RunLog
+from fitune.trainers.memory import is_out_of_memory
+from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.trainers.packing_support import choose_packing
+from fitune.trainers.worst_case_batch import Batches
 
 
 class Memory:

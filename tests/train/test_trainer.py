@@ -9,9 +9,9 @@ import torch
 from transformers import TrainerCallback
 
 from fitune.errors import RunError, TrainingHalted
+from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
-from fitune.train.loss import count_trained, label_loss
-from fitune.train.order import epoch_order
+from fitune.trainers.sampler import epoch_order
 
 
 class StopAt(TrainerCallback):

@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from fitune.train.order import epoch_order
+from fitune.trainers.sampler import epoch_order
 
 
 def tiny_tokenizer():

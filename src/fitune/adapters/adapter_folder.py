@@ -18,13 +18,13 @@ from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
-from fitune.adapters.attach import cast_trained_to_fp32, compute_in, refuse_dora_in_int8, remember_biases
-from fitune.adapters.belongs import FACTS, check_belongs, fingerprint, read_facts
-from fitune.adapters.fast_lora import use_fast_lora
-from fitune.adapters.places import copy_merged, merged_facts, read_config
+from fitune.adapters.compatibility import FACTS, check_belongs, fingerprint, read_facts
+from fitune.adapters.inject import cast_trained_to_fp32, compute_in, refuse_dora_in_int8, remember_biases
+from fitune.adapters.locate import copy_merged, merged_facts, read_config
 from fitune.errors import ModelError
-from fitune.models.load import LoadedBase, add_template_tokens, input_weight
+from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template
+from fitune.ops.fused_lora import use_fast_lora
 
 
 def base_facts(base: LoadedBase) -> dict[str, Any]:

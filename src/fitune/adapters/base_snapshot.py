@@ -20,7 +20,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from fitune.models.quantize import dense_weight, is_quantized, scales
+from fitune.models.quantization.quantize import dense_weight, is_quantized, scales
 
 # PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
 WRAPPERS = ("base_layer", "original_module", "token_adapter")

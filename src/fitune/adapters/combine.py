@@ -25,7 +25,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
-from fitune.adapters.life import BASE, active, merged, names
+from fitune.adapters.in_memory import BASE, active, merged, names
 from fitune.errors import ModelError, did_you_mean
 
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from fitune.adapters.places import read_config
+from fitune.adapters.locate import read_config
 from fitune.errors import ModelError
-from fitune.models.load import input_weight
-from fitune.models.quantize import Quantization, is_quantized, stored_as
-from fitune.models.weight_files import check_safetensors
+from fitune.models.load_base import input_weight
+from fitune.models.quantization.quantize import Quantization, is_quantized, stored_as
+from fitune.models.safetensors_check import check_safetensors
 
 FACTS = "fitune.json"
 

@@ -23,8 +23,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from fitune.adapters.attach import undo
-from fitune.adapters.base_state import (
+from fitune.adapters.adapter_folder import add_adapter
+from fitune.adapters.base_snapshot import (
     Copies,
     Restored,
     adapted_layers,
@@ -34,9 +34,9 @@ from fitune.adapters.base_state import (
     digests,
     put_back,
 )
-from fitune.adapters.folder import add_adapter
+from fitune.adapters.inject import undo
 from fitune.errors import ModelError, did_you_mean
-from fitune.models.quantize import is_quantized
+from fitune.models.quantization.quantize import is_quantized
 
 BASE = "base"
 """The word for no adapter at all, where a name is asked for."""

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fitune.adapters.fast_lora import use_fast_lora
-from fitune.adapters.lean_layers import use_lean_layers
 from fitune.errors import ModelError, did_you_mean
-from fitune.models.load import input_weight
-from fitune.models.quantize import is_quantized, numel
+from fitune.models.load_base import input_weight
+from fitune.models.quantization.quantize import is_quantized, numel
+from fitune.ops.fused_layers import use_lean_layers
+from fitune.ops.fused_lora import use_fast_lora
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
 # loftq is set by loftq.start_loftq once the adapter is there.

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from fitune.errors import ModelError
-from fitune.models.quantize import dense_weight, is_quantized
+from fitune.models.quantization.quantize import dense_weight, is_quantized
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from fitune.adapters.attach import Undo, undo_of
-from fitune.adapters.belongs import read_facts
-from fitune.adapters.folder import load_adapter, template_digest
+from fitune.adapters.adapter_folder import load_adapter, template_digest
+from fitune.adapters.compatibility import read_facts
+from fitune.adapters.inject import Undo, undo_of
 from fitune.errors import ModelError
-from fitune.models.load import LoadedBase, input_weight
+from fitune.models.load_base import LoadedBase, input_weight
 
 
 def merge_into(base: LoadedBase, folders: Sequence[Path]) -> LoadedBase:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.places import CONFIG, MERGED, WEIGHTS, digest, find_adapter, lora_options, read_config
+from fitune.adapters.locate import CONFIG, MERGED, WEIGHTS, digest, find_adapter, lora_options, read_config
 from fitune.errors import ModelError, RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import MANIFEST, RunFolder
-from fitune.runs.space import folder_bytes
+from fitune.runs.disk_space import folder_bytes
+from fitune.runs.run_folder import MANIFEST, RunFolder
 
 
 def title(folder: Path) -> str:
@@ -50,7 +50,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     from safetensors import safe_open
 
-    from fitune.adapters.belongs import read_facts
+    from fitune.adapters.compatibility import read_facts
 
     facts, config, options = read_facts(folder), read_config(folder), lora_options(folder)
     low_rank: dict[str, int] = {}

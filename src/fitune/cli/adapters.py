@@ -35,9 +35,9 @@ def list_command(folder: str, as_json: bool) -> None:
     \b
     fitune adapters list
     """
-    from fitune.adapters.disk import list_adapters
+    from fitune.adapters.storage import list_adapters
     from fitune.console import say
-    from fitune.runs.space import size
+    from fitune.runs.disk_space import size
 
     found = list_adapters(folder)
     if as_json:
@@ -63,9 +63,9 @@ def show(name: str, folder: str, as_json: bool) -> None:
     \b
     fitune adapters show demo
     """
-    from fitune.adapters.disk import describe
-    from fitune.adapters.places import find_adapter
-    from fitune.runs.space import size
+    from fitune.adapters.locate import find_adapter
+    from fitune.adapters.storage import describe
+    from fitune.runs.disk_space import size
 
     found = describe(find_adapter(name, folder))
     if as_json:
@@ -109,11 +109,11 @@ def compare(first: str, second: str, folder: str, as_json: bool) -> None:
     The cosine is 1 where both move the weights alike, 0 where they have nothing in common, −1 where they work against
     each other.
     """
-    from fitune.adapters import disk
-    from fitune.adapters.places import find_adapter
+    from fitune.adapters import storage
+    from fitune.adapters.locate import find_adapter
     from fitune.console import warn
 
-    found = disk.compare(find_adapter(first, folder), find_adapter(second, folder))
+    found = storage.compare(find_adapter(first, folder), find_adapter(second, folder))
     if as_json:
         print_json(found)
         return
@@ -160,7 +160,7 @@ def combine(
     B to B, which also mixes them; ties and dare drop values before they add; magnitude_prune drops the small ones.
     Kinds that end in _svd do so on the whole update and take parts of different rank.
     """
-    from fitune.evaluate.combined import combine_on_disk
+    from fitune.evaluation.combine_saved import combine_on_disk
 
     weights = []
     for part in parts:
@@ -188,9 +188,9 @@ def rename(name: str, new: str, folder: str) -> None:
     \b
     fitune adapters rename demo pig-latin
     """
-    from fitune.adapters import disk
+    from fitune.adapters import storage
 
-    click.echo(disk.rename(name, new, folder))
+    click.echo(storage.rename(name, new, folder))
 
 
 @adapters.command()
@@ -205,9 +205,9 @@ def delete(name: str, yes: bool, folder: str) -> None:
 
     A run's settings, metrics and checkpoints stay.
     """
-    from fitune.adapters import disk
+    from fitune.adapters import storage
 
-    click.echo(f"deleted {disk.delete(name, folder, only_copy=yes)}")
+    click.echo(f"deleted {storage.delete(name, folder, only_copy=yes)}")
 
 
 def _proving(step: str, text: str) -> Any:
@@ -219,12 +219,11 @@ def _proving(step: str, text: str) -> Any:
     @FOLDER
     @JSON
     def command(name: str, precision: str, device: str, folder: str, as_json: bool) -> None:
-        from fitune.adapters.disk import title
-        from fitune.adapters.places import find_adapter
-        from fitune.evaluate import proof
+        from fitune.adapters.locate import find_adapter
+        from fitune.adapters.storage import title
 
         found = find_adapter(name, folder)
-        made = getattr(proof, f"prove_{step}")(found, title(found), device, precision)
+        made = getattr(merge_check, f"prove_{step}")(found, title(found), device, precision)
         if as_json:
             print_json(made.to_dict())
         else:

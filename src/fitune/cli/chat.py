@@ -60,8 +60,8 @@ def chat(
     in, a line each. Commands inside: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
     """
     from fitune.console import say
-    from fitune.evaluate.generate import Sampling, fix_seed
-    from fitune.evaluate.target import open_target
+    from fitune.evaluation.generation import Sampling, fix_seed
+    from fitune.evaluation.inference_model import open_target
 
     fix_seed(seed)
     opened = open_target(target, device=device)
@@ -90,7 +90,7 @@ class Conversation:
     """History, the adapters, and the commands."""
 
     def __init__(self, target, system: str | None, sampling):
-        from fitune.evaluate.desk import Desk
+        from fitune.evaluation.adapter_session import Desk
 
         self.target, self.system, self.sampling = target, system, sampling
         self.messages: list[dict[str, str]] = []
@@ -130,7 +130,7 @@ class Conversation:
         """Stream the answer to `text`; it joins the history even when it was cut short."""
         from fitune.console import say
         from fitune.errors import FituneError
-        from fitune.evaluate.generate import check_fits, stream
+        from fitune.evaluation.generation import check_fits, stream
 
         asked = [*self.messages, {"role": "user", "content": text}]
         system = [{"role": "system", "content": self.system}] if self.system else []

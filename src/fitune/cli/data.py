@@ -33,7 +33,7 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
     """
     from fitune.console import results
     from fitune.data.prepare import rows_to_show
-    from fitune.data.show import label_rows, show_row
+    from fitune.data.render.show import label_rows, show_row
 
     settings = _settings(source, ctx.meta["settings"])
     renderer, _ = _renderer(settings)
@@ -67,7 +67,7 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
     """
     from fitune.console import results
     from fitune.errors import DataError
-    from fitune.train.ready import read_data
+    from fitune.training.setup import read_data
 
     settings = _settings(source, ctx.meta["settings"])
     renderer, config = _renderer(settings)
@@ -130,7 +130,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     from importlib.resources import files
 
     from fitune.console import say
-    from fitune.data.tasks import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
+    from fitune.demo.tasks import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
 
     if task == "yoda":
         if sentences:
@@ -147,7 +147,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
 
 def _settings(source: str, overrides: dict[str, str]) -> Any:
     """Settings of a recipe, or the defaults with a file as its training data and nothing held out."""
-    from fitune.settings import load_settings
+    from fitune.config.sections.settings_loader import load_settings
 
     if source.endswith((".yaml", ".yml")):
         return load_settings(source, overrides)
@@ -159,8 +159,8 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
 
 def _holds_pairs(source: str) -> bool:
     """Whether a file (not the hub's, which is read once only) holds preference pairs by its columns."""
-    from fitune.data.files import read_rows
-    from fitune.data.tasks import PAIRS, is_demo
+    from fitune.data.read.files import read_rows
+    from fitune.demo.tasks import PAIRS, is_demo
     from fitune.errors import DataError
 
     if source.startswith("hub:") or is_demo(source):
@@ -173,11 +173,11 @@ def _holds_pairs(source: str) -> bool:
 
 def _renderer(settings: Any) -> tuple[Any, Any]:
     """The renderer that training would use, and the model's config; no weights are loaded."""
-    from fitune.models.load import load_config
+    from fitune.models.load_base import load_config
     from fitune.models.source import resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer
-    from fitune.train.ready import make_renderer
+    from fitune.training.setup import make_renderer
 
     source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)

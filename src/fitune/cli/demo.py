@@ -11,7 +11,7 @@ import click
 from fitune.cli.shared import print_json
 
 if TYPE_CHECKING:
-    from fitune.runs.folder import RunFolder
+    from fitune.runs.run_folder import RunFolder
 
 # What measured best within the demo's minutes on two cores; docs/tried.md has the others.
 RECIPE: dict[str, Any] = {
@@ -74,11 +74,11 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     """The finished run's folder, trained now if need be; None after Ctrl-C."""
     import shutil
 
-    from fitune.config import Settings
+    from fitune.config.sections import Settings
     from fitune.console import say
-    from fitune.runs.folder import RunFolder
-    from fitune.train.resume import check_same_settings
-    from fitune.train.run import train
+    from fitune.runs.run_folder import RunFolder
+    from fitune.training.resume import check_same_settings
+    from fitune.training.run import train
 
     values = {section: dict(fields) for section, fields in RECIPE.items()}
     values["run"]["name"] = name
@@ -108,7 +108,7 @@ def _status(run: RunFolder) -> str | None:
     Raises:
         RunError: the name is that of another run, which the demo neither goes on with nor deletes.
     """
-    from fitune.data.tasks import is_demo
+    from fitune.demo.tasks import is_demo
     from fitune.errors import RunError
     from fitune.runs.manifest import read
 
@@ -129,14 +129,14 @@ def _sentences(path: str | None) -> list[str]:
     """
     from importlib.resources import files
 
-    from fitune.data.tasks import read_sentences
+    from fitune.demo.tasks import read_sentences
 
     return list(dict.fromkeys(read_sentences(path or str(files("fitune.data") / "harvard_sentences.txt"))))
 
 
 def _held_out(folder: Path) -> list[dict[str, str]]:
     """asked, before, after, wanted of the run's own held-out rows."""
-    from fitune.runs.folder import read_rows
+    from fitune.runs.run_folder import read_rows
 
     samples = read_rows(folder / "samples.jsonl")
     before = {row["row"]: row for row in samples if row["moment"] == "before"}
@@ -156,13 +156,13 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
     """The same of a file of sentences, those that were trained on left out (the generator could have made one)."""
     import random
 
-    from fitune.config import Settings
-    from fitune.data.pig_latin import to_pig_latin
-    from fitune.data.tasks import SYSTEM, demo_rows
-    from fitune.evaluate.generate import answer
-    from fitune.evaluate.target import open_target
+    from fitune.config.sections import Settings
+    from fitune.demo.pig_latin import to_pig_latin
+    from fitune.demo.tasks import SYSTEM, demo_rows
+    from fitune.evaluation.generation import answer
+    from fitune.evaluation.inference_model import open_target
     from fitune.runs.compare import read_settings
-    from fitune.runs.folder import RunFolder
+    from fitune.runs.run_folder import RunFolder
 
     name = Path(path).name if path else "Harvard sentences"
     settings = Settings.model_validate(read_settings(RunFolder(folder)))
@@ -185,7 +185,7 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
 
 def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | None) -> None:
     """Tables sentence by sentence, and the scores before and after."""
-    from fitune.evaluate.metrics import score
+    from fitune.evaluation.metrics import score
 
     scores = {
         name: {

@@ -42,8 +42,8 @@ def evaluate(
 
     from fitune.console import results
     from fitune.data.prepare import DataOptions
-    from fitune.evaluate.evaluate import evaluate as measure
-    from fitune.evaluate.target import open_target
+    from fitune.evaluation.evaluate import evaluate as measure
+    from fitune.evaluation.inference_model import open_target
 
     opened = open_target(target, device=device)
     with opened.without_adapter() if base else nullcontext():

@@ -63,7 +63,7 @@ def export(
     Every copy is read back and asked the same prompts as the original; fidelity.json beside it has the figures. The
     folder appears when all of it is written and read; nothing is written over.
     """
-    from fitune.export.export import export as write
+    from fitune.exporting.export import export as write
 
     done = write(
         target,

@@ -38,7 +38,7 @@ def take_settings(args: list[str], own: dict[str, bool]) -> tuple[dict[str, str]
     Raises:
         click.UsageError: a setting without a value.
     """
-    from fitune.settings.fields import all_fields
+    from fitune.config.fields import all_fields
 
     overrides: dict[str, str] = {}
     rest: list[str] = []
@@ -73,8 +73,8 @@ def _value_after(key: str, words: list[str], field: Any) -> str:
 
 def write_settings_help(formatter: click.HelpFormatter) -> None:
     """The flags of all settings, by section, with what they mean and their defaults."""
-    from fitune.settings.fields import FREE, all_fields, sections
-    from fitune.settings.values import shown
+    from fitune.config.fields import FREE, all_fields, sections
+    from fitune.config.values import shown
 
     titles = {"": "Settings", **{name: f"Settings: {name} ({about})" for name, about in sections().items()}}
     for section, title in titles.items():

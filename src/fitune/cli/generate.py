@@ -69,8 +69,8 @@ def generate(
     fitune generate smollm2-135m-instruct "The capital of Argentina is" --raw --top 5
     """
     from fitune.console import say
-    from fitune.evaluate.generate import Sampling, check_fits, complete, fix_seed
-    from fitune.evaluate.target import open_target
+    from fitune.evaluation.generation import Sampling, check_fits, complete, fix_seed
+    from fitune.evaluation.inference_model import open_target
 
     asked = _asked(prompt, file, system)
     prompts = [messages[-1]["content"] for messages in asked]
@@ -105,8 +105,8 @@ def _asked(prompt: str | None, file: str | None, system: str | None) -> list[lis
     if prompt is not None and file:
         raise click.UsageError("give a prompt or --file, not both")
     if file:
-        from fitune.data.files import read_rows
-        from fitune.evaluate.questions import questions
+        from fitune.data.read.files import read_rows
+        from fitune.evaluation.prompt_file import questions
 
         return questions(read_rows(file), system)
     head = [{"role": "system", "content": system}] if system else []
@@ -126,7 +126,7 @@ def _ids(renderer: Any, messages: list[dict[str, str]], raw: bool) -> list[int]:
 
 
 def _view(opened: Any, ids: list[int], top: int, steps: int) -> list[Any]:
-    from fitune.evaluate.next_tokens import next_tokens
+    from fitune.evaluation.next_tokens import next_tokens
 
     return list(next_tokens(opened.model, opened.renderer, ids, top, steps))
 
@@ -153,7 +153,7 @@ def _print_views(prompts: list[str], views: list[list[Any]], as_json: bool) -> N
     from rich.text import Text
 
     from fitune.console import results
-    from fitune.data.show import visible
+    from fitune.data.render.show import visible
 
     for text, view in zip(prompts, views, strict=True):
         table = Table("step", *(f"{rank}." for rank in range(1, len(view[0].tokens) + 1)), title=Text(text))

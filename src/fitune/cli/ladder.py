@@ -20,7 +20,7 @@ def answer_ladder(asked: Asked, as_json: bool) -> int:
     """Search, show, and say how to train so."""
     from fitune.console import results, say
     from fitune.errors import DoesNotFit
-    from fitune.plan.view import size_in
+    from fitune.planning.report.plan_report import size_in
 
     if asked.card is None:
         raise click.UsageError("--ladder needs a card: --gpu NAME or --budget SIZE")
@@ -50,8 +50,8 @@ def answer_ladder(asked: Asked, as_json: bool) -> int:
 
 
 def _search(asked: Asked, plan_of: Any) -> Any:
-    from fitune.train.fit import Rows, search
-    from fitune.train.planning import largest_pass_of, rows_of_length
+    from fitune.training.autofit_search import Rows, search
+    from fitune.training.plan_scenario import largest_pass_of, rows_of_length
 
     def largest_of(settings: Any) -> Any:
         limit = settings.data.max_length if settings.data != asked.settings.data else None
@@ -71,8 +71,8 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.plan.ladder import shown, time_factor
-    from fitune.plan.view import seconds, size_in
+    from fitune.planning.report.plan_report import seconds, size_in
+    from fitune.planning.search.ladder import shown, time_factor
 
     whole = max(usable_bytes, found.asked.smi_peak_bytes)
     limit = size_in(usable_bytes * (1 - margin), whole)
@@ -104,7 +104,7 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
 
 def _changed(scenario: Any, asked: Asked) -> str:
     """What differs from the run as asked, in a few words."""
-    from fitune.plan.view import describe
+    from fitune.planning.report.plan_report import describe
 
     plain = asked.scenario()
     if scenario == plain:

@@ -88,8 +88,8 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
 def _list_cards(as_json: bool) -> None:
     """The catalogue."""
     from fitune.console import results
-    from fitune.plan.catalogue import catalogue
-    from fitune.plan.render import print_cards
+    from fitune.planning.gpus.catalogue import catalogue
+    from fitune.planning.report.terminal import print_cards
 
     if as_json:
         rows = [asdict(card) for card in catalogue().values()]
@@ -101,16 +101,16 @@ def _list_cards(as_json: bool) -> None:
 def _answer(asked: Asked, given: dict[str, Any]) -> int:
     """One plan."""
     from fitune.console import results, say
-    from fitune.plan.picture import html, svg
-    from fitune.plan.render import print_plan
-    from fitune.plan.view import as_dict
+    from fitune.planning.report.plan_report import as_dict
+    from fitune.planning.report.svg import html, svg
+    from fitune.planning.report.terminal import print_plan
 
     scenario = asked.scenario()
     made = asked.plan(scenario)
     view = replace(asked.view(scenario, made), expandable_segments=asked.expandable)
     explained = None
     if given["explain"]:
-        from fitune.plan.closed_form import closed_form
+        from fitune.planning.closed_form import closed_form
 
         explained = closed_form(asked.config.values, scenario)
     if given["svg_file"]:
@@ -124,7 +124,7 @@ def _answer(asked: Asked, given: dict[str, Any]) -> int:
     else:
         print_plan(results(), view)
         if explained is not None:
-            from fitune.plan.closed_form import explain
+            from fitune.planning.closed_form import explain
 
             results().print()
             results().print(explain(made, explained))
@@ -137,9 +137,9 @@ def _answer(asked: Asked, given: dict[str, Any]) -> int:
 def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
     """The largest length, batch or rank that fits."""
     from fitune.console import results, say
-    from fitune.plan.limits import largest
-    from fitune.plan.render import print_plan
-    from fitune.plan.view import size_in, verdict
+    from fitune.planning.report.plan_report import size_in, verdict
+    from fitune.planning.report.terminal import print_plan
+    from fitune.planning.search.max_fit import largest
 
     if asked.card is None:
         raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")
@@ -193,8 +193,8 @@ def _answer_models(asked: Asked, names: list[str], as_json: bool) -> int:
     """Which of several models fit, largest first."""
     from fitune.console import results, say
     from fitune.errors import ModelError, PlanError
-    from fitune.plan.question import config_of
-    from fitune.plan.render import print_models
+    from fitune.planning.model_config import config_of
+    from fitune.planning.report.terminal import print_models
 
     if asked.card is None:
         raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")
@@ -224,8 +224,8 @@ def _answer_grid(asked: Asked, as_json: bool) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fitune.console import results, talk
-    from fitune.plan.grid import cells, fill, print_grid
-    from fitune.plan.time import with_time
+    from fitune.planning.gpus.step_time import with_time
+    from fitune.planning.search.grid import cells, fill, print_grid
 
     done = cells(asked.scenario)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -34,7 +34,7 @@ class Asked:
             PlanError: a combination that cannot be trained.
         """
         from fitune.errors import PlanError
-        from fitune.train.planning import largest_pass_of, rows_of_length, scenario_of, with_changes
+        from fitune.training.plan_scenario import largest_pass_of, rows_of_length, scenario_of, with_changes
 
         settings = with_changes(self.settings, changes or {})
         largest = (
@@ -50,9 +50,9 @@ class Asked:
     def plan(self, scenario: Any) -> Any:
         """The plan of a scenario, its time estimated; by the closed form, and so labelled, when it cannot be traced."""
         from fitune.errors import NotTraced
-        from fitune.plan.closed_form import untraced_plan
-        from fitune.plan.predict import predict
-        from fitune.plan.time import with_time
+        from fitune.planning.closed_form import untraced_plan
+        from fitune.planning.gpus.step_time import with_time
+        from fitune.planning.predict import predict
 
         try:
             made = predict(self.config.values, scenario, self.gpu, self.expandable, only_plans=True)
@@ -67,7 +67,7 @@ class Asked:
 
     def view(self, scenario: Any, made: Any) -> Any:
         """What is shown of it."""
-        from fitune.plan.view import View, describe
+        from fitune.planning.report.plan_report import View, describe
 
         usable = None if self.card is None else self.gpu.usable_bytes
         notes = (*self.notes, *self.config.notes)
@@ -81,8 +81,8 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
         ModelError, SettingsError, DataError, PlanError: with the value and the fix.
         click.UsageError: two answers to one question.
     """
-    from fitune.plan.question import config_of
-    from fitune.settings import load_settings
+    from fitune.config.sections.settings_loader import load_settings
+    from fitune.planning.model_config import config_of
     from fitune.sizes import parse_bytes
 
     named = {"model.name": model} if model else {}
@@ -109,7 +109,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
 
 def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
     """(card, its name for the verdict or None, notes)."""
-    from fitune.plan import catalogue
+    from fitune.planning.gpus import catalogue
 
     if name and budget:
         raise click.UsageError("--gpu and --budget are two answers to one question; name one")
@@ -140,12 +140,12 @@ def _tokens(settings: Any, config: Any, seq_len: int | None) -> tuple[int, tuple
 def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row, rendered and tokenized as training does."""
     from fitune.errors import ModelError
-    from fitune.models.load import load_config
+    from fitune.models.load_base import load_config
     from fitune.models.source import ModelSource, resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer
-    from fitune.train.planning import row_sizes
-    from fitune.train.ready import make_renderer, read_data
+    from fitune.training.plan_scenario import row_sizes
+    from fitune.training.setup import make_renderer, read_data
 
     if name.endswith(".json"):
         raise ModelError(

@@ -29,9 +29,9 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     """
     from fitune.console import results
     from fitune.data.prepare import DataOptions
-    from fitune.evaluate.score import open_reward_model
-    from fitune.evaluate.score import score as judge
-    from fitune.evaluate.target import open_target
+    from fitune.evaluation.inference_model import open_target
+    from fitune.evaluation.reward_scores import open_reward_model
+    from fitune.evaluation.reward_scores import score as judge
 
     model = open_reward_model(open_target(run, device=device, for_reward=True))
     found = judge(model, data, DataOptions(system=system, seed=seed), rows)

@@ -37,10 +37,10 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
         ctx.exit(max((result.exit_code for result in results), default=0))
     settings = None
     if resume is None or recipe is not None or overrides:
-        from fitune.settings import load_settings
+        from fitune.config.sections.settings_loader import load_settings
 
         settings = load_settings(recipe or _own_settings(resume, overrides), overrides)
-    from fitune.train.run import train as run
+    from fitune.training.run import train as run
 
     result = run(settings, resume=resume or False)
     if as_json:
@@ -54,7 +54,7 @@ def _plain(result: Any) -> dict[str, Any]:
 
 def _chain(recipe: str | None, resume: str | None, overrides: dict[str, str]) -> list[Any] | None:
     """Run the chain that the words name; None when they name a single run."""
-    from fitune.settings.chain import is_chain, load_chain
+    from fitune.config.stages import is_chain, load_chain
 
     if resume is not None:
         root = Path(overrides.get("run.folder", "runs"))
@@ -63,14 +63,14 @@ def _chain(recipe: str | None, resume: str | None, overrides: dict[str, str]) ->
             return None
         if recipe is not None or overrides.keys() - {"run.folder"}:
             raise click.UsageError("a chain is resumed with its own settings; leave the recipe and the flags away")
-        from fitune.train.chain import saved_chain, train_chain
+        from fitune.training.pipeline import saved_chain, train_chain
 
         chain = saved_chain(begun)
         return train_chain(chain, resume=True) if chain is not None else None
     if recipe is None or not is_chain(recipe):
         return None
     chain = load_chain(recipe, overrides)
-    from fitune.train.chain import train_chain
+    from fitune.training.pipeline import train_chain
 
     return train_chain(chain)
 
@@ -80,6 +80,6 @@ def _own_settings(resume: str | None, overrides: dict[str, str]) -> Path | None:
     if resume is None:
         return None
     from fitune.runs.compare import find_run
-    from fitune.runs.folder import RunFolder
+    from fitune.runs.run_folder import RunFolder
 
     return RunFolder(find_run(resume, overrides.get("run.folder", "runs"))).settings

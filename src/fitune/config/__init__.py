@@ -1,10 +1,10 @@
 """Settings, loaded and described: YAML, flags and faults (load.py), documents (documents.py).
 
-In: a YAML file of differences from the defaults, and dotted overrides. Out: `fitune.config.Settings`, or one
+In: a YAML file of differences from the defaults, and dotted overrides. Out: `fitune.config.sections.Settings`, or one
 `SettingsError` that lists every fault with its place, value and remedy; and the pages generated from the same source.
 Knows nothing of torch; transformers is imported only when there is a ``trainer:`` section to check.
 """
 
-from fitune.settings.load import load_settings
+from fitune.config.settings_loader import load_settings
 
 __all__ = ["load_settings"]

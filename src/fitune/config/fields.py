@@ -1,6 +1,6 @@
 """The settings one by one, as the YAML file, the flags, the faults and the documents need them.
 
-In: the pydantic model of fitune.config. Out: `all_fields()`, dotted key → `Field`.
+In: the pydantic model of fitune.config.sections. Out: `all_fields()`, dotted key → `Field`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 
 FREE = "trainer"  # the one section whose keys are not ours
 

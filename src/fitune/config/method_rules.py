@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitune.config import Settings
-from fitune.settings.fields import all_fields
+from fitune.config.fields import all_fields
+from fitune.config.sections import Settings
 
 Fault = tuple[tuple[str, ...], str]
 # Method → what its evaluation measures, out of which eval.best_metric may choose (the same as in its file in train/).
@@ -32,7 +32,7 @@ UNREAD = {
 
 
 def method_faults(settings: Settings) -> Iterator[Fault]:
-    """Each fault as `fitune.settings.cross.cross_faults` gives them."""
+    """Each fault as `fitune.config.rules.cross_faults` gives them."""
     method, metric = settings.method, settings.eval.best_metric
     if metric not in METRICS[method]:
         yield (

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fitune.config import Settings
-from fitune.settings.fields import all_fields
-from fitune.settings.method_faults import method_faults
+from fitune.config.fields import all_fields
+from fitune.config.method_rules import method_faults
+from fitune.config.sections import Settings
 from fitune.sizes import parse_bytes
 
 Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown

@@ -1,7 +1,7 @@
 """YAML file and overrides → `Settings`, or one error with every fault.
 
 In: the path of a YAML file of differences from the defaults, and dotted overrides (texts of the command line, or
-values). Out: `fitune.config.Settings`.
+values). Out: `fitune.config.sections.Settings`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fitune.config import Settings
+from fitune.config.fields import FREE, all_fields
+from fitune.config.rules import cross_faults
+from fitune.config.sections import Settings
+from fitune.config.suggestions import remedy
+from fitune.config.trainer_options import fit_trainer
+from fitune.config.values import Misfit, fit
+from fitune.config.yaml_source import Given, Sheet, read_sheet
 from fitune.errors import SettingsError
-from fitune.settings.cross import cross_faults
-from fitune.settings.fields import FREE, all_fields
-from fitune.settings.names import remedy
-from fitune.settings.places import Given, Sheet, read_sheet
-from fitune.settings.trainer_section import fit_trainer
-from fitune.settings.values import Misfit, fit
 
 
 def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
+from fitune.config.settings_loader import settings_of
+from fitune.config.yaml_source import Given, Sheet, read_mapping, read_root
 from fitune.errors import SettingsError, did_you_mean
-from fitune.settings.load import settings_of
-from fitune.settings.places import Given, Sheet, read_mapping, read_root
 
 STAGES, NAME, FROM, BASE = "stages", "name", "from", "base"
 

@@ -5,8 +5,8 @@ In: an unknown dotted key. Out: the remedy, as the end of a fault: misspelt, in 
 
 from __future__ import annotations
 
+from fitune.config.fields import all_fields, sections
 from fitune.errors import did_you_mean
-from fitune.settings.fields import all_fields, sections
 
 # Names that people bring from transformers, peft, trl, axolotl, unsloth, llama-factory → ours.
 ELSEWHERE = {

@@ -10,9 +10,9 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
 
+from fitune.config.values import shown
+from fitune.config.yaml_source import Given
 from fitune.errors import did_you_mean
-from fitune.settings.places import Given
-from fitune.settings.values import shown
 
 _BATCH = "fitune splits train.batch_size into forward passes of train.micro_batch_size"
 _PRECISION = "fitune chooses the arithmetic with the type of the weights"

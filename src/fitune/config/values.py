@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fitune.config.fields import Field
 from fitune.errors import did_you_mean
-from fitune.settings.fields import Field
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 EXAMPLES = {

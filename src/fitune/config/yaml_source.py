@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fitune.settings.fields import all_fields, sections
+from fitune.config.fields import all_fields, sections
 
 
 @dataclass(frozen=True)

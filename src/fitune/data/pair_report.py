@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PairRow
 
 SHOWN = 5
@@ -82,7 +82,7 @@ def check_pairs(
     """Count, and say what is wrong.
 
     Args:
-        pairs: `fitune.data.pairs.Pair`s as read; `usable` those of them without an empty answer; `rows` theirs.
+        pairs: `fitune.data.preferences.Pair`s as read; `usable` those of them without an empty answer; `rows` theirs.
         held_out: prompts of the test rows.
 
     Returns:

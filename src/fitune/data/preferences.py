@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.data.forms import Form, side, with_system
-from fitune.data.pair_check import PairReport, check_pairs
-from fitune.data.render import Renderer
+from fitune.data.pair_report import PairReport, check_pairs
+from fitune.data.read.forms import Form, side, with_system
+from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.render.renderer import Renderer
+from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.rows import Example, PairRow, TokenRow
-from fitune.data.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
-from fitune.data.token_cache import tokenize_kept
 from fitune.errors import DataError
 
 Messages = list[dict[str, str]]

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fitune.data.check import CheckReport, check_rows
-from fitune.data.files import Rows
-from fitune.data.forms import Form, to_example
-from fitune.data.pairs import pair_sides, prepare_pairs
+from fitune.data.preferences import pair_sides, prepare_pairs
 from fitune.data.prompts import prepare_prompts, to_prompt
-from fitune.data.render import Renderer
-from fitune.data.rows import Example, TokenRow
-from fitune.data.sources import (
+from fitune.data.read.files import Rows
+from fitune.data.read.forms import Form, to_example
+from fitune.data.read.sources import (
     KINDS,
     DataOptions,
     PreparedData,
@@ -26,7 +23,10 @@ from fitune.data.sources import (
     set_aside,
     split_file,
 )
-from fitune.data.token_cache import tokenize_kept
+from fitune.data.render.renderer import Renderer
+from fitune.data.render.token_cache import tokenize_kept
+from fitune.data.report import CheckReport, check_rows
+from fitune.data.rows import Example, TokenRow
 from fitune.errors import DataError
 
 __all__ = ["DataOptions", "PreparedData", "load_examples", "loss_target", "prepare", "rows_to_show", "split_file"]

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from fitune.data.forms import Form, conversation
-from fitune.data.render import Renderer
+from fitune.data.read.forms import Form, conversation
+from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, PromptRow
-from fitune.data.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
 from fitune.errors import DataError
 
 

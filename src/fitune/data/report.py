@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from statistics import median
 from typing import Any
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, Rendered, TokenRow
 
 KNOWN_ROLES = {"system", "user", "assistant", "tool"}

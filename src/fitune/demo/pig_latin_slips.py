@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from fitune.data.pig_latin import CLUSTER, WORD, pig_word
+from fitune.demo.pig_latin import CLUSTER, WORD, pig_word
 
 MOST_SLIPS = 3
 

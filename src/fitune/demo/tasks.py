@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fitune.data.files import Rows, read_rows
-from fitune.data.pig_latin import to_pig_latin
-from fitune.data.pig_latin_slips import with_slips
-from fitune.data.sentences import make_sentences, whole_words
+from fitune.data.read.files import Rows, read_rows
+from fitune.demo.pig_latin import to_pig_latin
+from fitune.demo.pig_latin_slips import with_slips
+from fitune.demo.sentences import make_sentences, whole_words
 from fitune.errors import DataError
 
 DEMO = "demo:pig-latin"

@@ -10,12 +10,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from fitune.adapters import life
-from fitune.adapters.base_state import changed, digests
-from fitune.adapters.disk import title
-from fitune.adapters.places import find_adapter, refuse_other_merges
+from fitune.adapters import in_memory
+from fitune.adapters.base_snapshot import changed, digests
+from fitune.adapters.locate import find_adapter, refuse_other_merges
+from fitune.adapters.storage import title
 from fitune.errors import ModelError
-from fitune.evaluate.target import Target
+from fitune.evaluation.inference_model import Target
 
 
 class Desk:
@@ -29,16 +29,16 @@ class Desk:
         if target.adapter is not None:
             self.adapter_folder = target.adapter
             self.last = self._name(target.adapter)
-            life.rename(self.model, "default", self.last)
+            in_memory.rename(self.model, "default", self.last)
             self.places[self.last] = target.adapter
 
     def adapters(self) -> str:
         """What is in memory, and what answers."""
         if not isinstance(self.model, PeftModel):
             return "no adapter is in memory: the base answers"
-        merged, active = life.merged(self.model), life.active(self.model)
+        merged, active = in_memory.merged(self.model), in_memory.active(self.model)
         lines = [f"{'*' if not active else ' '} base"]
-        for name in life.names(self.model):
+        for name in in_memory.names(self.model):
             state = " (merged into the base)" if name in merged else ""
             lines.append(f"{'*' if name in active else ' '} {name}{state}  {self.places.get(name, '')}")
         return "\n".join(lines)
@@ -47,47 +47,47 @@ class Desk:
         """Answer with an adapter; one that is not in memory is loaded from its run or folder."""
         if not name:
             raise ModelError("/use needs a name: one of /adapters, a run, an adapter's folder, or base")
-        if name == life.BASE:
+        if name == in_memory.BASE:
             return self.base()
         model = self._peft()
-        if name not in life.names(model):
+        if name not in in_memory.names(model):
             folder = find_adapter(name, self.runs_folder)
             name = self._name(folder)
-            if name not in life.names(model):
+            if name not in in_memory.names(model):
                 refuse_other_merges(self.adapter_folder, folder)
-                life.add(model, folder, name)
+                in_memory.add(model, folder, name)
                 self.places[name] = folder
-        life.use(model, name)
+        in_memory.use(model, name)
         self.last = name
         return f"{name} answers"
 
     def base(self) -> str:
         """Answer with the base alone."""
-        life.use(self._peft(), life.BASE)
+        in_memory.use(self._peft(), in_memory.BASE)
         return "the base answers alone"
 
     def adapter(self) -> str:
         """Answer with the adapter that answered last."""
         model = self._peft()
-        return self.use(self.last or life.names(model)[0])
+        return self.use(self.last or in_memory.names(model)[0])
 
     def merge(self) -> str:
         """Add the adapter that answers into the base."""
-        return str(life.merge(self._peft()))
+        return str(in_memory.merge(self._peft()))
 
     def unmerge(self) -> str:
         """Take it out again."""
-        return str(life.unmerge(self._peft()))
+        return str(in_memory.unmerge(self._peft()))
 
     def unload(self) -> str:
         """Drop every adapter."""
         model = self._peft()
-        restored = life.unmerge(model) if life.merged(model) else None
-        life.use(model, life.BASE)
+        restored = in_memory.unmerge(model) if in_memory.merged(model) else None
+        in_memory.use(model, in_memory.BASE)
         # Biases that an adapter trains lie in the base itself; unloading puts the old ones back.
         biases = any(getattr(config, "bias", "none") != "none" for config in model.peft_config.values())
         before = {name: value for name, value in digests(model).items() if not (biases and name.endswith("bias"))}
-        self.model, _ = life.unload(model)
+        self.model, _ = in_memory.unload(model)
         self.model.eval()
         self.last, self.places = None, {}
         after = digests(self.model)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from fitune.adapters import life
+from fitune.adapters import in_memory
+from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
 from fitune.adapters.combine import Combined, combine
-from fitune.adapters.disk import title
-from fitune.adapters.folder import base_facts, load_adapter, save_adapter
-from fitune.adapters.places import digest, find_adapter, refuse_other_merges
+from fitune.adapters.locate import digest, find_adapter, refuse_other_merges
+from fitune.adapters.storage import title
 from fitune.errors import ModelError
-from fitune.evaluate.target import open_base_of
+from fitune.evaluation.inference_model import open_base_of
 from fitune.models.hardware import choose_precision, detect
 
 
@@ -64,9 +64,9 @@ def combine_on_disk(
     model = load_adapter(base.model, folders[0])
     # Names in memory: dots are PEFT's own separators, and two runs' folders may have one name.
     names = [f"{title(folder).replace('.', '-')}-{place}" for place, folder in enumerate(folders)]
-    life.rename(model, "default", names[0])
+    in_memory.rename(model, "default", names[0])
     for folder, name in zip(folders[1:], names[1:], strict=True):
-        life.add(model, folder, name)
+        in_memory.add(model, folder, name)
     torch.manual_seed(seed)
     weights = [weight for _, weight in parts]
     report = combine(model, list(zip(names, weights, strict=True)), "combined", kind, rank, density)

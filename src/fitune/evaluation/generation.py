@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from fitune.console import talk
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
 
 Message = dict[str, str]

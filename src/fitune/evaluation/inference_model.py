@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.folder import grow_for, load_adapter, load_tokenizer_of, read_facts
-from fitune.adapters.merged_base import merge_into
-from fitune.adapters.places import merged_inside
+from fitune.adapters.adapter_folder import grow_for, load_adapter, load_tokenizer_of, read_facts
+from fitune.adapters.locate import merged_inside
+from fitune.adapters.premerge import merge_into
 from fitune.console import warn
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
-from fitune.models.load import LoadedBase, load_base
-from fitune.models.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.compare import read_settings
-from fitune.runs.folder import SETTINGS, RunFolder
+from fitune.runs.run_folder import SETTINGS, RunFolder
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitune.adapters import life
-from fitune.adapters.base_state import Restored, changed, copy_layers, digests
-from fitune.evaluate.target import Target, open_base_of, open_target
+from fitune.adapters import in_memory
+from fitune.adapters.base_snapshot import Restored, changed, copy_layers, digests
+from fitune.evaluation.inference_model import Target, open_base_of, open_target
 from fitune.models.hardware import choose_precision, detect
 
 TEXTS = (
@@ -80,7 +80,7 @@ def prove_merge(adapter: Path, title: str, device: str = "auto", precision: str 
     """Merge, and compare the logits with those of the adapter beside the base."""
     target = open_target(str(adapter), device=device, precision=precision)
     before = _logits(target)
-    merged = life.merge(target.model)
+    merged = in_memory.merge(target.model)
     return Proof("merge", title, merged.layers, _difference(before, _logits(target)), kept_bytes=merged.kept_bytes)
 
 
@@ -88,11 +88,11 @@ def prove_unmerge(adapter: Path, title: str, device: str = "auto", precision: st
     """Merge and take out again, once by arithmetic and once from the layers that were kept."""
     target = open_target(str(adapter), device=device, precision=precision)
     before, reference = _logits(target), copy_layers(target.model)
-    life.merge(target.model, keep=False)
-    by_arithmetic = life.unmerge(target.model, reference)
-    life.put_back(reference)
-    merged = life.merge(target.model)
-    restored = life.unmerge(target.model)
+    in_memory.merge(target.model, keep=False)
+    by_arithmetic = in_memory.unmerge(target.model, reference)
+    in_memory.put_back(reference)
+    merged = in_memory.merge(target.model)
+    restored = in_memory.unmerge(target.model)
     return Proof(
         "unmerge",
         title,
@@ -107,8 +107,8 @@ def prove_unmerge(adapter: Path, title: str, device: str = "auto", precision: st
 def prove_unload(adapter: Path, title: str, device: str = "auto", precision: str = "auto") -> Proof:
     """Unload, and compare every tensor with a base that never had an adapter."""
     target = open_target(str(adapter), device=device, precision=precision)
-    layers = sum(1 for _ in life.adapted_layers(target.model))
-    left = digests(life.unload(target.model)[0])
+    layers = sum(1 for _ in in_memory.adapted_layers(target.model))
+    left = digests(in_memory.unload(target.model)[0])
     del target
     gc.collect()
     hardware = detect(device)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from fitune.data.render import Renderer
-from fitune.evaluate.generate import _asking, check_fits
+from fitune.data.render.renderer import Renderer
+from fitune.evaluation.generation import _asking, check_fits
 
 
 @dataclass(frozen=True)

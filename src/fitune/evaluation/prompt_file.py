@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fitune.data.files import Rows
-from fitune.data.forms import recognise, to_example
+from fitune.data.read.files import Rows
+from fitune.data.read.forms import recognise, to_example
 from fitune.errors import DataError
 
 # What is asked, in each form; and the column of answers beside it, which a file of questions may lack.

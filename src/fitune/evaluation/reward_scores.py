@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from fitune.adapters.folder import read_facts
-from fitune.data.collate import pad_collate
-from fitune.data.files import read_rows
-from fitune.data.forms import recognise, to_example
-from fitune.data.pairs import to_pair
+from fitune.adapters.adapter_folder import read_facts
+from fitune.data.packing.padding import pad_collate
+from fitune.data.preferences import to_pair
 from fitune.data.prepare import DataOptions
+from fitune.data.read.files import read_rows
+from fitune.data.read.forms import recognise, to_example
+from fitune.data.read.sources import convert_all
 from fitune.data.rows import Example, TokenRow
-from fitune.data.sources import convert_all
-from fitune.data.tasks import demo_rows, is_demo
+from fitune.demo.tasks import demo_rows, is_demo
 from fitune.errors import DataError, ModelError
-from fitune.evaluate.target import Target
+from fitune.evaluation.inference_model import Target
 from fitune.models.heads import ScalarHead, read_head
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
-from fitune.export.gguf_file import plan_tensors, weights_of
-from fitune.export.ollama import modelfile
-from fitune.export.vocabulary import Vocabulary, read_vocabulary
-from fitune.models.load import build_on_meta
+from fitune.exporting.forms.modelfile import modelfile
+from fitune.exporting.gguf.vocabulary import Vocabulary, read_vocabulary
+from fitune.exporting.gguf.writer import plan_tensors, weights_of
+from fitune.models.load_base import build_on_meta
 from fitune.models.template import Template
 
 GGUF_FORMS = ("gguf", "ollama")

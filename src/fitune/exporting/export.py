@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.folder import load_tokenizer_of, read_facts
+from fitune.adapters.adapter_folder import load_tokenizer_of, read_facts
 from fitune.console import say, warn
 from fitune.errors import ModelError
-from fitune.evaluate.target import Target, allowances, base_of, find_target, open_target
-from fitune.export.check import refuse_unconvertible
-from fitune.export.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
-from fitune.export.forms import FORMS, GGUF_FORMS, loss_of, reopen, write
-from fitune.export.merge import merge, settle
-from fitune.export.place import new_folder, refuse_taken
-from fitune.export.prompts import choose_prompts, run_of
+from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
+from fitune.exporting.convertible import refuse_unconvertible
+from fitune.exporting.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
+from fitune.exporting.forms.forms import FORMS, GGUF_FORMS, loss_of, reopen, write
+from fitune.exporting.merge_weights import merge, settle
+from fitune.exporting.new_folder import new_folder, refuse_taken
+from fitune.exporting.probe_prompts import choose_prompts, run_of
 from fitune.models.hardware import DTYPES, detect
-from fitune.models.load import build_on_meta, load_config
-from fitune.models.quantize import Quantization
+from fitune.models.load_base import build_on_meta, load_config
+from fitune.models.quantization.quantize import Quantization
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
-from fitune.runs.space import folder_bytes, size
+from fitune.runs.disk_space import folder_bytes, size
 
 REPORT = "fidelity.json"
 # Beside the weights: logits of the probe, activations of one prompt, Python itself.

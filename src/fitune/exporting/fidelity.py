@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from fitune.data.render import Renderer
-from fitune.evaluate.generate import Message, Sampling, _asking, generation_settings
+from fitune.data.render.renderer import Renderer
+from fitune.evaluation.generation import Message, Sampling, _asking, generation_settings
 
 # (largest mean divergence in nats, least share of answers' tokens unchanged) that is no cause for a warning, by what was
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.

@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from fitune.adapters.attach import undo_of
+from fitune.adapters.inject import undo_of
 from fitune.errors import ModelError
-from fitune.evaluate.target import Target
-from fitune.models.load import load_config
-from fitune.models.quantize import quantized_layers
+from fitune.evaluation.inference_model import Target
+from fitune.models.load_base import load_config
+from fitune.models.quantization.quantize import quantized_layers
 from fitune.models.source import ModelSource
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)

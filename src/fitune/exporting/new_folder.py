@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fitune.errors import RunError
-from fitune.runs.space import size
+from fitune.runs.disk_space import size
 
 SLACK_BYTES = 64 * 2**20  # tokenizer, configs, report
 

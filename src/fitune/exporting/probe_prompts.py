@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say
-from fitune.data.files import read_rows
 from fitune.data.prepare import DataOptions, load_examples
-from fitune.data.render import Renderer
-from fitune.data.sources import example_key, set_aside
+from fitune.data.read.files import read_rows
+from fitune.data.read.sources import example_key, set_aside
+from fitune.data.render.renderer import Renderer
 from fitune.errors import FituneError
-from fitune.evaluate.generate import Message
-from fitune.evaluate.questions import questions
+from fitune.evaluation.generation import Message
+from fitune.evaluation.prompt_file import questions
 from fitune.runs.compare import read_settings
-from fitune.runs.folder import RunFolder
+from fitune.runs.run_folder import RunFolder
 
 PLAIN = (
     "What is the capital of France?",

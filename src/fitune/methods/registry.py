@@ -9,7 +9,7 @@ In: a word of ``method:``. Out: its `Method`, from the one file of this room tha
     grpo.py         grpo        rewards for its own answers, each against the others to its prompt
 
 run.py calls these functions in order; everything else of a run (folder, checkpoints, resume, report) is shared. What a
-method reads is decided in data/ (`fitune.data.sources.KINDS`).
+method reads is decided in data/ (`fitune.data.read.sources.KINDS`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from fitune.train.finish import save_result
+from fitune.training.finalize import save_result
 
-MODULES = {"sft": "supervised", "lm": "supervised", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+MODULES = {"sft": "sft", "lm": "sft", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class Method:
 
 def method_of(name: str) -> Method:
     """The method of that name; its module is imported here and not before."""
-    return import_module(f"fitune.train.{MODULES[name]}").METHOD
+    return import_module(f"fitune.methods.{MODULES[name]}.trainer").METHOD

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fitune.cache import cache_folder
+from fitune.cache_folder import cache_folder
 from fitune.console import say
 from fitune.errors import ModelError
 
@@ -142,7 +142,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """
     import torch
 
-    from fitune.models.gguf import check_gguf, load_dense, load_gguf_tokenizer
+    from fitune.models.gguf_reader import check_gguf, load_dense, load_gguf_tokenizer
 
     check_gguf(gguf)
     load_dense(gguf, torch.bfloat16)[0].save_pretrained(folder)

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fitune.errors import ModelError
-from fitune.models.gguf import load_dense
+from fitune.models.gguf_reader import load_dense
 from fitune.models.hardware import Hardware, Precision, settle_cpu
-from fitune.models.quantize import (
+from fitune.models.quantization.quantize import (
     NO_QUANTIZATION,
     Quantization,
     bnb_config,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fitune.adapters.fast_lora import FastLinear, PlainParts, Products
+from fitune.ops.fused_lora import FastLinear, PlainParts, Products
 
 # Classes of transformers whose forward is weight · (x / rms(x)), the normalized value rounded before the product;
 # down(silu(gate(x)) · up(x)); and h + o(attention(q, k, v of norm(h))) followed by h + block(norm(h)), with rotary

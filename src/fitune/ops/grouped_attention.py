@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fitune.models.tree_layout import Group, TreeLayout
+from fitune.ops.tree_attention_layout import Group, TreeLayout
 
 # Queries of a block: long rows skip the keys after a block, so half the square is never computed.
 BLOCK_QUERIES = 128

@@ -1,6 +1,6 @@
 """The loss of a pack: one forward pass through the model's body, then the head where there is something to predict.
 
-In: a model whose attention takes tree packs (models/tree_attention.py) and a `Tree`. Out: one scalar, equal to the
+In: a model whose attention takes tree packs (ops/tree_attention.py) and a `Tree`. Out: one scalar, equal to the
 loss of the tree's rows computed one by one.
 Knows nothing of trainers or settings.
 
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitune.data.tree import Tree
-from fitune.models.tree_attention import no_mask
-from fitune.models.tree_layout import TreeLayout, make_layout
-from fitune.train.chunked_loss import Entries, Head, chunked_cross_entropy
+from fitune.data.packing.tree import Tree
+from fitune.ops.chunked_cross_entropy import Entries, Head, chunked_cross_entropy
+from fitune.ops.tree_attention import no_mask
+from fitune.ops.tree_attention_layout import TreeLayout, make_layout
 
 
 @dataclass(frozen=True, eq=False)

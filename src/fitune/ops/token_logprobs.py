@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fitune.data.collate import pad_collate
-from fitune.data.tree import Row, build_tree, predicting_places
+from fitune.data.packing.padding import pad_collate
+from fitune.data.packing.tree import Row, build_tree, predicting_places
 from fitune.errors import ModelError
-from fitune.models.tree_attention import no_mask
-from fitune.models.tree_layout import make_layout
-from fitune.train.chunked_loss import CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS, Head, transformed
-from fitune.train.packed import split_model
-from fitune.train.packing import Mode
+from fitune.ops.chunked_cross_entropy import CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS, Head, transformed
+from fitune.ops.packed_loss import split_model
+from fitune.ops.tree_attention import no_mask
+from fitune.ops.tree_attention_layout import make_layout
+from fitune.trainers.packing_support import Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> 
 
     Args:
         rows: at least one, none empty; their ``trained`` tells which tokens' log-probabilities are wanted.
-        mode: of a `fitune.train.packing.Packing`: tree, rows (packs without sharing), or off (padded).
+        mode: of a `fitune.trainers.packing_support.Packing`: tree, rows (packs without sharing), or off (padded).
     """
     if mode == "off":
         batch = pad_collate(rows, pad_id=0)  # type: ignore[arg-type]

@@ -29,8 +29,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torch_flex_attn_available
 
 from fitune.errors import ModelError
-from fitune.models.tree_layout import TreeLayout
-from fitune.models.tree_scores import grouped_attention
+from fitune.ops.grouped_attention import grouped_attention
+from fitune.ops.tree_attention_layout import TreeLayout
 
 PREFIX = "fitune_tree_"
 # What attention may be asked for besides these would change the result if it were ignored.

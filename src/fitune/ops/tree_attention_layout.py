@@ -1,6 +1,6 @@
 """Where the attention of a tree pack takes place: which queries meet which keys, in how many batched calls.
 
-In: the paths of a `fitune.data.tree.Tree`. Out: `TreeLayout`, with index tensors on the model's device.
+In: the paths of a `fitune.data.packing.tree.Tree`. Out: `TreeLayout`, with index tensors on the model's device.
 Knows nothing of heads' contents, kernels or models.
 
 Each row that brought new nodes is a unit: its new nodes are queries, its whole path (ancestors first) is keys, and
@@ -110,7 +110,7 @@ def make_layout(
     ends: np.ndarray,
     device: torch.device | str = "cpu",
 ) -> TreeLayout:
-    """The layout of a tree; arguments as in `fitune.data.tree.Tree`."""
+    """The layout of a tree; arguments as in `fitune.data.packing.tree.Tree`."""
     order = sorted(range(len(paths)), key=lambda unit: (len(paths[unit]) > owned[unit], len(paths[unit]), owned[unit]))
     sizes = [(owned[unit], len(paths[unit])) for unit in order]
     groups, places, laid = [], np.empty(len(positions), dtype=np.int64), 0

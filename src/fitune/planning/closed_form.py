@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import PlanError
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fitune.plan.predict import Plan
+    from fitune.planning.predict import Plan
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.5, "fp4": 0.5}
 # States of an optimizer, in bytes for each trained value: Adam keeps two values, in fp32 or in 8 bits.
@@ -161,7 +161,7 @@ def explain(made: Plan, explained: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.plan.view import size_in
+    from fitune.planning.report.plan_report import size_in
 
     whole = max(made.allocated_peak_bytes, explained["total_bytes"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -211,7 +211,7 @@ def untraced_plan(values: dict[str, Any], scenario: Scenario, gpu: Any, reason: 
     Raises:
         PlanError: the config does not even tell the sizes; the reason is in the message too.
     """
-    from fitune.plan.predict import Plan
+    from fitune.planning.predict import Plan
 
     try:
         found = closed_form(values, scenario)

@@ -1,7 +1,7 @@
 """Training on this machine's CPU: config and scenario → by how much the process will grow.
 
 In: a transformers config, a `Scenario`, the length of a row. Out: bytes of resident memory above what the process held
-just before the base was loaded, imports done: `fitune.train.memory` measures the same. Coarser than a card's plan:
+just before the base was loaded, imports done: `fitune.trainers.memory` measures the same. Coarser than a card's plan:
 the C library gives memory back when it likes, and libraries touch more of their pages as they are used.
 Importing this module does not import torch.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
 
 MIB = 2**20
 # glibc's malloc: a block from here on is mapped by itself and given back when freed (DEFAULT_MMAP_THRESHOLD_MAX of
@@ -46,7 +46,7 @@ def predict_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) 
 
     Args:
         config: a transformers config object, or its values as a dict with "model_type".
-        scenario: the run, as `fitune.train.planning.scenario_of` makes it. ``rows`` "packed": ``seq_len`` is the
+        scenario: the run, as `fitune.training.plan_scenario.scenario_of` makes it. ``rows`` "packed": ``seq_len`` is the
             largest pack.
         row_tokens: tokens of a typical row of a pack; None takes the pack for one row.
 
@@ -58,16 +58,16 @@ def predict_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) 
 
 def plan_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> CpuPlan:
     """`predict_cpu` with its parts; traced once, then out of the cache."""
-    from fitune.plan import cache
+    from fitune.planning import trace_cache
 
     values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
-    path = cache.folder() / f"{cache.content_key(values, scenario, (0, row_tokens or 0))}.json.gz"
-    traced = cache.read(path)
+    path = trace_cache.folder() / f"{trace_cache.content_key(values, scenario, (0, row_tokens or 0))}.json.gz"
+    traced = trace_cache.read(path)
     if traced is None:
-        from fitune.plan.cpu_trace import trace_cpu
+        from fitune.planning.trace.cpu_dry_run import trace_cpu
 
-        traced = trace_cpu(cache.as_config(values), scenario, row_tokens).to_dict()
-        cache.write(path, traced)
+        traced = trace_cpu(trace_cache.as_config(values), scenario, row_tokens).to_dict()
+        trace_cache.write(path, traced)
     return assemble_cpu(traced)
 
 
@@ -92,7 +92,7 @@ def replay_heap(order: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[i
     """Highest resident bytes of a trace under glibc's malloc, the storages alive then, and the event.
 
     Args:
-        order, sizes: as in `fitune.plan.recorder.Recorder`.
+        order, sizes: as in `fitune.planning.trace.recorder.Recorder`.
     """
     heap = Heap()
     live: dict[int, int | None] = {}

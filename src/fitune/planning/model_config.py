@@ -63,7 +63,7 @@ def config_of(name: str, revision: str | None = None) -> ModelConfig:
         ModelError: nothing of that name, an unreachable hub, a file that is no model's config.
     """
     name = name.strip()
-    builtin = json.loads((files("fitune.plan") / "builtin_configs.json").read_text(encoding="utf-8"))
+    builtin = json.loads((files("fitune.planning") / "builtin_configs.json").read_text(encoding="utf-8"))
     if not name:
         raise ModelError("the model's name is empty; name a hub id, a folder, a config.json or a built-in model")
     if name in builtin:
@@ -127,7 +127,7 @@ def _folder(path: Path, name: str) -> ModelConfig:
 
 def _gguf(path: Path, name: str, revision: str | None) -> ModelConfig:
     """A GGUF file's header, read as transformers does."""
-    from fitune.models.load import load_config
+    from fitune.models.load_base import load_config
     from fitune.models.source import resolve
 
     config = load_config(resolve(name, revision), False)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fitune.plan.allocator import replay
-from fitune.plan.cache import cached_trace
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
+from fitune.planning.simulate.allocator import replay
+from fitune.planning.trace_cache import cached_trace
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     work: dict[str, Any] = field(default_factory=dict)
     """Of one micro-batch's forward and backward: {"operators": [[kind, flops, moved bytes, how often], …]}."""
     seconds_per_step: float | None = None
-    """Filled in by `fitune.plan.time`."""
+    """Filled in by `fitune.planning.gpus.step_time`."""
     traced: bool = True
     """False: figures of the closed form, because the model's code cannot be traced."""
     notes: tuple[str, ...] = ()

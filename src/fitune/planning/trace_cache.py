@@ -16,20 +16,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fitune.cache import cache_folder, keep
+from fitune.cache_folder import cache_folder, keep
 from fitune.errors import FituneError, ModelError, NotTraced
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
 
 # Of our own code, what a trace runs; how a plan is shown is no part of it.
 TRACED = (
     *(
-        f"plan/{name}.py"
-        for name in ("autocast", "cpu_trace", "kernels", "optimizers", "packs", "program", "quick_meta", "recorder")
+        f"planning/trace/{name}.py"
+        for name in (
+            "autocast", "cpu_dry_run", "cuda_memory_rules", "dry_run", "meta_shortcuts", "optimizer_memory", "packs",
+            "recorder", "trace",
+        )
     ),
-    *("plan/scenario.py", "plan/trace.py", "adapters/attach.py", "adapters/fast_lora.py", "adapters/lean_layers.py"),
-    *("train/loss.py", "train/chunked_loss.py", "train/packed.py", "models/tree_attention.py", "models/tree_scores.py"),
-    *("train/laid.py", "models/heads.py", "data/tree.py", "models/tree_layout.py"),
-)
+    *(
+        f"ops/{name}.py"
+        for name in (
+            "chunked_cross_entropy", "fused_layers", "fused_lora", "grouped_attention", "label_loss", "packed_loss",
+            "token_logprobs", "tree_attention", "tree_attention_layout",
+        )
+    ),
+    *("planning/scenario.py", "adapters/inject.py", "models/heads.py", "data/packing/tree.py"),
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
@@ -90,7 +98,7 @@ def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int
         ModelError: a config that transformers refuses, or of no causal language model.
         FituneError: the scenario does not go with this model.
     """
-    from fitune.plan.trace import trace
+    from fitune.planning.trace.trace import trace
 
     kind = config["model_type"]
     try:

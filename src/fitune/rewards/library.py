@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fitune.data.pig_latin import to_pig_latin
+from fitune.demo.pig_latin import to_pig_latin
 
 Reward = Callable[..., Sequence[float]]
 
@@ -59,7 +59,7 @@ def words(answers: Sequence[str], wanted: Sequence[str | None]) -> list[float]:
 
 
 def pig_latin(answers: Sequence[str], questions: Sequence[str]) -> list[float]:
-    """The share of words that are the Pig Latin of the question's, by the rule of `fitune.data.pig_latin`."""
+    """The share of words that are the Pig Latin of the question's, by the rule of `fitune.demo.pig_latin`."""
     return [words_right(answer, to_pig_latin(question)) for answer, question in zip(answers, questions, strict=True)]
 
 

@@ -10,7 +10,7 @@ import yaml
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of, whole_checkpoints
-from fitune.runs.folder import MANIFEST, RunFolder, read_rows
+from fitune.runs.run_folder import MANIFEST, RunFolder, read_rows
 
 
 def find_run(name: str, root: str | Path = "runs") -> Path:

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import memory_of
-from fitune.runs.folder import RunFolder, read_rows
+from fitune.runs.run_folder import RunFolder, read_rows
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
 ROLLOUT_STEPS, ROLLOUT_ROWS = 10, 8

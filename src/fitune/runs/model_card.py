@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import RunFolder
-from fitune.runs.report import changed_settings
+from fitune.runs.html_report import changed_settings
+from fitune.runs.run_folder import RunFolder
 
 
 def write_card(run: RunFolder, saved: Path | None = None) -> Path:

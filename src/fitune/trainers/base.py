@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from fitune.errors import RunError, TrainingHalted
+from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
-from fitune.train.loss import count_trained, label_loss
-from fitune.train.order import ShuffledByEpoch
+from fitune.trainers.sampler import ShuffledByEpoch
 
 TRAINED_FILE = "trained.safetensors"
 ROW_NUMBERS = "row_numbers"
@@ -67,7 +67,7 @@ class FituneTrainer(Trainer):
 
     Args:
         model: the model with its trained parameters marked by ``requires_grad``.
-        args: from `fitune.train.arguments`.
+        args: from `fitune.trainers.arguments`.
         train_rows, test_rows: `fitune.data` token rows.
         collate: rows → input_ids BS, attention_mask BS, labels BS.
         examine: called at each evaluation with the model and the step; returns more metrics (generation).

@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Any
 
 from fitune.console import warn
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
-from fitune.evaluate.evaluate import answer_rows
-from fitune.evaluate.metrics import score
-from fitune.evaluate.target import Target
-from fitune.train.memory import give_back, is_out_of_memory
+from fitune.evaluation.evaluate import answer_rows
+from fitune.evaluation.inference_model import Target
+from fitune.evaluation.metrics import score
+from fitune.trainers.memory import give_back, is_out_of_memory
 
 
 def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:

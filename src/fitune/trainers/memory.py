@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import torch
 
-from fitune.plan.view import size_in
+from fitune.planning.report.plan_report import size_in
 
 GPU_TOLERANCE = 0.05
 # Process memory is coarser: the C allocator keeps what was freed, libraries make threads and buffers when first called.

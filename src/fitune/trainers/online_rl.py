@@ -24,19 +24,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fitune.console import warn
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.errors import RewardError
-from fitune.evaluate.generate import Sampling
+from fitune.evaluation.generation import Sampling
 from fitune.models.heads import head_of
+from fitune.ops.packed_loss import split_model
+from fitune.ops.token_logprobs import Laid, entry_logprobs, lay, states_of
 from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
-from fitune.train.laid import Laid, entry_logprobs, lay, states_of
-from fitune.train.packed import split_model
-from fitune.train.packing import Mode
-from fitune.train.rl_math import token_weights
-from fitune.train.rollout import Answered, sample_answers, step_seed
-from fitune.train.trainer import FituneTrainer
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.packing_support import Mode
+from fitune.trainers.rl.losses import token_weights
+from fitune.trainers.rl.rollout import Answered, sample_answers, step_seed
 
 PROMPTS = "prompts"
 CUT_OFF_REMINDER = 10  # steps between two warnings that every answer was cut off
@@ -83,7 +83,7 @@ class RewardedTrainer(FituneTrainer, ABC):
         rollout: how answers are sampled and learnt from.
         mix: the rewards.
         reference: makes a context in which the model answers as the reference does.
-        mode: how rows are laid out, from `fitune.train.packing`.
+        mode: how rows are laid out, from `fitune.trainers.packing_support`.
         keep: takes rows of samples.jsonl.
         values: whether the model has a value head.
     """

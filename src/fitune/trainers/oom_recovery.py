@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fitune.console import say, warn
-from fitune.data.pack import pack_rows
-from fitune.data.tree import Tree
+from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.tree import Tree
 from fitune.errors import DoesNotFit
-from fitune.train.largest import Batches, largest_micro_batch, largest_pack
-from fitune.train.loss import count_trained
-from fitune.train.memory import give_back, is_out_of_memory
-from fitune.train.packed_trainer import PACKS, PackedTrainer
-from fitune.train.trainer import FituneTrainer, with_row_numbers
+from fitune.ops.label_loss import count_trained
+from fitune.trainers.base import FituneTrainer, with_row_numbers
+from fitune.trainers.memory import give_back, is_out_of_memory
+from fitune.trainers.packed import PACKS, PackedTrainer
+from fitune.trainers.worst_case_batch import Batches, largest_micro_batch, largest_pack
 
 # Bytes that an optimizer keeps for each trained value from the first step on; paged ones move to the host when needed.
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.05}

@@ -1,7 +1,7 @@
 """`PackedTrainer`: FituneTrainer whose steps are packs instead of padded micro-batches. Same rows a step, same losses.
 
 In: as FituneTrainer, and a `Packing`. Out: likewise.
-Knows nothing of how packs are computed (packed.py) or laid (data/pack.py).
+Knows nothing of how packs are computed (packed.py) or laid (data/packing/bins.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fitune.data.pack import pack_rows
-from fitune.data.tree import Tree
-from fitune.train.packed import pack_loss, to_pack
-from fitune.train.packing import Packing
-from fitune.train.trainer import FituneTrainer
+from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.tree import Tree
+from fitune.ops.packed_loss import pack_loss, to_pack
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.packing_support import Packing
 
 PACKS = "packs"
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fitune.data.tree import Row, build_tree, common_prefix
+from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
-from fitune.models.tree_attention import use_tree_attention
-from fitune.train.packed import pack_loss, to_pack
+from fitune.ops.packed_loss import pack_loss, to_pack
+from fitune.ops.tree_attention import use_tree_attention
 
 Mode = Literal["tree", "rows", "off"]
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fitune.data.pair_passes import pair_passes, pair_tokens
+from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.rows import PairRow
-from fitune.train.laid import Laid, lay
-from fitune.train.packing import Packing
-from fitune.train.trainer import FituneTrainer
+from fitune.ops.token_logprobs import Laid, lay
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.packing_support import Packing
 
 PAIRS = "pairs"
 Measured = dict[str, Tensor]

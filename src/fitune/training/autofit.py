@@ -11,24 +11,24 @@ from typing import Any
 
 import psutil
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say, warn
 from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
-from fitune.plan import catalogue
-from fitune.plan.cpu import plan_cpu
-from fitune.plan.ladder import told
-from fitune.plan.predict import Card, Plan, predict
-from fitune.plan.question import config_of
-from fitune.plan.scenario import Scenario
-from fitune.plan.time import with_time
-from fitune.plan.view import size_in
+from fitune.planning.cpu_memory import plan_cpu
+from fitune.planning.gpus import catalogue
+from fitune.planning.gpus.step_time import with_time
+from fitune.planning.model_config import config_of
+from fitune.planning.predict import Card, Plan, predict
+from fitune.planning.report.plan_report import size_in
+from fitune.planning.scenario import Scenario
+from fitune.planning.search.ladder import told
 from fitune.sizes import parse_bytes
-from fitune.train.examine import questions_of
-from fitune.train.fit import Fitted, Room, Rows, facts_of, room_on, search
-from fitune.train.largest import Batches, largest_pass
-from fitune.train.packing import ATTENTION_DROPOUTS
-from fitune.train.planning import (
+from fitune.trainers.generation_eval import questions_of
+from fitune.trainers.packing_support import ATTENTION_DROPOUTS
+from fitune.trainers.worst_case_batch import Batches, largest_pass
+from fitune.training.autofit_search import Fitted, Room, Rows, facts_of, room_on, search
+from fitune.training.plan_scenario import (
     SAMPLED,
     LargestPass,
     largest_pass_of,
@@ -37,7 +37,7 @@ from fitune.train.planning import (
     scenario_of,
     with_changes,
 )
-from fitune.train.ready import Ready
+from fitune.training.setup import Ready
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000

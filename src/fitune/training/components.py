@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from fitune.adapters.attach import attach, lora_config
-from fitune.adapters.folder import add_adapter, continue_adapter
+from fitune.adapters.adapter_folder import add_adapter, continue_adapter
+from fitune.adapters.inject import attach, lora_config
+from fitune.adapters.locate import lora_options
 from fitune.adapters.loftq import start_loftq
-from fitune.adapters.merged_base import merge_into
-from fitune.adapters.places import lora_options
+from fitune.adapters.premerge import merge_into
 from fitune.adapters.reference import REFERENCE
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say, warn
-from fitune.data.tree import Row
-from fitune.models.load import LoadedBase, load_base
-from fitune.models.quantize import Quantization, refuse_full_tuning
-from fitune.runs.folder import RunFolder
-from fitune.train.arguments import Schedule, schedule_of, training_arguments
-from fitune.train.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
-from fitune.train.examine import Examiner, questions_of
-from fitune.train.memory import peak_memory_bytes
-from fitune.train.method import method_of
-from fitune.train.packing import Packing, choose_packing
-from fitune.train.ready import Ready, merges_of, start_of
-from fitune.train.trainer import FituneTrainer
+from fitune.data.packing.tree import Row
+from fitune.methods.registry import method_of
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.quantization.quantize import Quantization, refuse_full_tuning
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.arguments import Schedule, schedule_of, training_arguments
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
+from fitune.trainers.generation_eval import Examiner, questions_of
+from fitune.trainers.memory import peak_memory_bytes
+from fitune.trainers.packing_support import Packing, choose_packing
+from fitune.training.setup import Ready, merges_of, start_of
 
 
 def make_schedule(settings: Settings, num_rows: int) -> Schedule:

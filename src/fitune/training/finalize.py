@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.folder import base_facts, save_adapter
+from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.console import say, warn
-from fitune.models.load import LoadedBase
+from fitune.models.load_base import LoadedBase
 from fitune.runs import manifest as manifests
-from fitune.runs.card import write_card
 from fitune.runs.checkpoints import is_whole, step_of
-from fitune.runs.folder import RunFolder, read_rows
-from fitune.runs.report import write_report
-from fitune.train.memory import compare
-from fitune.train.trainer import FituneTrainer
+from fitune.runs.html_report import write_report
+from fitune.runs.model_card import write_card
+from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.memory import compare
 
 
 def finish(

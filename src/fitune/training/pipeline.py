@@ -1,6 +1,6 @@
 """A chain of runs, each starting from the last; resumed, it goes on at the stage that is not finished.
 
-In: a `fitune.settings.chain.Chain`. Out: a `RunResult` a stage that was run.
+In: a `fitune.config.stages.Chain`. Out: a `RunResult` a stage that was run.
 The chain's folder holds a run folder for each stage, and chain.json: every stage's settings as they were at the start.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
+from fitune.config.stages import Chain, Stage
 from fitune.console import say
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import MANIFEST, RunFolder
-from fitune.settings.chain import Chain, Stage
-from fitune.train.resume import check_same_settings
-from fitune.train.run import RunResult, train
+from fitune.runs.run_folder import MANIFEST, RunFolder
+from fitune.training.resume import check_same_settings
+from fitune.training.run import RunResult, train
 
 CHAIN = "chain.json"
 

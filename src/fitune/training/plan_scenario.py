@@ -1,6 +1,6 @@
 """What `fitune train` would do on a CUDA card, as the plan's plain values. Torch is not imported.
 
-In: settings, and what is known of the rows. Out: `fitune.plan.scenario.Scenario`.
+In: settings, and what is known of the rows. Out: `fitune.planning.scenario.Scenario`.
 Knows nothing of models and cards. Each value stands beside the place in this room that makes it so; a change there is
 a change here.
 """
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.adapters.places import find_adapter, lora_options
-from fitune.config import LoraSettings, Settings
-from fitune.plan.scenario import Scenario
+from fitune.adapters.locate import find_adapter, lora_options
+from fitune.config.sections import LoraSettings, Settings
+from fitune.planning.scenario import Scenario
 
 # Method → the loss path that is traced. A pair's two sides are rows of one pass.
 LOSSES: dict[str, Any] = {
@@ -24,7 +24,7 @@ PAIRS = ("reward", "dpo")
 SAMPLED = {"ppo": 4, "grpo": 8}
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
 NEVER = {
-    "kbit_preparation": "models/quantize.py does not lift what stays in 16 bits",
+    "kbit_preparation": "models/quantization/quantize.py does not lift what stays in 16 bits",
     "frozen_layers": "there is no such setting: full trains every layer",
     "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
     "optimizer_step": "a run ends with an optimizer step",
@@ -181,9 +181,7 @@ def sampled_sizes(settings: Settings, prompt_tokens: int) -> list[tuple[int, int
 def _base(settings: Settings, precision: str) -> dict[str, Any]:
     """How the base is stored. What does not matter keeps its default, so that equal questions are equal."""
     if settings.train.tuning == "full":
-        if (
-            settings.model.quantization != "none"
-        ):  # settings/cross.py refuses it too; a grid changes settings after that
+        if settings.model.quantization != "none":  # config/rules.py refuses it too; a grid changes settings after that
             raise ValueError(
                 "quantized weights cannot be trained; train.tuning is full and model.quantization "
                 f"{settings.model.quantization}: use train.tuning lora, or model.quantization none"

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say, warn
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import drop_incomplete, newest_whole, read_carried, step_of
 from fitune.runs.compare import flat, read_settings
-from fitune.runs.folder import RunFolder
-from fitune.train.planning import with_changes
+from fitune.runs.run_folder import RunFolder
+from fitune.training.plan_scenario import with_changes
 
 # Changing these leaves the training what it was. A data file may move: its contents are compared by hash.
 FREE = (

@@ -14,27 +14,27 @@ from pathlib import Path
 
 from transformers import TrainingArguments, set_seed
 
-from fitune.adapters.attach import trained_share
-from fitune.config import Settings
+from fitune.adapters.inject import trained_share
+from fitune.config.sections import Settings
 from fitune.console import say, warn
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
-from fitune.export.export import export
+from fitune.exporting.export import export
+from fitune.methods.registry import method_of
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
-from fitune.runs.folder import RunFolder
-from fitune.runs.space import bytes_needed, check_space, folder_bytes
-from fitune.train.arguments import Schedule, check_trackers
-from fitune.train.build import load, make_arguments, make_schedule, tell_plan
-from fitune.train.callbacks import ProgressLine, StopOnInterrupt
-from fitune.train.finish import finish, tell_memory, write_pages
-from fitune.train.fit import Fitted
-from fitune.train.fit_run import changes_rows, fit_run, predicted_run
-from fitune.train.memory import begin_measuring
-from fitune.train.method import method_of
-from fitune.train.ready import Ready, make_ready
-from fitune.train.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
-from fitune.train.trainer import FituneTrainer
+from fitune.runs.disk_space import bytes_needed, check_space, folder_bytes
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.arguments import Schedule, check_trackers
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
+from fitune.trainers.memory import begin_measuring
+from fitune.training.autofit import changes_rows, fit_run, predicted_run
+from fitune.training.autofit_search import Fitted
+from fitune.training.components import load, make_arguments, make_schedule, tell_plan
+from fitune.training.finalize import finish, tell_memory, write_pages
+from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
+from fitune.training.setup import Ready, make_ready
 
 
 @dataclass(frozen=True)

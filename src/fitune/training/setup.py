@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.places import digest, find_adapter, merged_facts, merged_inside
-from fitune.config import Settings
+from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
+from fitune.config.sections import Settings
 from fitune.console import say, warn
 from fitune.data.prepare import PreparedData, prepare
-from fitune.data.render import Renderer
-from fitune.data.sources import KINDS
+from fitune.data.read.sources import KINDS
+from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
-from fitune.export.check import refuse_unconvertible
+from fitune.exporting.convertible import refuse_unconvertible
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
-from fitune.models.load import load_config
+from fitune.models.load_base import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
-from fitune.train.examine import questions_of
+from fitune.trainers.generation_eval import questions_of
 
 # Metrics that are measured without generating answers to the held-out questions.
 WITHOUT_ANSWERS = ("loss", "accuracy", "reward")

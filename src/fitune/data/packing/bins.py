@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fitune.data.tree import Row, Tree, build_tree, common_prefix, needed_tokens
+from fitune.data.packing.tree import Row, Tree, build_tree, common_prefix, needed_tokens
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[Tree]:

@@ -28,7 +28,7 @@ TOKEN_BITS = 31
 
 
 class Row(Protocol):
-    """What a row must offer: `fitune.data.render.TokenRow`, or anything like it."""
+    """What a row must offer: `fitune.data.render.renderer.TokenRow`, or anything like it."""
 
     @property
     def input_ids(self) -> Sequence[int]: ...

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitune.data.files import Rows, read_rows
-from fitune.data.forms import Form, recognise
+from fitune.data.read.files import Rows, read_rows
+from fitune.data.read.forms import Form, recognise
 from fitune.data.rows import Example
-from fitune.data.tasks import demo_rows, is_demo, write_jsonl
+from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
-# Method → what it reads, a key of `fitune.data.forms.FORMS_OF`.
+# Method → what it reads, a key of `fitune.data.read.forms.FORMS_OF`.
 KINDS = {
     "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
     "grpo": "prompts",

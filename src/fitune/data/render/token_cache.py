@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fitune.cache import cache_folder, keep
-from fitune.data.render import Renderer
+from fitune.cache_folder import cache_folder, keep
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Rendered, TokenRow
 
 # Fewer rows are tokenized in less than a second.

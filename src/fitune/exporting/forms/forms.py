@@ -10,15 +10,15 @@ import gguf
 
 from fitune.console import say
 from fitune.errors import ModelError
-from fitune.evaluate.target import Target, open_target
-from fitune.export.check import GGUF_FORMS, vocabulary_of
-from fitune.export.families import family_of, rope_type
-from fitune.export.gguf_file import plan_tensors, read_gguf, require_family, weights_of, write_gguf
-from fitune.export.merge import sixteen_bit
-from fitune.export.ollama import modelfile
-from fitune.export.place import require_space
+from fitune.evaluation.inference_model import Target, open_target
+from fitune.exporting.convertible import GGUF_FORMS, vocabulary_of
+from fitune.exporting.forms.modelfile import modelfile
+from fitune.exporting.gguf.families import family_of, rope_type
+from fitune.exporting.gguf.writer import plan_tensors, read_gguf, require_family, weights_of, write_gguf
+from fitune.exporting.merge_weights import sixteen_bit
+from fitune.exporting.new_folder import require_space
 from fitune.models.template import Template, end_of_turn
-from fitune.runs.space import folder_bytes, size
+from fitune.runs.disk_space import folder_bytes, size
 
 FORMS = ("adapter", "merged", *GGUF_FORMS)
 SHARD = "4GB"

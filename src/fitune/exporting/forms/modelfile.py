@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fitune.console import warn
-from fitune.data.render import Renderer
-from fitune.export.go_template import derive
-from fitune.export.vocabulary import adds_bos
+from fitune.data.render.renderer import Renderer
+from fitune.exporting.gguf.vocabulary import adds_bos
+from fitune.exporting.go_template import derive
 
 
 def modelfile(gguf_name: str, renderer: Renderer) -> str:

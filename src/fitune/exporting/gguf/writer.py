@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fitune.console import say
 from fitune.errors import ModelError
-from fitune.export.families import Family, family_of, faults, rope_factors
-from fitune.export.vocabulary import Vocabulary
+from fitune.exporting.gguf.families import Family, family_of, faults, rope_factors
+from fitune.exporting.gguf.vocabulary import Vocabulary
 
 # fitune's word → (type of the layers, type of embedding and head, the file's own word for it). In 4 bits embedding and
 # head keep 8: they are a fifth of the built-in model and most sensitive.

@@ -27,24 +27,24 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say
 from fitune.data.rows import PairRow
-from fitune.models.load import LoadedBase
-from fitune.runs.folder import RunFolder
-from fitune.train import build
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.laid import Laid, by_row, check_laid, count_by_row, token_logprobs
-from fitune.train.method import Method
-from fitune.train.order import epoch_order
-from fitune.train.pair_trainer import Measured, PairTrainer, sides
-from fitune.train.ready import Ready
-from fitune.train.trainer import FituneTrainer
+from fitune.methods.registry import Method
+from fitune.models.load_base import LoadedBase
+from fitune.ops.token_logprobs import Laid, by_row, check_laid, count_by_row, token_logprobs
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.trainers.preference import Measured, PairTrainer, sides
+from fitune.trainers.sampler import epoch_order
+from fitune.training import components
+from fitune.training.setup import Ready
 
 
 def adapt(settings: Settings, base: LoadedBase) -> Any:
     """The model with its trained parameters marked; a live reference lies beside an adapter that is trained further."""
-    return (build.adapt_with_reference if settings.dpo.reference == "live" else build.adapt)(settings, base)
+    return (components.adapt_with_reference if settings.dpo.reference == "live" else components.adapt)(settings, base)
 
 
 def make_trainer(
@@ -57,9 +57,9 @@ def make_trainer(
     interrupt: StopOnInterrupt,
 ) -> FituneTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    callbacks = build.listeners(settings, run, ready, interrupt)
+    callbacks = components.listeners(settings, run, ready, interrupt)
     every = sides(ready.data.train)
-    packing = build.lay_out(settings, ready, model, arguments, every)
+    packing = components.lay_out(settings, ready, model, arguments, every)
     check_laid(model, every, packing.mode)
     trainer = DpoTrainer(
         model,
@@ -71,16 +71,16 @@ def make_trainer(
         beta=settings.dpo.beta,
         label_smoothing=settings.dpo.label_smoothing,
         sft_weight=settings.dpo.sft_weight,
-        examine=build.examiner_of(settings, run, ready),
+        examine=components.examiner_of(settings, run, ready),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
     if settings.dpo.reference == "precomputed":
-        steps = build.make_schedule(settings, len(ready.data.train)).steps
+        steps = components.make_schedule(settings, len(ready.data.train)).steps
         met = pairs_met(ready.data.train, steps, settings.train.batch_size, settings.train.seed)
         say(f"reference: log-probabilities of {len(met) + len(ready.data.test):,} pairs before step one")
         trainer.take_reference([*met, *ready.data.test])
-    return build.introduce(trainer, callbacks)
+    return components.introduce(trainer, callbacks)
 
 
 def pairs_met(rows: Sequence[PairRow], steps: int, batch_size: int, seed: int) -> list[PairRow]:

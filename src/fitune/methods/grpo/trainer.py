@@ -22,18 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitune.config import Settings
-from fitune.train.method import Method
-from fitune.train.rewarded import RewardedTrainer
-from fitune.train.rl_build import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
-from fitune.train.rl_math import (
+from fitune.config.sections import Settings
+from fitune.methods.registry import Method
+from fitune.trainers.online_rl import RewardedTrainer
+from fitune.trainers.rl.losses import (
     group_advantages,
     kl_estimate,
     masked_mean,
     policy_loss,
     rloo_advantages,
 )
-from fitune.train.rollout import Answered
+from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
+from fitune.trainers.rl.rollout import Answered
 
 
 @dataclass(frozen=True)

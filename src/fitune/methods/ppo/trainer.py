@@ -18,13 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fitune.config import Settings
+from fitune.config.sections import Settings
+from fitune.methods.registry import Method
 from fitune.models.heads import put_head
-from fitune.models.load import LoadedBase
-from fitune.train.method import Method
-from fitune.train.rewarded import RewardedTrainer
-from fitune.train.rl_build import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
-from fitune.train.rl_math import (
+from fitune.models.load_base import LoadedBase
+from fitune.trainers.online_rl import RewardedTrainer
+from fitune.trainers.rl.losses import (
     adapted_coefficient,
     explained_variance,
     gae,
@@ -35,7 +34,8 @@ from fitune.train.rl_math import (
     value_loss,
     whiten,
 )
-from fitune.train.rollout import Answered
+from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
+from fitune.trainers.rl.rollout import Answered
 
 
 @dataclass(frozen=True)

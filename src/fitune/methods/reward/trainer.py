@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from fitune.adapters.folder import base_facts, save_adapter
-from fitune.config import Settings
+from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.config.sections import Settings
 from fitune.console import warn
 from fitune.data.rows import PairRow
+from fitune.methods.registry import Method
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
-from fitune.models.load import LoadedBase
-from fitune.runs.folder import RunFolder
-from fitune.train import build
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.laid import Laid, end_states
-from fitune.train.method import Method
-from fitune.train.pair_trainer import Measured, PairTrainer, sides
-from fitune.train.ready import Ready, start_of
-from fitune.train.trainer import FituneTrainer
+from fitune.models.load_base import LoadedBase
+from fitune.ops.token_logprobs import Laid, end_states
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.trainers.preference import Measured, PairTrainer, sides
+from fitune.training import components
+from fitune.training.setup import Ready, start_of
 
 # Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
 LENGTH_WARNING = 0.6
@@ -42,7 +42,7 @@ SCALE_PAIRS = 256
 
 def adapt(settings: Settings, base: LoadedBase) -> Any:
     """The base with a LoRA adapter and a head: a fresh one, or that of the reward model that is trained further."""
-    model = build.adapt(settings, base)
+    model = components.adapt(settings, base)
     head, start = put_head(model), start_of(settings)
     if start is not None and (start / HEAD_FILE).exists():
         head.load_state_dict(read_head(start, len(head.weight)).state_dict())
@@ -59,18 +59,18 @@ def make_trainer(
     interrupt: StopOnInterrupt,
 ) -> FituneTrainer:
     """The trainer with everything that listens to it."""
-    callbacks = build.listeners(settings, run, ready, interrupt)
+    callbacks = components.listeners(settings, run, ready, interrupt)
     trainer = RewardTrainer(
         model,
         arguments,
         train_rows=ready.data.train,
         test_rows=ready.data.test,
-        packing=build.lay_out(settings, ready, model, arguments, sides(ready.data.train)),
+        packing=components.lay_out(settings, ready, model, arguments, sides(ready.data.train)),
         center=settings.reward.center,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
-    return build.introduce(trainer, callbacks)
+    return components.introduce(trainer, callbacks)
 
 
 class RewardTrainer(PairTrainer):

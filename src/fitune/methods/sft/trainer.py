@@ -11,18 +11,18 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from fitune.config import Settings
-from fitune.data.collate import pad_collate
-from fitune.models.load import LoadedBase
+from fitune.config.sections import Settings
+from fitune.data.packing.padding import pad_collate
+from fitune.methods.registry import Method
+from fitune.models.load_base import LoadedBase
 from fitune.runs import manifest as manifests
-from fitune.runs.folder import RunFolder
-from fitune.train.arguments import LEARNING_RATES
-from fitune.train.build import adapt, examiner_of, introduce, lay_out, listeners
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.fit_run import batches_of
-from fitune.train.method import Method
-from fitune.train.ready import Ready
-from fitune.train.survive import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.arguments import LEARNING_RATES
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.training.autofit import batches_of
+from fitune.training.components import adapt, examiner_of, introduce, lay_out, listeners
+from fitune.training.setup import Ready
 
 
 def make_trainer(

@@ -76,7 +76,7 @@ class Gpu:
 @lru_cache(maxsize=1)
 def catalogue() -> dict[str, Gpu]:
     """Name → card, in the table's order."""
-    with (files("fitune.plan") / "gpus.csv").open(encoding="utf-8") as file:
+    with (files("fitune.planning.gpus") / "gpus.csv").open(encoding="utf-8") as file:
         return {row["name"]: _card(row) for row in csv.DictReader(file)}
 
 

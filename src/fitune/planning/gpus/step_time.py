@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fitune.plan.predict import Plan
-from fitune.plan.scenario import Scenario
+from fitune.planning.predict import Plan
+from fitune.planning.scenario import Scenario
 
 # Shares of the nominal rates that large kernels reach. Products: NVIDIA's own cuBLAS figures for large 16-bit matrices
 # are 70 to 80 % of the dense rate at the boost clock. Bytes: STREAM-like copies reach 80 to 90 % of the nominal rate.

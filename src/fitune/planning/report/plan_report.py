@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.plan.predict import Plan
-from fitune.plan.scenario import Scenario
+from fitune.planning.predict import Plan
+from fitune.planning.scenario import Scenario
 
 MIB, GIB = 2**20, 2**30
 

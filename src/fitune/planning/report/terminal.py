@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fitune.plan.view import GIB, View, advice, facts, figures, layers, scale, size_in, verdict
+from fitune.planning.report.plan_report import GIB, View, advice, facts, figures, layers, scale, size_in, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fitune.plan.catalogue import Gpu
+    from fitune.planning.gpus.catalogue import Gpu
 
 
 def print_plan(console: Console, view: View) -> None:

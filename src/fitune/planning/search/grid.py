@@ -15,11 +15,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import NotTraced, PlanError
-from fitune.plan import cache
-from fitune.plan.closed_form import untraced_plan
-from fitune.plan.predict import Plan, predict
-from fitune.plan.scenario import Scenario
-from fitune.plan.view import size_in
+from fitune.planning import trace_cache
+from fitune.planning.closed_form import untraced_plan
+from fitune.planning.predict import Plan, predict
+from fitune.planning.report.plan_report import size_in
+from fitune.planning.scenario import Scenario
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,8 +119,8 @@ def _planned(cell: Cell, config: dict[str, Any], gpu: Any, expandable: bool) -> 
 
 
 def _is_cached(config: dict[str, Any], scenario: Scenario, gpu: Any) -> bool:
-    key = cache.content_key(config, scenario, (gpu.capability[0], gpu.capability[1]))
-    return (cache.folder() / f"{key}.json.gz").exists()
+    key = trace_cache.content_key(config, scenario, (gpu.capability[0], gpu.capability[1]))
+    return (trace_cache.folder() / f"{key}.json.gz").exists()
 
 
 def _quiet_worker() -> None:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fitune.plan.predict import Plan
-from fitune.plan.view import seconds, size_in
+from fitune.planning.predict import Plan
+from fitune.planning.report.plan_report import seconds, size_in
 
 Changes = dict[str, Any]
 PlanOf = Callable[[Changes], Plan]

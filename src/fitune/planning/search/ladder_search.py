@@ -12,7 +12,9 @@ from itertools import product
 from typing import Any
 
 from fitune.errors import DoesNotFit, PlanError
-from fitune.plan.ladder import (
+from fitune.planning.predict import Plan
+from fitune.planning.report.plan_report import size_in
+from fitune.planning.search.ladder import (
     CHECKPOINTING,
     EIGHT_BIT_HANDICAP,
     KEYS,
@@ -30,8 +32,6 @@ from fitune.plan.ladder import (
     Step,
     shown,
 )
-from fitune.plan.predict import Plan
-from fitune.plan.view import size_in
 
 
 def climb(start: Start, plan_of: PlanOf, possible: Callable[[Changes], bool] = lambda _: True) -> Ladder:

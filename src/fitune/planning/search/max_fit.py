@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fitune.plan.predict import Plan
+from fitune.planning.predict import Plan
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from fitune.plan.autocast import FULL_ON_CPU, MetaAutocast, answering
-from fitune.plan.packs import meta_pack, rows_of
-from fitune.plan.program import DTYPES, Program
-from fitune.plan.recorder import Recorder
-from fitune.plan.scenario import Scenario
-from fitune.plan.trace import Trace, kernels_of, record
+from fitune.planning.scenario import Scenario
+from fitune.planning.trace.autocast import FULL_ON_CPU, MetaAutocast, answering
+from fitune.planning.trace.dry_run import DTYPES, Program
+from fitune.planning.trace.packs import meta_pack, rows_of
+from fitune.planning.trace.recorder import Recorder
+from fitune.planning.trace.trace import Trace, kernels_of, record
 
 aten = torch.ops.aten
 # Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
@@ -37,7 +37,7 @@ class CpuProgram(Program):
 
     def make_pack(self) -> Any:
         """The pack, and a model that takes it."""
-        from fitune.models.tree_attention import use_tree_attention
+        from fitune.ops.tree_attention import use_tree_attention
 
         scenario = self.scenario
         if self.device != "meta":
@@ -48,7 +48,7 @@ class CpuProgram(Program):
 
     def chunk_logits(self) -> int | None:
         """A CPU's."""
-        from fitune.train.chunked_loss import CPU_CHUNK_LOGITS
+        from fitune.ops.chunked_cross_entropy import CPU_CHUNK_LOGITS
 
         return CPU_CHUNK_LOGITS
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -183,7 +183,7 @@ def lora_attach(model: nn.Module, scenario: Scenario) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     try:
-        from fitune.adapters.attach import attach, lora_config
+        from fitune.adapters.inject import attach, lora_config
     except (ImportError, TypeError):
         attach = lora_config = None  # an older environment, in which fitune itself would not run
     if attach is None or scenario.trained_dtype == "same":
@@ -298,7 +298,7 @@ class Program:
 
     def make_pack(self) -> Any:
         """Rows as fitune packs them. On meta the attention is the flash kernel's, which holds what FlexAttention does."""
-        from fitune.plan.packs import meta_pack, real_pack, rows_of
+        from fitune.planning.trace.packs import meta_pack, real_pack, rows_of
 
         rows = rows_of(self.scenario.seq_len, self.row_tokens, self.scenario.label_share)
         return meta_pack(rows) if self.device == "meta" else real_pack(rows, self.bare(), self.device)
@@ -320,14 +320,14 @@ class Program:
         if self.pack is None or self.recomputing is None:
             yield
             return
-        from fitune.train import chunked_loss
+        from fitune.ops import chunked_cross_entropy
 
-        before = chunked_loss.checkpoint
-        chunked_loss.checkpoint = _entering(before, self.recomputing)
+        before = chunked_cross_entropy.checkpoint
+        chunked_cross_entropy.checkpoint = _entering(before, self.recomputing)
         try:
             yield
         finally:
-            chunked_loss.checkpoint = before
+            chunked_cross_entropy.checkpoint = before
 
     def _wrap_forward(self) -> None:
         """As accelerate prepares a model: autocast around its forward, outputs lifted to fp32."""
@@ -381,13 +381,13 @@ class Program:
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The scenario's loss path."""
         if self.pack is not None:
-            from fitune.train.packed import pack_loss
+            from fitune.ops.packed_loss import pack_loss
 
             # A pack does not go through the wrapped forward: packed_trainer.py sets autocast itself.
             with self.autocast() if self.scenario.autocast != "none" else nullcontext():
                 return pack_loss(self.model, self.pack, 1, chunk_logits=self.chunk_logits())
         if self.scenario.loss == "labels":
-            from fitune.train.loss import label_loss
+            from fitune.ops.label_loss import label_loss
 
             return label_loss(self.model, batch, batch["labels"].numel())
         if self.scenario.loss in ("rewards", "pairs"):
@@ -405,8 +405,8 @@ class Program:
         that has ended, and whose states are gone, before this one begins.
         """
         from fitune.models.heads import head_of
-        from fitune.train.laid import Laid, entry_logprobs
-        from fitune.train.packed import split_model
+        from fitune.ops.packed_loss import split_model
+        from fitune.ops.token_logprobs import Laid, entry_logprobs
 
         body, head = split_model(self.model)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -421,7 +421,7 @@ class Program:
 
     def chunk_logits(self) -> int | None:
         """Logits that a pack's loss makes at once."""
-        from fitune.train.chunked_loss import GPU_CHUNK_LOGITS
+        from fitune.ops.chunked_cross_entropy import GPU_CHUNK_LOGITS
 
         return GPU_CHUNK_LOGITS
 

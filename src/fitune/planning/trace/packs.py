@@ -1,6 +1,6 @@
 """A pack of rows for a trace: laid out with real numbers on the CPU, then handed to the meta device.
 
-In: lengths of rows. Out: `fitune.train.packed.Pack` whose tensors hold no values, except the few that the chunked loss
+In: lengths of rows. Out: `fitune.ops.packed_loss.Pack` whose tensors hold no values, except the few that the chunked loss
 reads. Imports torch and fitune's own rooms: only where fitune trains, never in an environment of another tool.
 """
 
@@ -38,9 +38,9 @@ def rows_of(pack_tokens: int, row_tokens: int | None, label_share: float) -> lis
 
 def real_pack(rows: Sequence[PlannedRow], model: Any, device: str) -> Any:
     """The pack of ``rows`` on ``device``; ``model`` takes packs from here on."""
-    from fitune.data.tree import build_tree
-    from fitune.models.tree_attention import use_tree_attention
-    from fitune.train.packed import to_pack
+    from fitune.data.packing.tree import build_tree
+    from fitune.ops.packed_loss import to_pack
+    from fitune.ops.tree_attention import use_tree_attention
 
     use_tree_attention(model)
     return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False, keep_ends=True), device)
@@ -53,8 +53,8 @@ def meta_pack(rows: Sequence[PlannedRow], config: Any = None, dtype: torch.dtype
         config: given, masks and indices are made as the attention of this model's packs would make them on a CPU.
         dtype: type of queries and keys.
     """
-    from fitune.data.tree import build_tree
-    from fitune.train.packed import to_pack
+    from fitune.data.packing.tree import build_tree
+    from fitune.ops.packed_loss import to_pack
 
     pack = to_pack(build_tree(rows, share=False, keep_ends=True), "cpu")
     if config is not None:
@@ -77,7 +77,7 @@ def _with_small_ids(row: PlannedRow) -> PlannedRow:
 
 
 def _fill(layout: Any, text: Any, dtype: torch.dtype) -> None:
-    from fitune.models.tree_scores import remember
+    from fitune.ops.grouped_attention import remember
 
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

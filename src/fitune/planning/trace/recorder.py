@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
         self.workspace_bytes = 0
         self._workspaces: set[bool] = set()
         self.work: dict[tuple[str, int, int], int] | None = None
-        """While it is a dict: (kind, flops, moved bytes) of an operator → how often it ran. See fitune.plan.time."""
+        """While it is a dict: (kind, flops, moved bytes) of an operator → how often it ran. See fitune.planning.gpus.step_time."""
         self._names: dict[str, int] = {}
         self._alive: dict[int, tuple[Any, int]] = {}
         self._scopes: list[str] = []

@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fitune.plan.autocast import MetaAutocast, answering
-from fitune.plan.kernels import standing_in, table
-from fitune.plan.optimizers import STATES, optimizer_step
-from fitune.plan.program import DTYPES, Program, tables_of_its_own
-from fitune.plan.quick_meta import quick_table
-from fitune.plan.recorder import WORKSPACE, Recorder
-from fitune.plan.scenario import Scenario
+from fitune.planning.scenario import Scenario
+from fitune.planning.trace.autocast import MetaAutocast, answering
+from fitune.planning.trace.cuda_memory_rules import standing_in, table
+from fitune.planning.trace.dry_run import DTYPES, Program, tables_of_its_own
+from fitune.planning.trace.meta_shortcuts import quick_table
+from fitune.planning.trace.optimizer_memory import STATES, optimizer_step
+from fitune.planning.trace.recorder import WORKSPACE, Recorder
 
 # cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
 # or 32 MiB on Hopper.

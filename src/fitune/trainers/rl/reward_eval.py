@@ -1,6 +1,6 @@
 """Held-out prompts, answered greedily at each evaluation and rewarded as in training.
 
-In: prompts, rewards. Out: metrics, and rows of samples.jsonl as those of `fitune.train.examine`, with the reward.
+In: prompts, rewards. Out: metrics, and rows of samples.jsonl as those of `fitune.trainers.generation_eval`, with the reward.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
-from fitune.evaluate.generate import Sampling
-from fitune.evaluate.metrics import exact_match, score, word_accuracy
+from fitune.evaluation.generation import Sampling
+from fitune.evaluation.metrics import exact_match, score, word_accuracy
 from fitune.rewards.mix import Mix
-from fitune.train.rollout import sample_answers
+from fitune.trainers.rl.rollout import sample_answers
 
 
 class RewardExaminer:

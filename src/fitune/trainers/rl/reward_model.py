@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from fitune.adapters.folder import add_adapter, check_belongs, read_facts, template_digest
-from fitune.adapters.places import find_adapter
+from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_facts, template_digest
+from fitune.adapters.locate import find_adapter
 from fitune.adapters.reference import _switched
 from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
 from fitune.models.heads import read_head
 from fitune.models.template import Template
+from fitune.ops.token_logprobs import end_states, lay
 from fitune.rewards.library import Reward
-from fitune.train.laid import end_states, lay
-from fitune.train.packing import Mode
+from fitune.trainers.packing_support import Mode
 
 
 def learnt_reward(

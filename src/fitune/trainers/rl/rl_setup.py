@@ -10,19 +10,19 @@ from torch import nn
 from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
-from fitune.config import Settings
+from fitune.config.sections import Settings
 from fitune.console import say, warn
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluate.generate import Sampling
-from fitune.models.load import LoadedBase
+from fitune.evaluation.generation import Sampling
+from fitune.models.load_base import LoadedBase
 from fitune.rewards.mix import Mix, Sample, read_mix
-from fitune.runs.folder import RunFolder
-from fitune.train.build import adapt_with_reference, introduce, lay_out, listeners
-from fitune.train.callbacks import StopOnInterrupt
-from fitune.train.learnt_reward import learnt_reward
-from fitune.train.ready import Ready
-from fitune.train.rewarded import RewardedTrainer, Rollout
-from fitune.train.rl_examine import RewardExaminer
+from fitune.runs.run_folder import RunFolder
+from fitune.trainers.callbacks import StopOnInterrupt
+from fitune.trainers.online_rl import RewardedTrainer, Rollout
+from fitune.trainers.rl.reward_eval import RewardExaminer
+from fitune.trainers.rl.reward_model import learnt_reward
+from fitune.training.components import adapt_with_reference, introduce, lay_out, listeners
+from fitune.training.setup import Ready
 
 ANSWERS = {"ppo": 4, "grpo": 8}
 PASSES = {"ppo": 4, "grpo": 1}

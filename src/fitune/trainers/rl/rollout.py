@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from fitune.data.render import Renderer
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluate.generate import Sampling, _asking, _left_padded, generation_settings
+from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings
 from fitune.rewards.mix import Sample
 
 
