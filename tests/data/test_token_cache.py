@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from fitune.data.render.renderer import Renderer, token_cache
+from fitune.data.render import token_cache
+from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.rows import Example
 

@@ -62,7 +62,7 @@ def test_what_is_not_known_is_not_taken_for_more() -> None:
     import csv
     from importlib.resources import files
 
-    with (files("fitune.plan") / "gpus.csv").open(encoding="utf-8") as file:
+    with (files("fitune.planning.gpus") / "gpus.csv").open(encoding="utf-8") as file:
         known = [row for row in csv.DictReader(file) if row["total_gib"] and row["name"] != "B200"]
     assert len(known) > 25
     for row in known:

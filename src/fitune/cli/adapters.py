@@ -221,6 +221,7 @@ def _proving(step: str, text: str) -> Any:
     def command(name: str, precision: str, device: str, folder: str, as_json: bool) -> None:
         from fitune.adapters.locate import find_adapter
         from fitune.adapters.storage import title
+        from fitune.evaluation import merge_check
 
         found = find_adapter(name, folder)
         made = getattr(merge_check, f"prove_{step}")(found, title(found), device, precision)
