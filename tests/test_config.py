@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from fitune.config.sections.settings_loader import load_settings
 
 from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
+from fitune.config.settings_loader import load_settings
 from fitune.errors import SettingsError
 
 

@@ -6,11 +6,11 @@ import difflib
 from pathlib import Path
 
 import pytest
-from fitune.config.sections.settings_loader import load_settings
 
 from fitune.cli.docs import documents, example_text, stale
 from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
+from fitune.config.settings_loader import load_settings
 from fitune.config.stages import is_chain, load_chain
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fitune.config.sections import Settings
-    from fitune.config.sections.settings_loader import load_settings
+    from fitune.config.settings_loader import load_settings
     from fitune.errors import (
         DataError,
         DoesNotFit,

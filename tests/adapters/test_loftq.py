@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from fitune.config.sections.settings_loader import load_settings
 from peft import PeftModel
 
 from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
 from fitune.adapters.inject import attach, lora_config
 from fitune.adapters.loftq import low_rank, start_loftq
+from fitune.config.settings_loader import load_settings
 from fitune.errors import ModelError, SettingsError
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, load_base

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from fitune.config.sections.settings_loader import load_settings
 from transformers import AutoConfig
 
 import fitune
 from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
 from fitune.adapters.inject import attach, lora_config, trained_share
+from fitune.config.settings_loader import load_settings
 from fitune.errors import ModelError, SettingsError
 from fitune.evaluation.inference_model import open_target
 from fitune.models.hardware import Precision, detect

@@ -111,8 +111,7 @@ def test_the_longest_real_batch_counts(
 
 
 def test_the_largest_pass_of_real_rows() -> None:
-    from fitune.config.sections.settings_loader import load_settings
-
+    from fitune.config.settings_loader import load_settings
     from fitune.training.plan_scenario import largest_pass_of
 
     rows = [(10, 3), (40, 5), (20, 18), (30, 4)]

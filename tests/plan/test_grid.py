@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fitune.config.sections.settings_loader import load_settings
 from rich.console import Console
 
 from fitune.cli.planned import Asked
+from fitune.config.settings_loader import load_settings
 from fitune.errors import PlanError
 from fitune.planning.model_config import ModelConfig
 from fitune.planning.predict import Card, Plan

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 
+from fitune.config.settings_loader import load_settings
 from fitune.config.stages import is_chain, load_chain
 from fitune.errors import RunError, SettingsError
 from fitune.methods.registry import method_of

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fitune.config.sections.settings_loader import load_settings
 
 import fitune
 from fitune.adapters.adapter_folder import load_adapter, read_facts
 from fitune.adapters.inject import attach, lora_config
+from fitune.config.settings_loader import load_settings
 from fitune.data.prepare import DataOptions
 from fitune.errors import ModelError, RunError, SettingsError
 from fitune.evaluation.combine_saved import combine_on_disk

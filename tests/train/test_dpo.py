@@ -9,12 +9,12 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from fitune.config.settings_loader import load_settings
 from fitune.data.rows import PairRow, TokenRow
 from fitune.errors import SettingsError
 from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss, pairs_met

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fitune.config.sections.settings_loader import load_settings
 
 from fitune.config.fields import given
 from fitune.config.sections import Settings
+from fitune.config.settings_loader import load_settings
 from fitune.errors import DoesNotFit
 from fitune.planning.predict import Card, Plan
 from fitune.planning.scenario import Scenario

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fitune.config.sections.settings_loader import load_settings
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
+from fitune.config.settings_loader import load_settings
 from fitune.data.packing.pair_batching import pair_passes
 from fitune.data.prepare import DataOptions
 from fitune.data.rows import PairRow, TokenRow

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from fitune.config.sections.settings_loader import load_settings
 from safetensors.torch import load_file
 
 import fitune
 from fitune.adapters.adapter_folder import read_facts
+from fitune.config.settings_loader import load_settings
 from fitune.data.rows import Example
 from fitune.errors import DataError, ModelError, RewardError, SettingsError
 from fitune.evaluation.inference_model import open_target

@@ -147,7 +147,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
 
 def _settings(source: str, overrides: dict[str, str]) -> Any:
     """Settings of a recipe, or the defaults with a file as its training data and nothing held out."""
-    from fitune.config.sections.settings_loader import load_settings
+    from fitune.config.settings_loader import load_settings
 
     if source.endswith((".yaml", ".yml")):
         return load_settings(source, overrides)

@@ -81,7 +81,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
         ModelError, SettingsError, DataError, PlanError: with the value and the fix.
         click.UsageError: two answers to one question.
     """
-    from fitune.config.sections.settings_loader import load_settings
+    from fitune.config.settings_loader import load_settings
     from fitune.planning.model_config import config_of
     from fitune.sizes import parse_bytes
 

@@ -37,7 +37,7 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
         ctx.exit(max((result.exit_code for result in results), default=0))
     settings = None
     if resume is None or recipe is not None or overrides:
-        from fitune.config.sections.settings_loader import load_settings
+        from fitune.config.settings_loader import load_settings
 
         settings = load_settings(recipe or _own_settings(resume, overrides), overrides)
     from fitune.training.run import train as run
