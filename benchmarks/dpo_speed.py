@@ -27,7 +27,7 @@ from fitune.methods.registry import method_of
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.training.components import load, make_arguments, make_schedule
-from fitune.training.setup import make_ready
+from fitune.training.setup import prepare_run
 
 
 def settings_for(folder: Path, rows: int, batch: int, steps: int) -> Settings:
@@ -73,13 +73,13 @@ class Clock(TrainerCallback):
 
 
 def ours(settings: Settings) -> dict:
-    run, ready = RunFolder.create(Path(settings.run.folder) / "ours"), make_ready(settings)
-    schedule = make_schedule(settings, len(ready.data.train))
-    arguments = make_arguments(settings, ready, schedule, run)
+    run, setup = RunFolder.create(Path(settings.run.folder) / "ours"), prepare_run(settings)
+    schedule = make_schedule(settings, len(setup.data.train))
+    arguments = make_arguments(settings, setup, schedule, run)
     set_seed(settings.train.seed)
-    base, method = load(settings, ready), method_of("dpo")
+    base, method = load(settings, setup), method_of("dpo")
     model = method.adapt(settings, base)
-    trainer = method.make_trainer(settings, run, ready, base, model, arguments, StopOnInterrupt())
+    trainer = method.make_trainer(settings, run, setup, base, model, arguments, StopOnInterrupt())
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
@@ -88,9 +88,9 @@ def ours(settings: Settings) -> dict:
 
 
 def theirs(settings: Settings, folder: Path) -> dict:
-    ready = make_ready(settings)
-    model = load(settings, ready).model
-    pairs = ready.data.train
+    setup = prepare_run(settings)
+    model = load(settings, setup).model
+    pairs = setup.data.train
     prompts = [len(pair.chosen.input_ids) - pair.chosen.num_trained for pair in pairs]
     columns = {
         "prompt_ids": [list(pair.chosen.input_ids[:at]) for pair, at in zip(pairs, prompts, strict=True)],
@@ -106,7 +106,7 @@ def theirs(settings: Settings, folder: Path) -> dict:
     )  # fmt: skip
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     Given(
-        model, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=ready.tokenizer, peft_config=lora,
+        model, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=setup.tokenizer, peft_config=lora,
         callbacks=[clock],
     ).train()  # fmt: skip
     return {**clock.found(), "losses": clock.losses}

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fitune.console import results, say
+from fitune.console import log, stdout_console
 from fitune.evaluation.inference_model import open_target
 from fitune.exporting.fidelity import Probe, compare, make_probe, same_prompts
 from fitune.exporting.forms.forms import loss_of, write_gguf_file
@@ -97,9 +97,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.types.split(","):
             file = write_gguf_file(merged, Path(folder), "run", kind)
-            say(f"{kind}: llama.cpp")
+            log(f"{kind}: llama.cpp")
             cpp = llama_cpp(asked.node, file, [*texts, *HARD], probe.prompts, asked.max_new_tokens)
-            say(f"{kind}: transformers")
+            log(f"{kind}: transformers")
             copy = open_target(str(file), precision="fp32")
             fidelity = compare(probe, copy.model, kind, loss_of("gguf", kind))
             pairs = list(zip(cpp["answers"], probe.answers, strict=True))
@@ -121,14 +121,14 @@ def main() -> None:
                     "fidelity": vars(fidelity),
                 }
             )
-            say(json.dumps(rows[-1]))
+            log(json.dumps(rows[-1]))
             if asked.out:
                 asked.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             del copy
             file.unlink()
     prompts = len(conversations)
     for row in rows:
-        results().print(
+        stdout_console().print(
             f"| {row['type']} | {row['bytes'] / 1e6:.0f} MB | {row['answers_transformers']} / {prompts} "
             f"| {row['answers_llama_cpp']} / {prompts} | {row['fidelity']['divergence']:.2g} "
             f"| {row['prompt_ids_transformers']}, {row['prompt_ids_llama_cpp']} / {prompts} "

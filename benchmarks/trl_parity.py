@@ -35,7 +35,7 @@ from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.sampler import epoch_order
 from fitune.training.components import adapt, load, make_arguments, make_schedule
-from fitune.training.setup import make_ready
+from fitune.training.setup import prepare_run
 
 RELATIVE_TOLERANCE = 1e-5
 
@@ -59,38 +59,38 @@ def main() -> int:
         eval=EvalSettings(samples=0),
         run=RunSettings(),
     )
-    ready = make_ready(settings)
-    used = [ready.data.train[index] for index in epoch_order(len(ready.data.train), settings.train.seed, 0)]
+    setup = prepare_run(settings)
+    used = [setup.data.train[index] for index in epoch_order(len(setup.data.train), settings.train.seed, 0)]
     used = used[: given.steps * given.batch]
     if len(used) < given.steps * given.batch:
         parser.error(f"{given.data} has {len(used)} rows; {given.steps} steps of {given.batch} need more")
     with tempfile.TemporaryDirectory() as scratch:
-        ours = fitune_losses(settings, ready, Path(scratch) / "fitune")
-        theirs = trl_losses(settings, ready, used, Path(scratch) / "trl")
+        ours = fitune_losses(settings, setup, Path(scratch) / "fitune")
+        theirs = trl_losses(settings, setup, used, Path(scratch) / "trl")
     return compare(ours, theirs, judged=given.precision == "fp32")
 
 
-def fresh_model(settings, ready):
-    base = load(settings, ready)
+def fresh_model(settings, setup):
+    base = load(settings, setup)
     set_seed(settings.train.seed)
     return base, adapt(settings, base)
 
 
-def fitune_losses(settings, ready, folder):
+def fitune_losses(settings, setup, folder):
     run = RunFolder.create(folder)
-    arguments = make_arguments(settings, ready, make_schedule(settings, len(ready.data.train)), run)
-    base, model = fresh_model(settings, ready)
-    trainer = make_trainer(settings, run, ready, base, model, arguments, StopOnInterrupt())
+    arguments = make_arguments(settings, setup, make_schedule(settings, len(setup.data.train)), run)
+    base, model = fresh_model(settings, setup)
+    trainer = make_trainer(settings, run, setup, base, model, arguments, StopOnInterrupt())
     trainer.train()
     return [row["loss"] for row in read_rows(run.metrics) if row["kind"] == "train"]
 
 
-def trl_losses(settings, ready, rows, folder):
+def trl_losses(settings, setup, rows, folder):
     labels = [[t if on else -100 for t, on in zip(row.input_ids, row.trained, strict=True)] for row in rows]
     dataset = Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
-    schedule, train = make_schedule(settings, len(ready.data.train)), settings.train
-    fp32 = replace(ready.precision, dtype=torch.float32)
-    base, model = fresh_model(settings, replace(ready, precision=fp32))
+    schedule, train = make_schedule(settings, len(setup.data.train)), settings.train
+    fp32 = replace(setup.precision, dtype=torch.float32)
+    base, model = fresh_model(settings, replace(setup, precision=fp32))
     arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=schedule.micro_batch_rows,

@@ -21,6 +21,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["training_fixtures"]
+
 SENTENCES = (
     "The birch canoe slid on the smooth planks.",
     "Glue the sheet to the dark blue background.",

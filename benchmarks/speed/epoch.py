@@ -40,13 +40,13 @@ def demo_epoch() -> tuple[list[list[Any]], Any, Any]:
     from fitune.cli.demo import RECIPE
     from fitune.config.sections import Settings
     from fitune.trainers.sampler import epoch_order
-    from fitune.training.setup import make_ready
+    from fitune.training.setup import prepare_run
 
     settings = Settings.model_validate(RECIPE)
-    ready = make_ready(settings, ())
-    rows, size = ready.data.train, settings.train.batch_size
+    setup = prepare_run(settings, ())
+    rows, size = setup.data.train, settings.train.batch_size
     ordered = [rows[index] for index in epoch_order(len(rows), settings.train.seed, 0)]
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)], ready.tokenizer, settings
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)], setup.tokenizer, settings
 
 
 class Writer:

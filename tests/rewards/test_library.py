@@ -14,23 +14,23 @@ def scores(spec: str, *samples: Sample) -> list[float]:
     return read_mix([spec]).score(samples)[0]
 
 
-def say(answer: str, **more: Any) -> Sample:
+def log(answer: str, **more: Any) -> Sample:
     return Sample(answer, **more)
 
 
 def test_exact_looks_past_blanks_only() -> None:
-    assert scores("exact", say(" yes\n", wanted="yes"), say("Yes", wanted="yes")) == [1.0, 0.0]
+    assert scores("exact", log(" yes\n", wanted="yes"), log("Yes", wanted="yes")) == [1.0, 0.0]
 
 
 def test_regex_is_found_anywhere_unless_it_is_tied() -> None:
-    assert scores(r"regex:\d+", say("about 12 of them"), say("none")) == [1.0, 0.0]
-    assert scores(r"regex:^\d+$", say("12"), say("12 of them")) == [1.0, 0.0]
+    assert scores(r"regex:\d+", log("about 12 of them"), log("none")) == [1.0, 0.0]
+    assert scores(r"regex:^\d+$", log("12"), log("12 of them")) == [1.0, 0.0]
 
 
 def test_chrf_is_one_for_the_wanted_text_and_falls_with_distance() -> None:
     same, near, far = scores(
-        "chrf", say("a birch canoe", wanted="a birch canoe"), say("a beech canoe", wanted="a birch canoe"),
-        say("xyz", wanted="a birch canoe"),
+        "chrf", log("a birch canoe", wanted="a birch canoe"), log("a beech canoe", wanted="a birch canoe"),
+        log("xyz", wanted="a birch canoe"),
     )  # fmt: skip
     assert same == pytest.approx(1.0)
     assert 0.2 < near < 0.9
@@ -38,23 +38,23 @@ def test_chrf_is_one_for_the_wanted_text_and_falls_with_distance() -> None:
 
 
 def test_length_falls_evenly_to_nothing_at_twice_the_limit() -> None:
-    assert scores("length:4", say("a b c"), say("a b c d"), say("a b c d e f"), say("a " * 9)) == [1.0, 1.0, 0.5, 0.0]
+    assert scores("length:4", log("a b c"), log("a b c d"), log("a b c d e f"), log("a " * 9)) == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_json_alone_and_with_keys() -> None:
-    good, text, half = say('{"name": 1, "age": 2}'), say('here: {"name": 1}'), say('{"name": 1}')
-    assert scores("json", good, text, say("[1, 2]")) == [1.0, 0.0, 1.0]
-    assert scores("json:name+age", good, text, half, say("[1]")) == [1.0, 0.0, 0.5, 0.0]
+    good, text, half = log('{"name": 1, "age": 2}'), log('here: {"name": 1}'), log('{"name": 1}')
+    assert scores("json", good, text, log("[1, 2]")) == [1.0, 0.0, 1.0]
+    assert scores("json:name+age", good, text, half, log("[1]")) == [1.0, 0.0, 0.5, 0.0]
 
 
 def test_words_wanted_at_their_places() -> None:
-    assert scores("words", say("a b x", wanted="a b c"), say("b c", wanted="a b c")) == [pytest.approx(2 / 3), 0.0]
+    assert scores("words", log("a b x", wanted="a b c"), log("b c", wanted="a b c")) == [pytest.approx(2 / 3), 0.0]
 
 
 def test_pig_latin_is_checked_by_rule_and_words_too_many_cost() -> None:
     right, half, long = scores(
-        "pig_latin", say("Ethay igpay.", question="The pig."), say("Ethay pig.", question="The pig."),
-        say("Ethay igpay. Ethay igpay.", question="The pig."),
+        "pig_latin", log("Ethay igpay.", question="The pig."), log("Ethay pig.", question="The pig."),
+        log("Ethay igpay. Ethay igpay.", question="The pig."),
     )  # fmt: skip
     assert (right, half, long) == (1.0, 0.5, 0.5)
 

@@ -15,14 +15,14 @@ def write_checkpoint(root, step, whole=True):
     (folder / "trainer_state.json").write_text("{}")
     (folder / "optimizer.pt").write_bytes(b"x" * 100)
     if whole:
-        checkpoints.mark_whole(folder)
+        checkpoints.mark_complete(folder)
     return folder
 
 
 def test_a_checkpoint_without_its_mark_does_not_count(tmp_path):
     whole = write_checkpoint(tmp_path, 5)
     write_checkpoint(tmp_path, 10, whole=False)
-    assert checkpoints.newest_whole(tmp_path) == whole
+    assert checkpoints.newest_complete(tmp_path) == whole
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
@@ -30,20 +30,20 @@ def test_a_checkpoint_with_a_damaged_file_does_not_count(tmp_path, damage):
     folder = write_checkpoint(tmp_path, 5)
     file = folder / "optimizer.pt"
     file.unlink() if damage == "missing" else file.write_bytes(b"x" * 99)
-    assert checkpoints.newest_whole(tmp_path) is None
+    assert checkpoints.newest_complete(tmp_path) is None
 
 
 def test_a_mark_that_is_not_json_does_not_count(tmp_path):
     folder = write_checkpoint(tmp_path, 5)
     (folder / checkpoints.MARK).write_text("{")
-    assert not checkpoints.is_whole(folder)
+    assert not checkpoints.is_complete(folder)
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
     for step in (9, 100, 20):
         write_checkpoint(tmp_path, step)
     assert [checkpoints.step_of(folder) for folder in checkpoints.all_checkpoints(tmp_path)] == [9, 20, 100]
-    assert checkpoints.newest_whole(tmp_path).name == "checkpoint-100"
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ def test_an_incomplete_newer_one_is_not_taken_for_old(tmp_path):
 def test_what_is_carried_comes_back_exactly(tmp_path):
     folder = write_checkpoint(tmp_path, 1, whole=False)
     values = {"log": {"losses": [0.1 + 0.2, 1e-300, 4.094459533691406]}}
-    checkpoints.write_carried(folder, values)
-    assert checkpoints.read_carried(folder) == values
+    checkpoints.write_extra_state(folder, values)
+    assert checkpoints.read_extra_state(folder) == values
     assert json.loads((folder / checkpoints.CARRIED).read_text()) == values

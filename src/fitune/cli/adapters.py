@@ -36,14 +36,14 @@ def list_command(folder: str, as_json: bool) -> None:
     fitune adapters list
     """
     from fitune.adapters.storage import list_adapters
-    from fitune.console import say
+    from fitune.console import log
     from fitune.runs.disk_space import size
 
     found = list_adapters(folder)
     if as_json:
         print_json(found)
     elif not found:
-        say(f"no adapters in {folder}; `fitune train` makes one")
+        log(f"no adapters in {folder}; `fitune train` makes one")
     else:
         columns = ("name", "kind", "rank", "base", "quantization", "size", "path")
         rows = [

@@ -59,7 +59,7 @@ def chat(
     The template is the one of the training. Answers come as they are made; Ctrl-C ends one. Messages can be piped
     in, a line each. Commands inside: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
     """
-    from fitune.console import say
+    from fitune.console import log
     from fitune.evaluation.generation import Sampling, fix_seed
     from fitune.evaluation.inference_model import open_target
 
@@ -67,7 +67,7 @@ def chat(
     opened = open_target(target, device=device)
     interactive = sys.stdin.isatty()
     if interactive:
-        say(f"{opened.base_name}{' with ' + str(opened.adapter) if opened.adapter else ''}; /help lists the commands")
+        log(f"{opened.base_name}{' with ' + str(opened.adapter) if opened.adapter else ''}; /help lists the commands")
     talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p))
     while True:
         try:
@@ -75,7 +75,7 @@ def chat(
         except (EOFError, StopIteration):
             return
         except KeyboardInterrupt:
-            say("\n/quit or Ctrl-D leaves")
+            log("\n/quit or Ctrl-D leaves")
             continue
         if not (line := line.strip()):
             continue
@@ -98,37 +98,37 @@ class Conversation:
 
     def command(self, line: str) -> bool:
         """Carry out a /command; False leaves the chat."""
-        from fitune.console import say
+        from fitune.console import log
         from fitune.errors import FituneError, did_you_mean
 
         name, _, rest = line.partition(" ")
         if name in ("/quit", "/exit"):
             return False
         if name == "/help":
-            say(HELP)
+            log(HELP)
         elif name == "/clear":
             self.messages = []
-            say("conversation forgotten")
+            log("conversation forgotten")
         elif name == "/system":
             self.system = rest.strip() or None
-            say(f"system prompt: {self.system or 'none'}")
+            log(f"system prompt: {self.system or 'none'}")
         elif name in ("/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload"):
             try:
-                say(getattr(self.desk, name[1:])(*([rest.strip()] if name == "/use" else [])))
+                log(getattr(self.desk, name[1:])(*([rest.strip()] if name == "/use" else [])))
             except FituneError as error:
-                say(f"error: {error}")
+                log(f"error: {error}")
         elif name == "/retry":
             if self.messages:
                 question = self.messages[-2]["content"]  # questions and answers come in pairs
                 self.messages = self.messages[:-2]
                 self.ask(question)
         else:
-            say(f"there is no command {name}{did_you_mean(name, COMMANDS)}; /help lists them")
+            log(f"there is no command {name}{did_you_mean(name, COMMANDS)}; /help lists them")
         return True
 
     def ask(self, text: str) -> None:
         """Stream the answer to `text`; it joins the history even when it was cut short."""
-        from fitune.console import say
+        from fitune.console import log
         from fitune.errors import FituneError
         from fitune.evaluation.generation import check_fits, stream
 
@@ -147,9 +147,9 @@ class Conversation:
             click.echo()
             if not stopped:
                 most = self.sampling.max_new_tokens
-                say(f"cut at {most:,} tokens: the model had not ended its answer; --max-new-tokens allows more")
+                log(f"cut at {most:,} tokens: the model had not ended its answer; --max-new-tokens allows more")
         except FituneError as error:
-            say(f"error: {error}")
+            log(f"error: {error}")
             return
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 

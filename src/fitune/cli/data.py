@@ -31,7 +31,7 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
     \b
     fitune data show my.jsonl --model.name HuggingFaceTB/SmolLM2-360M-Instruct
     """
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.data.prepare import rows_to_show
     from fitune.data.render.show import label_rows, show_row
 
@@ -47,9 +47,9 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
         return
     for side, row in shown:
         if side:
-            results().print(f"{side}:", markup=False)
-        results().print(show_row(row, renderer.tokenizer, results().color_system is not None))
-        results().print()
+            stdout_console().print(f"{side}:", markup=False)
+        stdout_console().print(show_row(row, renderer.tokenizer, stdout_console().color_system is not None))
+        stdout_console().print()
 
 
 @data.command(cls=SettingsCommand)
@@ -65,7 +65,7 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
 
     A file with the columns chosen and rejected is checked as preference pairs.
     """
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.errors import DataError
     from fitune.training.setup import read_data
 
@@ -84,9 +84,9 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         return
     for name, report in reports.items():
         if report is not None:
-            results().print(f"{name}: {report.name}", markup=False)
+            stdout_console().print(f"{name}: {report.name}", markup=False)
             for line in report.lines():
-                results().print(f"  {line}", markup=False)
+                stdout_console().print(f"  {line}", markup=False)
 
 
 @data.command()
@@ -101,14 +101,14 @@ def split(file: str, share: float, seed: int, out_train: str | None, out_test: s
     \b
     fitune data split my.jsonl --test 0.1 --seed 1
     """
-    from fitune.console import say
+    from fitune.console import log
     from fitune.data.prepare import split_file
 
     path = Path(file)
     first = Path(out_train) if out_train else path.with_name(f"{path.stem}.train.jsonl")
     second = Path(out_test) if out_test else path.with_name(f"{path.stem}.test.jsonl")
     counts = split_file(path, share, seed, first, second)
-    say(f"{counts[0]:,} rows in {first}, {counts[1]:,} in {second}")
+    log(f"{counts[0]:,} rows in {first}, {counts[1]:,} in {second}")
 
 
 @data.command()
@@ -129,7 +129,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     """
     from importlib.resources import files
 
-    from fitune.console import say
+    from fitune.console import log
     from fitune.demo.tasks import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
 
     if task == "yoda":
@@ -142,7 +142,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
         count = (
             make_pig_latin(lines, Path(out)) if task == "pig-latin" else make_pig_latin_pairs(lines, Path(out), seed)
         )
-    say(f"{count:,} rows in {out}")
+    log(f"{count:,} rows in {out}")
 
 
 def _settings(source: str, overrides: dict[str, str]) -> Any:

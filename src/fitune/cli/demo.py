@@ -57,17 +57,17 @@ def demo(
     SmolLM2-135M-Instruct learns the rule from generated sentences (LoRA, about ten minutes on two cores) and is then
     asked sentences that it never saw. Ctrl-C keeps what was done; the same command goes on.
     """
-    from fitune.console import say
+    from fitune.console import log
 
     sentences = _sentences(also)  # a fault in the file is told before minutes of training
     folder = _train(name, steps, model, again)
     if folder is None:
         raise SystemExit(130)
-    say("translating the sentences, without and with the adapter …")
+    log("translating the sentences, without and with the adapter …")
     tables = {"held-out sentences": _held_out(folder), **_also(folder, also, sentences, also_rows)}
     _report(tables, as_json, svg)
-    say(f"talk to it:  fitune chat {name} --system 'Translate to Pig Latin.'")
-    say(f"the report:  {folder / 'report.html'}")
+    log(f"talk to it:  fitune chat {name} --system 'Translate to Pig Latin.'")
+    log(f"the report:  {folder / 'report.html'}")
 
 
 def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path | None:
@@ -75,7 +75,7 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     import shutil
 
     from fitune.config.sections import Settings
-    from fitune.console import say
+    from fitune.console import log
     from fitune.runs.run_folder import RunFolder
     from fitune.training.resume import check_same_settings
     from fitune.training.run import train
@@ -96,7 +96,7 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     if status is not None and (steps or model):
         check_same_settings(run, settings.model_dump(mode="json"))
     if status == "finished":
-        say(f"{run.path} is finished; --again trains anew")
+        log(f"{run.path} is finished; --again trains anew")
         return run.path
     result = train(resume=run.path) if status is not None else train(settings)
     return result.folder if result.status == "finished" else None
@@ -197,11 +197,11 @@ def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | N
         data = {name: {"rows": len(rows), **scores[name], "sentences": rows} for name, rows in tables.items()}
         print_json(data)
         return
-    from fitune.console import results
+    from fitune.console import stdout_console
 
     for name, rows in tables.items():
-        results().print(sentence_table(name, rows))
-    results().print(score_table(tables, scores))
+        stdout_console().print(sentence_table(name, rows))
+    stdout_console().print(score_table(tables, scores))
     if svg:
         from rich.console import Console
 

@@ -40,7 +40,7 @@ def evaluate(
     """
     from contextlib import nullcontext
 
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.data.prepare import DataOptions
     from fitune.evaluation.evaluate import evaluate as measure
     from fitune.evaluation.inference_model import open_target
@@ -57,6 +57,6 @@ def evaluate(
     for row in found.rows[:20]:
         table.add_row(row["asked"], row["answer"], row["wanted"], f"{row['word_accuracy']:.0%}")
     if found.rows:
-        results().print(table)
+        stdout_console().print(table)
     for name, value in found.metrics.items():
-        results().print(f"{name:15} {value:.4f}" if isinstance(value, float) else f"{name:15} {value}")
+        stdout_console().print(f"{name:15} {value:.4f}" if isinstance(value, float) else f"{name:15} {value}")

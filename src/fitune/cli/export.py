@@ -84,10 +84,10 @@ def export(
         }  # fmt: skip
         print_json(data)
         return
-    from fitune.console import results
+    from fitune.console import stdout_console
 
-    results().print(_table(done.report))
-    results().print(str(done.main))
+    stdout_console().print(_table(done.report))
+    stdout_console().print(str(done.main))
 
 
 def _table(report: Any) -> Any:

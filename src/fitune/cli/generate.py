@@ -68,7 +68,7 @@ def generate(
     fitune generate demo "The birch canoe slid on the smooth planks." --system "Translate to Pig Latin."
     fitune generate smollm2-135m-instruct "The capital of Argentina is" --raw --top 5
     """
-    from fitune.console import say
+    from fitune.console import log
     from fitune.evaluation.generation import Sampling, check_fits, complete, fix_seed
     from fitune.evaluation.inference_model import open_target
 
@@ -97,7 +97,7 @@ def generate(
     for answer in answers:
         click.echo(answer.text)
     if cut := sum(not answer.stopped for answer in answers):
-        say(f"{cut:,} of {len(answers):,} answers were cut at {max_new_tokens:,} tokens; --max-new-tokens allows more")
+        log(f"{cut:,} of {len(answers):,} answers were cut at {max_new_tokens:,} tokens; --max-new-tokens allows more")
 
 
 def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[dict[str, str]]]:
@@ -152,7 +152,7 @@ def _print_views(prompts: list[str], views: list[list[Any]], as_json: bool) -> N
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.data.render.show import visible
 
     for text, view in zip(prompts, views, strict=True):
@@ -163,4 +163,4 @@ def _print_views(prompts: list[str], views: list[list[Any]], as_json: bool) -> N
                 for token, share in zip(step.tokens, step.probabilities, strict=True)
             ]
             table.add_row(str(number), *cells)
-        results().print(table)
+        stdout_console().print(table)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.planned import Asked
+from fitune.cli.planned import PlanQuestion
 from fitune.cli.shared import print_json
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 DOES_NOT_FIT = 3  # exit status, as of `fitune plan`
 
 
-def answer_ladder(asked: Asked, as_json: bool) -> int:
+def answer_ladder(asked: PlanQuestion, as_json: bool) -> int:
     """Search, show, and say how to train so."""
-    from fitune.console import results, say
+    from fitune.console import log, stdout_console
     from fitune.errors import DoesNotFit
     from fitune.planning.report.plan_report import size_in
 
@@ -29,7 +29,7 @@ def answer_ladder(asked: Asked, as_json: bool) -> int:
 
     def plan_of(scenario: Any) -> Any:
         made = replace(asked, gpu=small).plan(scenario)
-        say(f"{_changed(scenario, asked)}: {size_in(made.smi_peak_bytes, usable)}{'' if made.fits else ' ×'}")
+        log(f"{_changed(scenario, asked)}: {size_in(made.smi_peak_bytes, usable)}{'' if made.fits else ' ×'}")
         return made
 
     try:
@@ -38,18 +38,18 @@ def answer_ladder(asked: Asked, as_json: bool) -> int:
         if as_json:
             print_json({"card": asked.card, "fits": False, "why": str(error)})
         else:
-            results().print(f"nothing fits {asked.card}: {error}", markup=False, style="bold red")
+            stdout_console().print(f"nothing fits {asked.card}: {error}", markup=False, style="bold red")
         return DOES_NOT_FIT
     if as_json:
         answer = {"card": asked.card, "fits": True, "usable_bytes": usable, "margin": margin, **found.to_dict()}
         print_json({**answer, "plan": found.plan.to_dict()})
         return 0
-    results().print(asked.heading(), markup=False)
-    print_ladder(results(), found, asked.card, usable, margin)
+    stdout_console().print(asked.heading(), markup=False)
+    print_ladder(stdout_console(), found, asked.card, usable, margin)
     return 0
 
 
-def _search(asked: Asked, plan_of: Any) -> Any:
+def _search(asked: PlanQuestion, plan_of: Any) -> Any:
     from fitune.training.autofit_search import Rows, search
     from fitune.training.plan_scenario import largest_pass_of, rows_of_length
 
@@ -102,7 +102,7 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
         console.print(Text(f"`fitune train` chooses this by itself on such a card; anywhere: {flags}"))
 
 
-def _changed(scenario: Any, asked: Asked) -> str:
+def _changed(scenario: Any, asked: PlanQuestion) -> str:
     """What differs from the run as asked, in a few words."""
     from fitune.planning.report.plan_report import describe
 

@@ -12,7 +12,7 @@ import click
 
 from fitune.cli.flags import SettingsCommand
 from fitune.cli.ladder import DOES_NOT_FIT, answer_ladder
-from fitune.cli.planned import Asked, ask
+from fitune.cli.planned import PlanQuestion, ask
 from fitune.cli.shared import print_json
 
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
@@ -87,7 +87,7 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
 
 def _list_cards(as_json: bool) -> None:
     """The catalogue."""
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.planning.gpus.catalogue import catalogue
     from fitune.planning.report.terminal import print_cards
 
@@ -95,12 +95,12 @@ def _list_cards(as_json: bool) -> None:
         rows = [asdict(card) for card in catalogue().values()]
         print_json(rows)
     else:
-        print_cards(results(), list(catalogue().values()))
+        print_cards(stdout_console(), list(catalogue().values()))
 
 
-def _answer(asked: Asked, given: dict[str, Any]) -> int:
+def _answer(asked: PlanQuestion, given: dict[str, Any]) -> int:
     """One plan."""
-    from fitune.console import results, say
+    from fitune.console import log, stdout_console
     from fitune.planning.report.plan_report import as_dict
     from fitune.planning.report.svg import html, svg
     from fitune.planning.report.terminal import print_plan
@@ -122,21 +122,21 @@ def _answer(asked: Asked, given: dict[str, Any]) -> int:
         found = {**as_dict(view), "scenario": scenario.to_dict(), "config_from": asked.config.origin}
         print_json(found | ({"closed_form": explained} if explained else {}))
     else:
-        print_plan(results(), view)
+        print_plan(stdout_console(), view)
         if explained is not None:
             from fitune.planning.closed_form import explain
 
-            results().print()
-            results().print(explain(made, explained))
+            stdout_console().print()
+            stdout_console().print(explain(made, explained))
     for file in (given["svg_file"], given["html_file"]):
         if file:
-            say(f"wrote {file}")
+            log(f"wrote {file}")
     return 0 if asked.card is None or made.fits else DOES_NOT_FIT
 
 
-def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
+def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:
     """The largest length, batch or rank that fits."""
-    from fitune.console import results, say
+    from fitune.console import log, stdout_console
     from fitune.planning.report.plan_report import size_in, verdict
     from fitune.planning.report.terminal import print_plan
     from fitune.planning.search.max_fit import largest
@@ -160,7 +160,7 @@ def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
 
     def plan_at(value: int) -> Any:
         made = asked.plan(scenario_at(value))
-        say(f"{value:,} {unit}: {size_in(made.smi_peak_bytes, asked.gpu.usable_bytes)}")
+        log(f"{value:,} {unit}: {size_in(made.smi_peak_bytes, asked.gpu.usable_bytes)}")
         return made
 
     limit = largest(plan_at, asked.gpu.usable_bytes, ceiling, start, step)
@@ -175,23 +175,25 @@ def _answer_most(asked: Asked, what: str, as_json: bool) -> int:
         print_json(found)
     elif limit.value is None:
         view = asked.view(scenario_at(limit.too_large or step), limit.plan)
-        results().print(f"no {what} fits: even {limit.too_large:,} {unit}", markup=False)
-        print_plan(results(), view)
+        stdout_console().print(f"no {what} fits: even {limit.too_large:,} {unit}", markup=False)
+        print_plan(stdout_console(), view)
     else:
-        results().print(f"the largest {what} on {asked.card}: {limit.value:,} {unit}", markup=False, style="bold green")
+        stdout_console().print(
+            f"the largest {what} on {asked.card}: {limit.value:,} {unit}", markup=False, style="bold green"
+        )
         if limit.too_large is not None and limit.too_large_plan is not None:
             over = verdict(asked.view(scenario_at(limit.too_large), limit.too_large_plan))
-            results().print(f"{limit.too_large:,}: {over}", markup=False)
+            stdout_console().print(f"{limit.too_large:,}: {over}", markup=False)
         else:
-            results().print(f"the search ended there: {ENDS[what]}", markup=False)
-        results().print()
-        print_plan(results(), asked.view(scenario_at(limit.value), limit.plan))
+            stdout_console().print(f"the search ended there: {ENDS[what]}", markup=False)
+        stdout_console().print()
+        print_plan(stdout_console(), asked.view(scenario_at(limit.value), limit.plan))
     return 0 if limit.value is not None else DOES_NOT_FIT
 
 
-def _answer_models(asked: Asked, names: list[str], as_json: bool) -> int:
+def _answer_models(asked: PlanQuestion, names: list[str], as_json: bool) -> int:
     """Which of several models fit, largest first."""
-    from fitune.console import results, say
+    from fitune.console import log, stdout_console
     from fitune.errors import ModelError, PlanError
     from fitune.planning.model_config import config_of
     from fitune.planning.report.terminal import print_models
@@ -211,25 +213,27 @@ def _answer_models(asked: Asked, names: list[str], as_json: bool) -> int:
         rows = [{"model": view.model, **view.plan.to_dict()} for view in found]
         print_json({"card": asked.card, "models": rows, "failed": failed})
     else:
-        print_models(results(), found, asked.card)
+        print_models(stdout_console(), found, asked.card)
         for name, error in failed.items():
-            say(f"{name}: {error}")
+            log(f"{name}: {error}")
     if not found:
         return 1
     return 0 if any(view.plan.fits for view in found) else DOES_NOT_FIT
 
 
-def _answer_grid(asked: Asked, as_json: bool) -> int:
+def _answer_grid(asked: PlanQuestion, as_json: bool) -> int:
     """Every combination of the remedies."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fitune.console import results, talk
+    from fitune.console import stderr_console, stdout_console
     from fitune.planning.gpus.step_time import with_time
     from fitune.planning.search.grid import cells, fill, print_grid
 
     done = cells(asked.scenario)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=talk(), transient=True, disable=not talk().is_terminal) as progress:
+    with Progress(
+        *columns, console=stderr_console(), transient=True, disable=not stderr_console().is_terminal
+    ) as progress:
         task = progress.add_task(f"planning {asked.config.name}", total=len(done))
         for place, cell in fill(done, asked.config.values, asked.gpu, asked.expandable):
             timed = with_time(cell.plan, cell.scenario, asked.gpu) if cell.plan and cell.scenario else None
@@ -239,6 +243,6 @@ def _answer_grid(asked: Asked, as_json: bool) -> int:
         rows = [cell.to_dict() for cell in done]
         print_json({"model": asked.config.name, "card": asked.card, "cells": rows})
     else:
-        results().print(asked.heading(), markup=False)
-        print_grid(results(), done, asked.card)
+        stdout_console().print(asked.heading(), markup=False)
+        print_grid(stdout_console(), done, asked.card)
     return 0 if asked.card is None or any(cell.plan and cell.plan.fits for cell in done) else DOES_NOT_FIT

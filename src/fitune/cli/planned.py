@@ -12,7 +12,7 @@ UNKNOWN_LENGTH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanQuestion:
     """The question: settings, model, rows, card."""
 
     settings: Any
@@ -74,7 +74,7 @@ class Asked:
         return View(self.config.name, describe(scenario), made, self.card, usable, self.gpu.context_bytes, notes=notes)
 
 
-def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: dict[str, Any]) -> Asked:
+def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: dict[str, Any]) -> PlanQuestion:
     """The question; ``given`` holds the command's own options.
 
     Raises:
@@ -104,7 +104,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     else:
         rows = ()
         tokens, note = _tokens(settings, config, given["seq_len"])
-    return Asked(settings, config, rows, tokens, gpu, card, given["expandable_segments"], (*notes, *note))
+    return PlanQuestion(settings, config, rows, tokens, gpu, card, given["expandable_segments"], (*notes, *note))
 
 
 def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[str, ...]]:

@@ -29,14 +29,14 @@ def list_command(folder: str, as_json: bool) -> None:
     \b
     fitune runs list
     """
-    from fitune.console import say
+    from fitune.console import log
     from fitune.runs.compare import list_runs
 
     found = list_runs(folder)
     if as_json:
         print_json(found)
     elif not found:
-        say(f"no runs in {folder}; `fitune demo` makes the first")
+        log(f"no runs in {folder}; `fitune demo` makes the first")
     else:
         columns = ("name", "status", "model", "data", "step", "steps", "loss")
         print_table(columns, [[run.get(column) for column in columns] for run in found], _cell)

@@ -27,7 +27,7 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     Rows with an answer get its reward. Pairs (chosen, rejected) get both rewards; accuracy is the share of pairs whose
     chosen answer has the higher one, and length_correlation says how far rewards merely follow length.
     """
-    from fitune.console import results
+    from fitune.console import stdout_console
     from fitune.data.prepare import DataOptions
     from fitune.evaluation.inference_model import open_target
     from fitune.evaluation.reward_scores import open_reward_model
@@ -45,6 +45,6 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     table = Table(*names)
     for row in found.rows[:20]:
         table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in names))
-    results().print(table)
+    stdout_console().print(table)
     for name, value in found.metrics.items():
-        results().print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+        stdout_console().print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")

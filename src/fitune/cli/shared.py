@@ -22,9 +22,9 @@ def print_table(columns: tuple[str, ...], rows: list[list[Any]], cell: Callable[
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.console import results
+    from fitune.console import stdout_console
 
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    results().print(table)
+    stdout_console().print(table)

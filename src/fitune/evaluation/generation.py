@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from fitune.console import talk
+from fitune.console import stderr_console
 from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
 
@@ -109,11 +109,11 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
 
 def follow(steps: Sequence[Any], label: str) -> Iterable[Any]:
     """The steps, under a progress bar when there is a label, more than one step, and a terminal to show it."""
-    if not label or len(steps) < 2 or not talk().is_terminal:
+    if not label or len(steps) < 2 or not stderr_console().is_terminal:
         return steps
     from rich.progress import track
 
-    return track(steps, description=label, console=talk(), transient=True)
+    return track(steps, description=label, console=stderr_console(), transient=True)
 
 
 def fix_seed(seed: int | None) -> None:

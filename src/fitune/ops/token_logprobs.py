@@ -32,7 +32,7 @@ from fitune.trainers.packing_support import Mode
 
 
 @dataclass(frozen=True, eq=False)
-class Laid:
+class RowBatch:
     """Rows as one forward pass sees them. Places are numbers in the flattened states of the pass."""
 
     inputs: dict[str, Any]
@@ -55,7 +55,7 @@ class Laid:
         return len(self.ends)
 
 
-def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> Laid:
+def make_row_batch(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> RowBatch:
     """Lay rows out.
 
     Args:
@@ -90,33 +90,33 @@ def lay(rows: Sequence[Row], mode: Mode, device: torch.device | str = "cpu") -> 
     def there(values: Any) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.long).to(device)
 
-    return Laid(
+    return RowBatch(
         inputs, there(entries[0]), there(entries[1]), there(entry_of.reshape(-1)), there(np.concatenate(row_of)),
         there([path[-1] for path in paths]), computed,
     )  # fmt: skip
 
 
-def states_of(model: Any, laid: Laid) -> Tensor:
+def states_of(model: Any, row_batch: RowBatch) -> Tensor:
     """Hidden states behind the last norm, one a place: (places, H)."""
     body, _ = split_model(model)
-    states = body(**laid.inputs, use_cache=False).last_hidden_state
+    states = body(**row_batch.inputs, use_cache=False).last_hidden_state
     return states.reshape(-1, states.shape[-1])
 
 
-def end_states(model: Any, laid: Laid) -> Tensor:
+def end_states(model: Any, row_batch: RowBatch) -> Tensor:
     """R×H hidden states at the rows' last tokens."""
-    return states_of(model, laid).index_select(0, laid.ends)
+    return states_of(model, row_batch).index_select(0, row_batch.ends)
 
 
-def token_logprobs(model: Any, laid: Laid) -> Tensor:
+def token_logprobs(model: Any, row_batch: RowBatch) -> Tensor:
     """T log-probabilities in fp32, with gradient where it is enabled.
 
     Logits exist for a few hundred places at a time and are made again in the backward pass.
     """
-    return entry_logprobs(states_of(model, laid), split_model(model)[1], laid)
+    return entry_logprobs(states_of(model, row_batch), split_model(model)[1], row_batch)
 
 
-def entry_logprobs(states: Tensor, head: Head, laid: Laid, temperature: float = 1.0) -> Tensor:
+def entry_logprobs(states: Tensor, head: Head, row_batch: RowBatch, temperature: float = 1.0) -> Tensor:
     """`token_logprobs` from states that are there already.
 
     Args:
@@ -132,29 +132,29 @@ def entry_logprobs(states: Tensor, head: Head, laid: Laid, temperature: float = 
         return torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
 
     found = []
-    for start in range(0, len(laid.places), size):
+    for start in range(0, len(row_batch.places), size):
         here = slice(start, start + size)
-        part = states.index_select(0, laid.places[here])
+        part = states.index_select(0, row_batch.places[here])
         if torch.is_grad_enabled():
-            found.append(checkpoint(chunk, part, laid.tokens[here], use_reentrant=False))
+            found.append(checkpoint(chunk, part, row_batch.tokens[here], use_reentrant=False))
         else:
-            found.append(chunk(part, laid.tokens[here]))
+            found.append(chunk(part, row_batch.tokens[here]))
     every = torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
-    return every.index_select(0, laid.entry_of)
+    return every.index_select(0, row_batch.entry_of)
 
 
-def by_row(values: Tensor, laid: Laid) -> Tensor:
+def sum_by_row(values: Tensor, row_batch: RowBatch) -> Tensor:
     """R sums of T values over the tokens of each row."""
-    return values.new_zeros(laid.num_rows).index_add(0, laid.row_of, values)
+    return values.new_zeros(row_batch.num_rows).index_add(0, row_batch.row_of, values)
 
 
-def count_by_row(laid: Laid) -> Tensor:
+def count_by_row(row_batch: RowBatch) -> Tensor:
     """R numbers of trained tokens."""
-    return torch.bincount(laid.row_of, minlength=laid.num_rows)
+    return torch.bincount(row_batch.row_of, minlength=row_batch.num_rows)
 
 
 @torch.no_grad()
-def check_laid(model: Any, rows: Sequence[Row], mode: Mode) -> None:
+def check_row_batch(model: Any, rows: Sequence[Row], mode: Mode) -> None:
     """Compare a padded row's log-probabilities with the model's own logits; packs have had their own check.
 
     Raises:
@@ -165,11 +165,13 @@ def check_laid(model: Any, rows: Sequence[Row], mode: Mode) -> None:
     row = min((row for row in rows if any(row.trained[1:])), key=lambda row: len(row.input_ids))
     was_training = model.training
     model.eval()
-    laid = lay([row], "off", next(model.parameters()).device)
-    ours = token_logprobs(model, laid)
-    own = torch.log_softmax(model(**laid.inputs, use_cache=False).logits[0].float(), -1)[laid.places, laid.tokens]
+    row_batch = make_row_batch([row], "off", next(model.parameters()).device)
+    ours = token_logprobs(model, row_batch)
+    own = torch.log_softmax(model(**row_batch.inputs, use_cache=False).logits[0].float(), -1)[
+        row_batch.places, row_batch.tokens
+    ]
     model.train(was_training)
-    if not torch.allclose(ours, own[laid.entry_of], rtol=0.02, atol=0.02):
+    if not torch.allclose(ours, own[row_batch.entry_of], rtol=0.02, atol=0.02):
         raise ModelError(
             f"{type(model).__name__} does more between its last hidden state and its logits than fitune knows, so "
             "log-probabilities of answers cannot be computed; this method does not work with it"

@@ -32,17 +32,17 @@ def all_checkpoints(root: Path) -> list[Path]:
     return sorted((path for path in root.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def whole_checkpoints(root: Path) -> list[Path]:
+def complete_checkpoints(root: Path) -> list[Path]:
     """Checkpoint folders that were written to the end, by step."""
-    return [folder for folder in all_checkpoints(root) if is_whole(folder)]
+    return [folder for folder in all_checkpoints(root) if is_complete(folder)]
 
 
-def newest_whole(root: Path) -> Path | None:
+def newest_complete(root: Path) -> Path | None:
     """The whole checkpoint of the highest step."""
-    return next(reversed(whole_checkpoints(root)), None)
+    return next(reversed(complete_checkpoints(root)), None)
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether every file that the checkpoint's mark lists is there, with its size."""
     try:
         sizes = json.loads((folder / MARK).read_text())["bytes"]
@@ -51,7 +51,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def mark_whole(folder: Path) -> None:
+def mark_complete(folder: Path) -> None:
     """Flush every file of the checkpoint to the disk, then write its mark in one move."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARK]
     for path in files:
@@ -69,12 +69,12 @@ def unmark(folder: Path) -> None:
     (folder / MARK).unlink(missing_ok=True)
 
 
-def write_carried(folder: Path, values: dict[str, Any]) -> None:
+def write_extra_state(folder: Path, values: dict[str, Any]) -> None:
     """Keep beside a checkpoint what the run's log must carry over a resume."""
     (folder / CARRIED).write_text(json.dumps(values))
 
 
-def read_carried(folder: Path) -> dict[str, Any]:
+def read_extra_state(folder: Path) -> dict[str, Any]:
     path = folder / CARRIED
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -84,7 +84,7 @@ def drop_old(root: Path, keep: int, best_step: int | None) -> None:
 
     With ``keep`` 1 the newest stays beside the best: without it there would be nothing to resume from.
     """
-    whole = whole_checkpoints(root)
+    whole = complete_checkpoints(root)
     if not whole:
         return
     best = [folder for folder in whole if step_of(folder) == best_step]
@@ -98,7 +98,7 @@ def drop_old(root: Path, keep: int, best_step: int | None) -> None:
 
 def drop_incomplete(root: Path) -> list[Path]:
     """Remove checkpoints that were never finished; returns them."""
-    broken = [folder for folder in all_checkpoints(root) if not is_whole(folder)]
+    broken = [folder for folder in all_checkpoints(root) if not is_complete(folder)]
     for folder in broken:
         shutil.rmtree(folder, ignore_errors=True)
     return broken

@@ -9,7 +9,7 @@ import yaml
 
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import step_of, whole_checkpoints
+from fitune.runs.checkpoints import complete_checkpoints, step_of
 from fitune.runs.run_folder import MANIFEST, RunFolder, read_rows
 
 
@@ -83,7 +83,7 @@ def show_run(path: Path) -> dict[str, Any]:
         "manifest": manifests.read(run.manifest),
         "settings": read_settings(run),
         "metrics": read_rows(run.metrics),
-        "checkpoints": [step_of(folder) for folder in whole_checkpoints(run.checkpoints)],
+        "checkpoints": [step_of(folder) for folder in complete_checkpoints(run.checkpoints)],
     }
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from fitune.console import say
+from fitune.console import log
 from fitune.errors import RunError
 
 SETTINGS, MANIFEST, METRICS, SAMPLES, LOCK = (
@@ -130,7 +130,7 @@ class RunFolder:
         if pid is not None and pid != os.getpid() and _alive(pid):
             raise RunError(f"{self.path} is being written by process {pid}; wait for it, or choose another run.name")
         if pid is not None:
-            say(f"taking over {self.path} from process {pid}, which is gone")
+            log(f"taking over {self.path} from process {pid}, which is gone")
         self._lock.unlink(missing_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:

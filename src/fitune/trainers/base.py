@@ -70,7 +70,7 @@ class FituneTrainer(Trainer):
         args: from `fitune.trainers.arguments`.
         train_rows, test_rows: `fitune.data` token rows.
         collate: rows → input_ids BS, attention_mask BS, labels BS.
-        examine: called at each evaluation with the model and the step; returns more metrics (generation).
+        extra_metrics: called at each evaluation with the model and the step; returns more metrics (generation).
         keep_checkpoints: whole checkpoints kept, the best one always among them.
         callbacks: more callbacks of transformers.
     """
@@ -85,19 +85,19 @@ class FituneTrainer(Trainer):
         train_rows: Sequence[Any],
         test_rows: Sequence[Any],
         collate: Collate,
-        examine: Examine | None = None,
+        extra_metrics: Examine | None = None,
         keep_checkpoints: int = 2,
         callbacks: list[TrainerCallback] | None = None,
     ):
         self.order = ShuffledByEpoch(len(train_rows), args.seed)
-        self.examine = examine
+        self.extra_metrics = extra_metrics
         self.keep_checkpoints = keep_checkpoints
         self.step_loss = 0.0
         self.step_tokens = 0
         # What a method measures in a step beside the loss; logged as its mean over the steps of a row.
         self.step_metrics: dict[str, float] = {}
         self.last_row_numbers: list[int] = []
-        self.carried: dict[str, Any] = {}
+        self.extra_state: dict[str, Any] = {}
         super().__init__(
             model=model,
             args=args,
@@ -161,7 +161,7 @@ class FituneTrainer(Trainer):
         if self.args.max_grad_norm == 0:
             advice.append("train.max_grad_norm: 1.0 (gradients are not clipped now)")
         advice.append("`fitune data show` on the rows named here")
-        last = checkpoints.newest_whole(Path(str(self.args.output_dir)))
+        last = checkpoints.newest_complete(Path(str(self.args.output_dir)))
         kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingHalted(
             f"training halted at step {self.state.global_step + 1}: {what} (learning rate {rate:g}, {dtype}, "
@@ -182,8 +182,8 @@ class FituneTrainer(Trainer):
         model.eval()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
             measured = self.measure(eval_dataset)
-            if self.examine is not None:
-                measured.update(self.examine(model, self.state.global_step))
+            if self.extra_metrics is not None:
+                measured.update(self.extra_metrics(model, self.state.global_step))
         model.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
@@ -216,8 +216,8 @@ class FituneTrainer(Trainer):
         try:
             checkpoints.unmark(folder)
             super()._save_checkpoint(model, trial)
-            checkpoints.write_carried(folder, self.carried)
-            checkpoints.mark_whole(folder)
+            checkpoints.write_extra_state(folder, self.extra_state)
+            checkpoints.mark_complete(folder)
         except OSError as error:
             raise RunError(f"cannot write {folder}: {error}; earlier checkpoints are untouched") from error
         checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
@@ -236,9 +236,9 @@ class FituneTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
-        self.carried = checkpoints.read_carried(Path(resume_from_checkpoint))
+        self.extra_state = checkpoints.read_extra_state(Path(resume_from_checkpoint))
 
-    def take_up(self, checkpoint: Path) -> None:
+    def load_finished_state(self, checkpoint: Path) -> None:
         """Stand where a run stood that had finished its last step, without taking another."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback
 
-from fitune.console import say, talk, warn
+from fitune.console import log, stderr_console, warn
 
 WriteRow = Callable[[dict[str, Any]], None]
 
@@ -39,14 +39,14 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         nothing = {"losses": [], "tokens": 0, "seconds": 0.0, "new_tokens": 0, "new_s": 0.0}
-        self.trainer.carried.setdefault("log", nothing)
+        self.trainer.extra_state.setdefault("log", nothing)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         spent = time.perf_counter() - self.began
-        log = self.trainer.carried["log"]
+        log = self.trainer.extra_state["log"]
         log["losses"].append(self.trainer.step_loss)
         if self.trainer.step_metrics:
             log.setdefault("more", []).append(self.trainer.step_metrics)
@@ -58,7 +58,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or "learning_rate" not in logs:
             return
-        log = self.trainer.carried["log"]
+        log = self.trainer.extra_state["log"]
         grad_norm = logs.get("grad_norm")
         self.write(
             {
@@ -106,16 +106,16 @@ class BestKept(TrainerCallback):
             return control
         value, best = metrics[f"eval_{self.metric}"], state.best_metric
         better = best is None or (value > best if self.higher_is_better else value < best)
-        waited = 0 if better else self.trainer.carried.get("evaluations_without_gain", 0) + 1
-        self.trainer.carried["evaluations_without_gain"] = waited
+        waited = 0 if better else self.trainer.extra_state.get("evaluations_without_gain", 0) + 1
+        self.trainer.extra_state["evaluations_without_gain"] = waited
         control.should_save = control.should_save or better
         if self.patience is not None and waited >= self.patience:
-            say(
+            log(
                 f"stopping early at step {state.global_step}: {self.metric} has not improved on {best:.4g} "
                 f"for {waited} evaluations (eval.patience)"
             )
             control.should_training_stop = control.should_save = True
-            self.trainer.carried["stopped_early"] = True
+            self.trainer.extra_state["stopped_early"] = True
         return control
 
 
@@ -167,9 +167,9 @@ class ProgressLine(TrainerCallback):
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if talk().is_terminal:
+        if stderr_console().is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
-            self.bar = Progress(*columns, console=talk(), refresh_per_second=4)
+            self.bar = Progress(*columns, console=stderr_console(), refresh_per_second=4)
             self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, words="")
             self.bar.start()
 
@@ -183,7 +183,7 @@ class ProgressLine(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step, words=words)
         elif time.monotonic() - self.said > self.quiet_seconds or state.global_step == state.max_steps:
             self.said = time.monotonic()
-            say(words)
+            log(words)
 
     def words(self, step: int, steps: int) -> str:
         """``step 40/411 · loss 1.234 · 812 tokens/s · 3:20 left``."""
@@ -196,7 +196,7 @@ class ProgressLine(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         found = " · ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
-        say(f"evaluation at step {state.global_step}: {found}")
+        log(f"evaluation at step {state.global_step}: {found}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

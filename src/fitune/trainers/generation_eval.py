@@ -16,7 +16,7 @@ from fitune.data.rows import Example
 from fitune.evaluation.evaluate import answer_rows
 from fitune.evaluation.inference_model import Target
 from fitune.evaluation.metrics import score
-from fitune.trainers.memory import give_back, is_out_of_memory
+from fitune.trainers.memory import free_memory, is_out_of_memory
 
 
 def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
@@ -25,7 +25,7 @@ def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
     return list(islice(asking, limit))
 
 
-class Examiner:
+class GenerationEval:
     """Callable of the trainer: model and step → metrics."""
 
     def __init__(
@@ -58,5 +58,5 @@ class Examiner:
                 if not is_out_of_memory(error) or self.batch_rows == 1:
                     raise
             self.batch_rows = max(self.batch_rows // 2, 1)
-            give_back()
+            free_memory()
             warn(f"out of memory while answering questions: it goes on with {self.batch_rows} at a time")

@@ -48,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OTHER_WORDS)
 
 
-def give_back() -> None:
+def free_memory() -> None:
     """Let go of what a failed pass held."""
     gc.collect()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""`RewardedTrainer`: what every method has that learns from the rewards of its own answers.
+"""`OnlineRLTrainer`: what every method has that learns from the rewards of its own answers.
 
 In: prompts, a mix of rewards, a model whose adapter is the policy. Out: steps; one step samples a batch of answers,
 has them rewarded, and learns from them in one optimizer update or several.
@@ -7,7 +7,7 @@ Knows nothing of advantages or losses: `learn` of ppo.py and grpo.py is where th
 One base is in memory: the policy is it with its adapter, the reference is it with the adapter switched off (or with the
 frozen adapter that the run started from).
 
-B answers of a step, T tokens of the longest, R answers of a part.
+B answers of a step, T tokens of the longest, R answers of a micro-batch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fitune.errors import RewardError
 from fitune.evaluation.generation import Sampling
 from fitune.models.heads import head_of
 from fitune.ops.packed_loss import split_model
-from fitune.ops.token_logprobs import Laid, entry_logprobs, lay, states_of
+from fitune.ops.token_logprobs import RowBatch, entry_logprobs, make_row_batch, states_of
 from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.packing_support import Mode
 from fitune.trainers.rl.losses import token_weights
-from fitune.trainers.rl.rollout import Answered, sample_answers, step_seed
+from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
 
 PROMPTS = "prompts"
 CUT_OFF_REMINDER = 10  # steps between two warnings that every answer was cut off
@@ -58,25 +58,25 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MicroBatch:
     """Answers that share a forward pass."""
 
     numbers: Tensor
     """R numbers of the answers."""
-    laid: Laid
+    row_batch: RowBatch
     columns: Tensor
     """For each trained token of all rows its place in its answer."""
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ForwardOutput:
     """What a forward pass tells of the answers' tokens, each BT or RT, 0 past an answer's end."""
 
     logp: Tensor
     values: Tensor | None = None
 
 
-class RewardedTrainer(FituneTrainer, ABC):
+class OnlineRLTrainer(FituneTrainer, ABC):
     """FituneTrainer over prompts.
 
     Args:
@@ -105,7 +105,7 @@ class RewardedTrainer(FituneTrainer, ABC):
         self.mode: Mode = mode
         self.layout = mode  # for the run's plan
         self.keep, self.values = keep, values
-        self.answered: Answered | None = None
+        self.answered: RolloutBatch | None = None
         self.mask = torch.zeros(0)
         # A step takes the prompts of a whole batch, whatever a forward pass takes; as in PackedTrainer.
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
@@ -131,15 +131,15 @@ class RewardedTrainer(FituneTrainer, ABC):
         return torch.tensor(self.step_loss, device=self.args.device)
 
     @abstractmethod
-    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+    def learn(self, answered: RolloutBatch, scores_B: Tensor) -> dict[str, float | Tensor]:
         """Everything from scores to gradients; returns metrics, among them ``loss``."""
 
-    def sample(self, prompts: Sequence[PromptRow]) -> Answered:
+    def sample(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
         """The policy's answers to the step's prompts."""
         how, seed = self.rollout, step_seed(self.args.seed, self.state.global_step)
         return sample_answers(self.model, self.renderer, prompts, how.answers, how.sampling, how.rows_at_once, seed)
 
-    def judge(self, answered: Answered) -> tuple[Tensor, dict[str, float]]:
+    def judge(self, answered: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
         """Scores B, and what is worth watching of them; an answer without an end earns nothing by being long.
 
         Raises:
@@ -173,20 +173,20 @@ class RewardedTrainer(FituneTrainer, ABC):
 
     # ---- for `learn`
 
-    def parts(self, answered: Answered) -> list[Part]:
+    def micro_batches(self, answered: RolloutBatch) -> list[MicroBatch]:
         """The answers, laid out for forward passes of ``part_prompts`` prompts each."""
         size = self.rollout.part_prompts * answered.per_prompt
-        return [self._part(answered, start, start + size) for start in range(0, len(answered.rows), size)]
+        return [self._micro_batch(answered, start, start + size) for start in range(0, len(answered.rows), size)]
 
-    def updates(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
-        """The parts of each optimizer update: all of them once a pass, dealt out anew to the minibatches.
+    def updates(self, micro_batches: Sequence[MicroBatch]) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of each optimizer update: all of them once a pass, dealt out anew to the minibatches.
 
         Gradients of an update must be there when the next is asked for: the optimizer steps between two.
         """
         first = True
         for number in range(self.rollout.passes):
             generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.state.global_step, number + 1))
-            order = torch.randperm(len(parts), generator=generator).tolist()
+            order = torch.randperm(len(micro_batches), generator=generator).tolist()
             for minibatch in range(self.rollout.minibatches):
                 chosen = order[minibatch :: self.rollout.minibatches]
                 if not chosen:
@@ -194,40 +194,44 @@ class RewardedTrainer(FituneTrainer, ABC):
                 if not first:
                     self._step_now()
                 first = False
-                yield [parts[index] for index in chosen]
+                yield [micro_batches[index] for index in chosen]
 
-    def look(self, part: Part) -> Seen:
-        """One forward pass over a part: log-probabilities RT of its tokens, and their values where there is a head."""
+    def forward(self, micro_batch: MicroBatch) -> ForwardOutput:
+        """One forward pass over a micro-batch: log-probabilities RT of its tokens, and their values where there is a head."""
         with self.accelerator.autocast():
-            states = states_of(self.model, part.laid)
+            states = states_of(self.model, micro_batch.row_batch)
             head = split_model(self.model)[1]
-            logp = entry_logprobs(states, head, part.laid, self.rollout.sampling.temperature)
+            logp = entry_logprobs(states, head, micro_batch.row_batch, self.rollout.sampling.temperature)
             values = None
             if self.values:
-                values = head_of(self.model)(states.index_select(0, part.laid.places))[part.laid.entry_of]
-        return Seen(self._spread(logp, part), None if values is None else self._spread(values, part))
+                values = head_of(self.model)(states.index_select(0, micro_batch.row_batch.places))[
+                    micro_batch.row_batch.entry_of
+                ]
+        return ForwardOutput(
+            self._spread(logp, micro_batch), None if values is None else self._spread(values, micro_batch)
+        )
 
-    def know(self, parts: Sequence[Part], reference: bool) -> Seen:
-        """`look` at all answers without gradients, BT; as the reference sees them or as the policy does."""
+    def score_no_grad(self, micro_batches: Sequence[MicroBatch], reference: bool) -> ForwardOutput:
+        """`forward` at all answers without gradients, BT; as the reference sees them or as the policy does."""
         logp, values = torch.zeros_like(self.mask, dtype=torch.float32), None
-        for part in parts:
+        for micro_batch in micro_batches:
             with torch.no_grad():
-                seen = self._as_reference(part) if reference else self.look(part)
-            logp[part.numbers] = seen.logp
+                seen = self._as_reference(micro_batch) if reference else self.forward(micro_batch)
+            logp[micro_batch.numbers] = seen.logp
             if seen.values is not None and not reference:
                 values = torch.zeros_like(logp) if values is None else values
-                values[part.numbers] = seen.values
-        return Seen(logp, values)
+                values[micro_batch.numbers] = seen.values
+        return ForwardOutput(logp, values)
 
-    def weigh(self, update: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+    def with_weights(self, update: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Tensor]]:
         """Each part of an update with the weights RT of its tokens, which sum over the update as ``loss_over`` says."""
-        numbers = torch.cat([part.numbers for part in update])
+        numbers = torch.cat([micro_batch.numbers for micro_batch in update])
         weights = token_weights(self.mask[numbers], self.rollout.loss_over, self.rollout.sampling.max_new_tokens)
-        yield from zip(update, weights.split([len(part.numbers) for part in update]), strict=True)
+        yield from zip(update, weights.split([len(micro_batch.numbers) for micro_batch in update]), strict=True)
 
-    def tokens_of(self, update: Sequence[Part]) -> int:
+    def tokens_of(self, update: Sequence[MicroBatch]) -> int:
         """Tokens that an update learns from."""
-        return max(sum(int(self.mask[part.numbers].sum()) for part in update), 1)
+        return max(sum(int(self.mask[micro_batch.numbers].sum()) for micro_batch in update), 1)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a part's share of an update; halts when the loss is not finite."""
@@ -263,9 +267,9 @@ class RewardedTrainer(FituneTrainer, ABC):
 
     # ---- inside
 
-    def _as_reference(self, part: Part) -> Seen:
+    def _as_reference(self, micro_batch: MicroBatch) -> ForwardOutput:
         with self.reference():
-            return self.look(part)
+            return self.forward(micro_batch)
 
     def _step_now(self) -> None:
         optimizer: Any = self.optimizer
@@ -275,28 +279,28 @@ class RewardedTrainer(FituneTrainer, ABC):
         optimizer.step()
         optimizer.zero_grad()
 
-    def _part(self, answered: Answered, start: int, stop: int) -> Part:
+    def _micro_batch(self, answered: RolloutBatch, start: int, stop: int) -> MicroBatch:
         device = self.args.device
         rows = answered.rows[start:stop]
         columns = [torch.arange(row.num_trained, device=device) for row in rows]
         numbers = torch.arange(start, start + len(rows), device=device)
-        return Part(numbers, lay(rows, self.mode, device), torch.cat(columns))
+        return MicroBatch(numbers, make_row_batch(rows, self.mode, device), torch.cat(columns))
 
-    def _mask(self, answered: Answered) -> Tensor:
+    def _mask(self, answered: RolloutBatch) -> Tensor:
         """Bool BT."""
         lengths_B = torch.tensor(answered.lengths, device=self.args.device)
         return torch.arange(int(lengths_B.max()), device=self.args.device) < lengths_B[:, None]
 
-    def _spread(self, flat: Tensor, part: Part) -> Tensor:
+    def _spread(self, flat: Tensor, micro_batch: MicroBatch) -> Tensor:
         """One number a trained token → RT."""
-        table = flat.new_zeros(part.laid.num_rows, self.mask.shape[1])
-        return table.index_put((part.laid.row_of, part.columns), flat)
+        table = flat.new_zeros(micro_batch.row_batch.num_rows, self.mask.shape[1])
+        return table.index_put((micro_batch.row_batch.row_of, micro_batch.columns), flat)
 
-    def _warn_of_endless(self, answered: Answered) -> None:
+    def _warn_of_endless(self, answered: RolloutBatch) -> None:
         if answered.stopped_share > 0:
-            self.carried["steps_without_end"] = 0
+            self.extra_state["steps_without_end"] = 0
             return
-        count = self.carried["steps_without_end"] = self.carried.get("steps_without_end", 0) + 1
+        count = self.extra_state["steps_without_end"] = self.extra_state.get("steps_without_end", 0) + 1
         if count % CUT_OFF_REMINDER == 1:
             warn(
                 f"step {self.state.global_step + 1}: every answer was cut off at rl.max_new_tokens "
@@ -305,7 +309,7 @@ class RewardedTrainer(FituneTrainer, ABC):
             )
 
     def _worst_and_best(
-        self, answered: Answered, scores: Sequence[float], own: dict[str, list[float]]
+        self, answered: RolloutBatch, scores: Sequence[float], own: dict[str, list[float]]
     ) -> list[dict[str, Any]]:
         """Rows for samples.jsonl: the lowest rewards, then the highest."""
         order = sorted(range(len(scores)), key=lambda index: scores[index])
@@ -333,7 +337,7 @@ class RewardedTrainer(FituneTrainer, ABC):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         if step == 0:
             return "; no step was done yet"
-        if not checkpoints.is_whole(folder):
+        if not checkpoints.is_complete(folder):
             self._save_checkpoint(self.model, None)
         return f"; the {step} steps before are kept, and a resumed run goes on from there"
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.tree import Tree
 from fitune.errors import DoesNotFit
 from fitune.ops.label_loss import count_trained
 from fitune.trainers.base import FituneTrainer, with_row_numbers
-from fitune.trainers.memory import give_back, is_out_of_memory
+from fitune.trainers.memory import free_memory, is_out_of_memory
 from fitune.trainers.packed import PACKS, PackedTrainer
 from fitune.trainers.worst_case_batch import Batches, largest_micro_batch, largest_pack
 
@@ -90,7 +90,7 @@ class _Surviving:
             if not is_out_of_memory(error) or me.args.world_size > 1:
                 raise  # processes that train together must take the same passes
         # Out of the handler: its traceback has let go of the activations.
-        give_back()
+        free_memory()
         return None
 
     def _parts(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -187,8 +187,8 @@ class _Surviving:
         self._drop_gradients()
         me.last_row_numbers, me.step_loss = before
         self.step_batches, self.step_position = position
-        give_back()
-        say(f"tried before step 1: the largest pass of the run ({_size_of(inputs)})")
+        free_memory()
+        log(f"tried before step 1: the largest pass of the run ({_size_of(inputs)})")
 
     @contextmanager
     def _states_held(self) -> Iterator[None]:
@@ -221,7 +221,7 @@ class _Surviving:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or not self._smaller_evaluation():
                     raise
-            give_back()
+            free_memory()
 
     def _smaller_evaluation(self) -> bool:
         me = self._me()

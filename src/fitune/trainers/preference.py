@@ -4,7 +4,7 @@ In: as FituneTrainer, with `PairRow`s, and a `Packing`. Out: likewise, with what
 Knows nothing of settings.
 
 The loader hands out the pairs of a whole optimizer step; they are laid into passes of a bounded size, a pair never torn
-apart, so that its prompt is computed once. Losses are means over the pairs of the step, however they are laid.
+apart, so that its prompt is computed once. Losses are means over the pairs of the step, however they are laid out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.rows import PairRow
-from fitune.ops.token_logprobs import Laid, lay
+from fitune.ops.token_logprobs import RowBatch, make_row_batch
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.packing_support import Packing
 
@@ -63,7 +63,7 @@ class PairTrainer(FituneTrainer):
         self.accelerator.gradient_accumulation_steps = 1
 
     @abstractmethod
-    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses in fp32, and what else is measured (P numbers a name), of the 2P rows that `sides` gives."""
 
     def summarize(self, measured: Measured, pairs: Sequence[PairRow]) -> dict[str, float]:
@@ -100,7 +100,7 @@ class PairTrainer(FituneTrainer):
         for pairs in self._passes(inputs[PAIRS]):
             self.last_row_numbers = [pair.row_number for pair in pairs]
             with self.accelerator.autocast():
-                losses, measured = self.pair_losses(self.model, self._lay(pairs), pairs)
+                losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)
             loss = losses.sum() / num_items_in_batch
             if not torch.isfinite(loss):
                 self.halt(f"the loss is {loss.item()}")
@@ -118,8 +118,8 @@ class PairTrainer(FituneTrainer):
             return [list(pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
         return pair_passes(pairs, self.packing.max_tokens, self.packing.mode == "tree")
 
-    def _lay(self, pairs: Sequence[PairRow]) -> Laid:
-        return lay(sides(pairs), self.packing.mode, self.args.device)
+    def _row_batch(self, pairs: Sequence[PairRow]) -> RowBatch:
+        return make_row_batch(sides(pairs), self.packing.mode, self.args.device)
 
     # ---- evaluation
 
@@ -136,7 +136,7 @@ class PairTrainer(FituneTrainer):
         order: list[PairRow] = []
         for pairs in self._passes(rows):
             with self.accelerator.autocast():
-                losses, measured = self.pair_losses(self.model, self._lay(pairs), pairs)
+                losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)
             kept.append({"loss": losses, **measured})
             order += pairs
         joined = _joined(kept)

@@ -1,6 +1,6 @@
 """The run's own plan: fitted to the memory before the weights are loaded, compared with what was measured at its end.
 
-In: settings, `Ready`, the layout of the rows. Out: `Fitted`; the plan's figures of what is really trained.
+In: settings, `RunSetup`, the layout of the rows. Out: `AutofitResult`; the plan's figures of what is really trained.
 The last place of the plan that sees a settings object; the search is in fit.py, the measuring in memory.py.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.planning.cpu_memory import plan_cpu
@@ -22,12 +22,12 @@ from fitune.planning.model_config import config_of
 from fitune.planning.predict import Card, Plan, predict
 from fitune.planning.report.plan_report import size_in
 from fitune.planning.scenario import Scenario
-from fitune.planning.search.ladder import told
+from fitune.planning.search.ladder import format_ladder
 from fitune.sizes import parse_bytes
 from fitune.trainers.generation_eval import questions_of
 from fitune.trainers.packing_support import ATTENTION_DROPOUTS
 from fitune.trainers.worst_case_batch import Batches, largest_pass
-from fitune.training.autofit_search import Fitted, Room, Rows, facts_of, room_on, search
+from fitune.training.autofit_search import AutofitResult, Room, Rows, facts_of, room_on, search
 from fitune.training.plan_scenario import (
     SAMPLED,
     LargestPass,
@@ -37,55 +37,55 @@ from fitune.training.plan_scenario import (
     scenario_of,
     with_changes,
 )
-from fitune.training.setup import Ready
+from fitune.training.setup import RunSetup
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000
 
 
-def fit_run(settings: Settings, ready: Ready) -> Fitted:
+def autofit_run(settings: Settings, setup: RunSetup) -> AutofitResult:
     """The settings to train with: those asked for, or the fastest that fit the memory.
 
     Raises:
         DoesNotFit: nothing that the user left open fits.
     """
-    device, budget = ready.hardware.device, settings.memory.budget
+    device, budget = setup.hardware.device, settings.memory.budget
     if settings.fit == "off" or (device != "cuda" and budget is None):
-        return Fitted(settings)
+        return AutofitResult(settings)
     if device == "mps":
         warn("memory.budget is ignored: the memory of Apple GPUs cannot be planned yet")
-        return Fitted(settings)
-    asked = with_precision(settings, ready)
-    room = room_of(asked, ready)
+        return AutofitResult(settings)
+    asked = with_precision(settings, setup)
+    room = room_of(asked, setup)
     try:
         values = config_values(asked)
-        say(f"memory: planning the run in {_in_words(room)}, before its weights are loaded")
+        log(f"memory: planning the run in {_in_words(room)}, before its weights are loaded")
         one_plan, small, made = _plan_on_cpu if device == "cpu" else _plan_on_card, room.less_margin(), []
 
         def plan_of(scenario: Scenario) -> Plan:
-            made.append(one_plan(values, small, ready, scenario))
+            made.append(one_plan(values, small, setup, scenario))
             if len(made) == 1 and not made[0].fits:
-                say("memory: as asked it does not fit; looking for what does (each way is traced once, then kept)")
+                log("memory: as asked it does not fit; looking for what does (each way is traced once, then kept)")
             return made[-1]
 
-        found = search(asked, rows_of(asked, ready), plan_of, ready.hardware.fast_bf16, "quantization_config" in values)
+        found = search(asked, rows_of(asked, setup), plan_of, setup.hardware.fast_bf16, "quantization_config" in values)
     except DoesNotFit as error:
         raise DoesNotFit(f"the run does not fit {_in_words(room)}: {error}") from None
     except (PlanError, ModelError) as error:
         warn(f"memory: no plan can be made, so the run is trained as asked: {error}")
-        return Fitted(settings)
-    for line in told(found, room.words, room.gpu.usable_bytes, room.margin):
-        say(f"memory: {line}")
-    return Fitted(with_changes(settings, found.changes), facts_of(found, settings, room))
+        return AutofitResult(settings)
+    for line in format_ladder(found, room.words, room.gpu.usable_bytes, room.margin):
+        log(f"memory: {line}")
+    return AutofitResult(with_changes(settings, found.changes), facts_of(found, settings, room))
 
 
-def _plan_on_card(values: dict[str, Any], gpu: Any, ready: Ready, scenario: Scenario) -> Plan:
+def _plan_on_card(values: dict[str, Any], gpu: Any, setup: RunSetup, scenario: Scenario) -> Plan:
     return with_time(predict(values, scenario, gpu), scenario, gpu)
 
 
-def _plan_on_cpu(values: dict[str, Any], room: Any, ready: Ready, scenario: Scenario) -> Plan:
+def _plan_on_cpu(values: dict[str, Any], room: Any, setup: RunSetup, scenario: Scenario) -> Plan:
     """The growth of the process on top of what it holds now; how long a step takes is not known."""
-    made = plan_cpu(values, scenario, _row_tokens(ready, scenario))
+    made = plan_cpu(values, scenario, _row_tokens(setup, scenario))
     need = psutil.Process().memory_info().rss + made.growth_peak_bytes
     return Plan(
         allocated_peak_bytes=made.allocated_peak_bytes,
@@ -98,24 +98,24 @@ def _plan_on_cpu(values: dict[str, Any], room: Any, ready: Ready, scenario: Scen
     )
 
 
-def _row_tokens(ready: Ready, scenario: Scenario) -> int:
+def _row_tokens(setup: RunSetup, scenario: Scenario) -> int:
     """Tokens of a row of a pack."""
-    return min(max(len(row.input_ids) for row in ready.data.train), scenario.seq_len)
+    return min(max(len(row.input_ids) for row in setup.data.train), scenario.seq_len)
 
 
-def with_precision(settings: Settings, ready: Ready) -> Settings:
+def with_precision(settings: Settings, setup: RunSetup) -> Settings:
     """The settings with the precision that was chosen for this machine."""
-    return with_changes(settings, {"model.precision": ready.precision.name})
+    return with_changes(settings, {"model.precision": setup.precision.name})
 
 
-def changes_rows(fitted: Fitted, settings: Settings) -> bool:
+def changes_rows(fitted: AutofitResult, settings: Settings) -> bool:
     """Whether the rows must be read anew: the ladder left the longest ones out."""
     return fitted.settings.data != settings.data
 
 
-def room_of(settings: Settings, ready: Ready) -> Room:
+def room_of(settings: Settings, setup: RunSetup) -> Room:
     """The memory that the run may take: the card's, what is free of it, or the budget."""
-    hardware, budget = ready.hardware, settings.memory.budget
+    hardware, budget = setup.hardware, settings.memory.budget
     if hardware.device == "cpu" and budget is not None:
         process = Card("this process", parse_bytes(budget), (0, 0), 0)
         return Room(process, f"memory.budget {budget}", settings.memory.margin)
@@ -129,24 +129,24 @@ def config_values(settings: Settings) -> dict[str, Any]:
     return config_of(settings.model.name, settings.model.revision).values
 
 
-def rows_of(settings: Settings, ready: Ready) -> Rows:
+def rows_of(settings: Settings, setup: RunSetup) -> Rows:
     """The rows as the ladder must know them."""
-    prompts = prompt_tokens(settings, ready)
+    prompts = prompt_tokens(settings, setup)
 
     @lru_cache(maxsize=64)
     def largest(micro: int, limit: int | None, mode: str) -> LargestPass:
-        train, test = (_within(rows, limit) for rows in (ready.data.train, ready.data.test))
+        train, test = (_within(rows, limit) for rows in (setup.data.train, setup.data.test))
         return largest_pass(train, test, batches_of(settings, micro, mode, len(train)), prompts)
 
     def largest_of(changed: Settings) -> LargestPass:
         if changed.method in SAMPLED:
-            return sampled_pass(changed, ready.data.train)
+            return sampled_pass(changed, setup.data.train)
         micro = changed.train.micro_batch_size or changed.train.batch_size
         limit = changed.data.max_length if changed.data != settings.data else None
         return largest(micro, limit, likely_mode(changed, config_values(settings)))
 
-    lengths = [longest_side(row) for row in ready.data.train]
-    return Rows(lengths, largest_of, len(ready.template.added_tokens))
+    lengths = [longest_side(row) for row in setup.data.train]
+    return Rows(lengths, largest_of, len(setup.template.added_tokens))
 
 
 def batches_of(settings: Settings, micro_rows: int, mode: str, num_rows: int) -> Batches:
@@ -163,37 +163,37 @@ def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
     return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
 
 
-def prompt_tokens(settings: Settings, ready: Ready) -> int | None:
+def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:
     """The longest prompt that is answered in an evaluation; None when none is."""
-    asked = questions_of(ready.data.test_examples, settings.eval.samples)
-    return max((len(ready.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
+    asked = questions_of(setup.data.test_examples, settings.eval.samples)
+    return max((len(setup.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
 
 
-def predicted_run(settings: Settings, ready: Ready, mode: str, total_parameters: int) -> dict[str, Any]:
+def predicted_run(settings: Settings, setup: RunSetup, mode: str, total_parameters: int) -> dict[str, Any]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
     On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
     """
-    device = ready.hardware.device
+    device = setup.hardware.device
     planned_here = total_parameters >= SMALLEST_ON_CPU if device == "cpu" else device == "cuda"
     if settings.fit == "off" or not planned_here:
         return {}
-    settings = with_precision(settings, ready)
+    settings = with_precision(settings, setup)
     micro = settings.train.micro_batch_size or settings.train.batch_size
     try:
-        train, test = ready.data.train, ready.data.test
+        train, test = setup.data.train, setup.data.test
         if settings.method in SAMPLED:
             largest = sampled_pass(settings, train)
         else:
             batches = batches_of(settings, micro, mode, len(train))
-            largest = largest_pass(train, test, batches, prompt_tokens(settings, ready))
+            largest = largest_pass(train, test, batches, prompt_tokens(settings, setup))
         scenario = scenario_of(
-            settings, **vars(largest), new_tokens=len(ready.template.added_tokens), fast_bf16=ready.hardware.fast_bf16
+            settings, **vars(largest), new_tokens=len(setup.template.added_tokens), fast_bf16=setup.hardware.fast_bf16
         )
         if device == "cpu":
             cpu = plan_cpu(config_values(settings), scenario, largest.longest_tokens)
             return {"resident_growth_bytes": cpu.growth_peak_bytes, "moment": cpu.moment, "parts": cpu.parts}
-        plan = predict(config_values(settings), scenario, room_of(settings, ready).gpu)
+        plan = predict(config_values(settings), scenario, room_of(settings, setup).gpu)
     except Exception as error:  # the run is over and saved: a fault of its plan takes nothing from it
         warn(f"memory: no plan can be made: {type(error).__name__}: {error}")
         return {}

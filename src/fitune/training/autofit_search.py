@@ -1,6 +1,6 @@
 """Before a weight is loaded: does the run fit, and what is the fastest way that does. Said aloud, kept for the manifest.
 
-In: settings, and what is known of the rows. Out: `Fitted`: the settings to train with, and the facts.
+In: settings, and what is known of the rows. Out: `AutofitResult`: the settings to train with, and the facts.
 Knows nothing of models and trainers; torch is not imported.
 """
 
@@ -38,7 +38,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class AutofitResult:
     """What to train with."""
 
     settings: Settings

@@ -20,7 +20,7 @@ from fitune.adapters.loftq import start_loftq
 from fitune.adapters.premerge import merge_into
 from fitune.adapters.reference import REFERENCE
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.data.packing.tree import Row
 from fitune.methods.registry import method_of
 from fitune.models.load_base import LoadedBase, load_base
@@ -29,10 +29,10 @@ from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, schedule_of, training_arguments
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog, StopOnInterrupt
-from fitune.trainers.generation_eval import Examiner, questions_of
+from fitune.trainers.generation_eval import GenerationEval, questions_of
 from fitune.trainers.memory import peak_memory_bytes
 from fitune.trainers.packing_support import Packing, choose_packing
-from fitune.training.setup import Ready, merges_of, start_of
+from fitune.training.setup import RunSetup, merges_of, start_of
 
 
 def make_schedule(settings: Settings, num_rows: int) -> Schedule:
@@ -49,7 +49,7 @@ def make_schedule(settings: Settings, num_rows: int) -> Schedule:
     )
 
 
-def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: RunFolder) -> TrainingArguments:
+def make_arguments(settings: Settings, setup: RunSetup, schedule: Schedule, run: RunFolder) -> TrainingArguments:
     """transformers' arguments of the run; faults of the ``trainer:`` section come out here."""
     return training_arguments(
         run.checkpoints,
@@ -58,14 +58,14 @@ def make_arguments(settings: Settings, ready: Ready, schedule: Schedule, run: Ru
         max_steps=settings.train.max_steps,
         learning_rate=settings.train.learning_rate or default_rate(settings),
         schedule_name=settings.train.schedule,
-        optimizer=_optimizer(settings.train.optimizer, ready.hardware.device),
+        optimizer=_optimizer(settings.train.optimizer, setup.hardware.device),
         weight_decay=settings.train.weight_decay,
         max_grad_norm=settings.train.max_grad_norm,
         gradient_checkpointing=settings.train.gradient_checkpointing,
         seed=settings.train.seed,
-        mixed_precision=ready.precision.name,
-        device=ready.hardware.device,
-        evaluates=bool(ready.data.test),
+        mixed_precision=setup.precision.name,
+        device=setup.hardware.device,
+        evaluates=bool(setup.data.test),
         best_metric=best_metric_of(settings),
         log_steps=settings.run.log_steps,
         report_to=list(settings.run.report_to),
@@ -88,35 +88,35 @@ def default_rate(settings: Settings) -> float:
 def _optimizer(name: str, device: str) -> str:
     """The optimizer that is meant; a CPU's memory has nowhere to be paged to."""
     if name.startswith("paged_") and device == "cpu":
-        say(f"train.optimizer is {name}: on a CPU there is nothing to page, so it is {name.removeprefix('paged_')}")
+        log(f"train.optimizer is {name}: on a CPU there is nothing to page, so it is {name.removeprefix('paged_')}")
         return name.removeprefix("paged_")
     return name
 
 
-def tell_plan(settings: Settings, schedule: Schedule, num_rows: int) -> None:
+def log_schedule(settings: Settings, schedule: Schedule, num_rows: int) -> None:
     """Say what was derived, and from what."""
     asked = settings.train.learning_rate
     rate, kind = asked or default_rate(settings), f"{settings.method} with {settings.train.tuning}"
-    say(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {kind}'}")
+    log(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {kind}'}")
     rows = f"{num_rows:,} rows, {settings.train.batch_size} a step, {settings.train.epochs:g} epochs"
-    say(
+    log(
         f"{schedule.steps:,} steps: {'train.max_steps' if settings.train.max_steps else rows}; "
         f"warm-up {schedule.warmup_steps}, evaluation every {schedule.eval_steps}, "
         f"checkpoint every {schedule.checkpoint_steps}"
     )
 
 
-def load(settings: Settings, ready: Ready) -> LoadedBase:
+def load(settings: Settings, setup: RunSetup) -> LoadedBase:
     """The base model, with what it has to say."""
-    precision = ready.precision
+    precision = setup.precision
     if settings.train.tuning == "full":
         # An update of 1e-5 of a weight is lost in bf16's 8 bits: the masters stay fp32, autocast multiplies in bf16.
         precision = replace(precision, dtype=torch.float32, reason="master weights of full fine-tuning")
     base = load_base(
-        ready.source,
-        ready.tokenizer,
-        ready.template,
-        ready.hardware,
+        setup.source,
+        setup.tokenizer,
+        setup.template,
+        setup.hardware,
         precision,
         settings.model.attention,
         settings.model.trust_remote_code,
@@ -125,7 +125,7 @@ def load(settings: Settings, ready: Ready) -> LoadedBase:
     )
     base = merge_into(base, merges_of(settings))
     for note in base.notes:
-        say(note)
+        log(note)
     return base
 
 
@@ -137,19 +137,19 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
         return base.model
     if (start := start_of(settings)) is not None:
         options = lora_options(start)
-        say(f"going on with the adapter in {start}: rank {options['rank']}, alpha {options['alpha']:g}")
-        _tell_bias(options["bias"])
+        log(f"going on with the adapter in {start}: rank {options['rank']}, alpha {options['alpha']:g}")
+        warn_trained_bias(options["bias"])
         return continue_adapter(base, start)
-    _tell_bias(settings.lora.bias)
+    warn_trained_bias(settings.lora.bias)
     options = {**settings.lora.model_dump(exclude={"continue_from"}), "new_token_ids": base.new_token_ids}
     model = attach(base.model, lora_config(base.model, **options))
     if settings.lora.init == "loftq":
-        say(str(start_loftq(model, base.dense)))
+        log(str(start_loftq(model, base.dense)))
         base.dense.clear()  # as large as the base before quantization
     return model
 
 
-def _tell_bias(bias: str) -> None:
+def warn_trained_bias(bias: str) -> None:
     if bias != "none":
         warn(f"lora.bias is {bias}: trained biases change the base model even with the adapter off")
 
@@ -165,34 +165,36 @@ def adapt_with_reference(settings: Settings, base: LoadedBase) -> Any:
     return model
 
 
-def listeners(settings: Settings, run: RunFolder, ready: Ready, interrupt: StopOnInterrupt) -> list[Any]:
-    """What listens to a trainer; `introduce` must follow."""
-    log = RunLog(run.log_metrics, partial(peak_memory_bytes, ready.hardware.device))
+def listeners(settings: Settings, run: RunFolder, setup: RunSetup, interrupt: StopOnInterrupt) -> list[Any]:
+    """What listens to a trainer; `bind_callbacks` must follow."""
+    log = RunLog(run.log_metrics, partial(peak_memory_bytes, setup.hardware.device))
     callbacks: list[Any] = [log, ProgressLine(), interrupt]
-    if ready.data.test:
+    if setup.data.test:
         metric = best_metric_of(settings)
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=settings.eval.patience))
     return callbacks
 
 
-def introduce(trainer: FituneTrainer, callbacks: list[Any]) -> FituneTrainer:
+def bind_callbacks(trainer: FituneTrainer, callbacks: list[Any]) -> FituneTrainer:
     """Tell each listener whom it listens to."""
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
 
 
-def examiner_of(settings: Settings, run: RunFolder, ready: Ready) -> Examiner | None:
+def generation_eval_of(settings: Settings, run: RunFolder, setup: RunSetup) -> GenerationEval | None:
     """Held-out questions answered by generation at each evaluation; None when there are none."""
-    questions = questions_of(ready.data.test_examples, settings.eval.samples)
+    questions = questions_of(setup.data.test_examples, settings.eval.samples)
     rows_at_once = settings.train.batch_size
-    examiner = Examiner(ready.renderer, questions, settings.eval.max_new_tokens, rows_at_once, run.log_samples)
+    examiner = GenerationEval(setup.renderer, questions, settings.eval.max_new_tokens, rows_at_once, run.log_samples)
     return examiner if questions else None
 
 
-def lay_out(settings: Settings, ready: Ready, model: Any, arguments: TrainingArguments, rows: Sequence[Row]) -> Packing:
+def lay_out(
+    settings: Settings, setup: RunSetup, model: Any, arguments: TrainingArguments, rows: Sequence[Row]
+) -> Packing:
     """How rows are laid out, tried on this model; said aloud."""
-    device = ready.hardware.device
+    device = setup.hardware.device
     packing = choose_packing(
         model.to(device),
         rows,
@@ -202,8 +204,8 @@ def lay_out(settings: Settings, ready: Ready, model: Any, arguments: TrainingArg
         torch.autocast(device, dtype=torch.bfloat16, enabled=arguments.bf16),
     )
     for note in packing.notes:
-        say(note)
+        log(note)
     if packing.mode != "off":
         shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
-        say(f"rows are packed without padding, {shared}: checked against the model's plain forward")
+        log(f"rows are packed without padding, {shared}: checked against the model's plain forward")
     return packing

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.models.load_base import LoadedBase
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import is_whole, step_of
+from fitune.runs.checkpoints import is_complete, step_of
 from fitune.runs.html_report import write_report
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
@@ -34,20 +34,20 @@ def finish(
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
     saved = save(trainer, model, base, run, tuning)
-    say(f"saved to {saved}")
+    log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
     return saved, results if after is None else {**results, "after": after}
 
 
-def tell_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, int]) -> None:
+def log_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, int]) -> None:
     """Predicted and measured peak side by side: said, and kept in the manifest; a warning when they part."""
     facts: dict[str, Any] = {"predicted": predicted, "measured": measured}
     comparison = compare(predicted, measured)
     if comparison is not None:
         facts["comparison"] = comparison.to_dict()
         for line in comparison.lines():
-            say(line)
+            log(line)
         if warning := comparison.warning():
             warn(warning)
     manifests.update(run.manifest, memory=facts)
@@ -65,11 +65,11 @@ def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:
     """Load the best checkpoint's weights unless they are in place; the step they come from."""
     last, best = trainer.state.global_step, trainer.state.best_global_step
     folder = run.checkpoints / f"checkpoint-{best}"
-    if not best or best == last or not is_whole(folder):
+    if not best or best == last or not is_complete(folder):
         return last
     trainer.load_trained(folder)
     value = trainer.state.best_metric
-    say(f"best at step {best} of {last} ({trainer.args.metric_for_best_model} {value:.4g}): these weights are saved")
+    log(f"best at step {best} of {last} ({trainer.args.metric_for_best_model} {value:.4g}): these weights are saved")
     return step_of(folder)
 
 
@@ -103,6 +103,6 @@ def write_pages(run: RunFolder) -> None:
     """The model card and the report; a disk that is full by now costs the pages, not the run."""
     try:
         write_card(run)
-        say(f"report: {write_report(run)}")
+        log(f"report: {write_report(run)}")
     except OSError as error:
         warn(f"the run is saved, its card or report could not be written: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fitune.config.sections import Settings
 from fitune.config.stages import Chain, Stage
-from fitune.console import say
+from fitune.console import log
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import MANIFEST, RunFolder
@@ -45,16 +45,16 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
         if (path / MANIFEST).is_file():
             check_same_settings(RunFolder(path), stage.settings.model_dump(mode="json"))
             if manifests.read(path / MANIFEST).get("status") == "finished":
-                say(f"{where}: finished already")
+                log(f"{where}: finished already")
                 continue
-            say(f"{where}: going on")
+            log(f"{where}: going on")
             result = train(resume=str(path))
         else:
-            say(where)
+            log(where)
             result = train(stage.settings)
         results.append(result)
         if result.status != "finished":
-            say(f"the chain goes on with: fitune train --resume {chain.folder}")
+            log(f"the chain goes on with: fitune train --resume {chain.folder}")
             break
     return results
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import drop_incomplete, newest_whole, read_carried, step_of
+from fitune.runs.checkpoints import drop_incomplete, newest_complete, read_extra_state, step_of
 from fitune.runs.compare import flat, read_settings
 from fitune.runs.run_folder import RunFolder
 from fitune.training.plan_scenario import with_changes
@@ -97,17 +97,17 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
 def checkpoint_to_resume(run: RunFolder) -> Path | None:
     """The newest whole checkpoint, or None to begin anew; unfinished ones are removed and the logs cut back to it."""
     for broken in drop_incomplete(run.checkpoints):
-        say(f"leaving out {broken.name}: it was not written to its end")
-    checkpoint = newest_whole(run.checkpoints)
+        log(f"leaving out {broken.name}: it was not written to its end")
+    checkpoint = newest_complete(run.checkpoints)
     step = step_of(checkpoint) if checkpoint else -1
     run.forget_after(step)
-    say(f"resuming {run.path} from step {step}" if checkpoint else f"{run.path} has no checkpoint yet: beginning anew")
+    log(f"resuming {run.path} from step {step}" if checkpoint else f"{run.path} has no checkpoint yet: beginning anew")
     return checkpoint
 
 
 def is_over(checkpoint: Path, steps: int) -> bool:
     """Whether training had ended when ``checkpoint`` was written, so that only the ending is left to do."""
-    return step_of(checkpoint) >= steps or bool(read_carried(checkpoint).get("stopped_early"))
+    return step_of(checkpoint) >= steps or bool(read_extra_state(checkpoint).get("stopped_early"))
 
 
 def _is_free(key: str) -> bool:

@@ -16,7 +16,7 @@ from transformers import TrainingArguments, set_seed
 
 from fitune.adapters.inject import trained_share
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
 from fitune.exporting.export import export
 from fitune.methods.registry import method_of
@@ -29,12 +29,12 @@ from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
 from fitune.trainers.memory import begin_measuring
-from fitune.training.autofit import changes_rows, fit_run, predicted_run
-from fitune.training.autofit_search import Fitted
-from fitune.training.components import load, make_arguments, make_schedule, tell_plan
-from fitune.training.finalize import finish, tell_memory, write_pages
+from fitune.training.autofit import autofit_run, changes_rows, predicted_run
+from fitune.training.autofit_search import AutofitResult
+from fitune.training.components import load, log_schedule, make_arguments, make_schedule
+from fitune.training.finalize import finish, log_memory, write_pages
 from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
-from fitune.training.setup import Ready, make_ready
+from fitune.training.setup import RunSetup, prepare_run
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,20 @@ def train(
     resumed = run.manifest.exists()
     if resumed:
         exclude = manifests.read(run.manifest)["data"]["exclude"]
-    ready = make_ready(settings, exclude)
-    fitted = Fitted(settings) if resumed else fit_run(settings, ready)
+    setup = prepare_run(settings, exclude)
+    fitted = AutofitResult(settings) if resumed else autofit_run(settings, setup)
     if changes_rows(fitted, settings):
-        ready = make_ready(fitted.settings, exclude)
+        setup = prepare_run(fitted.settings, exclude)
     settings = fitted.settings
-    schedule = make_schedule(settings, len(ready.data.train))
-    arguments = make_arguments(settings, ready, schedule, run)
-    tell_plan(settings, schedule, len(ready.data.train))
+    schedule = make_schedule(settings, len(setup.data.train))
+    arguments = make_arguments(settings, setup, schedule, run)
+    log_schedule(settings, schedule, len(setup.data.train))
     if not resumed:
         run = RunFolder.create(run.path)
     with run.locked():
-        checkpoint = _go_on(run, ready) if resumed else _begin(run, fitted, ready, exclude)
+        checkpoint = _go_on(run, setup) if resumed else _begin(run, fitted, setup, exclude)
         try:
-            result = _train(settings, run, ready, schedule, arguments, checkpoint)
+            result = _train(settings, run, setup, schedule, arguments, checkpoint)
         except KeyboardInterrupt:
             _interrupted(run)
             raise
@@ -158,7 +158,7 @@ def _new_name(settings: Settings) -> str:
     return "-".join([*filter(None, words), datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def _begin(run: RunFolder, fitted: Fitted, ready: Ready, exclude: Sequence[str]) -> None:
+def _begin(run: RunFolder, fitted: AutofitResult, setup: RunSetup, exclude: Sequence[str]) -> None:
     """Write down what this run is."""
     settings = fitted.settings
     run.write_settings(settings.model_dump(mode="json"))
@@ -172,20 +172,20 @@ def _begin(run: RunFolder, fitted: Fitted, ready: Ready, exclude: Sequence[str])
             "method": settings.method,
             "tuning": settings.train.tuning,
             "versions": manifests.versions(),
-            "hardware": ready.hardware.to_dict(),
-            "model": ready.base_facts,
-            "data": ready.data_facts(settings.data.train, settings.data.test, exclude),
+            "hardware": setup.hardware.to_dict(),
+            "model": setup.base_facts,
+            "data": setup.data_facts(settings.data.train, settings.data.test, exclude),
             "seeds": {"seed": settings.train.seed},
             "memory": fitted.facts,
             "resumed": [],
         },
     )
-    say(f"run folder: {run.path}")
+    log(f"run folder: {run.path}")
 
 
-def _go_on(run: RunFolder, ready: Ready) -> Path | None:
+def _go_on(run: RunFolder, setup: RunSetup) -> Path | None:
     """Check that a resumed run is still the same; the checkpoint to go on from."""
-    check_same_facts(run, dict(ready.data.hashes), ready.base_facts)
+    check_same_facts(run, dict(setup.data.hashes), setup.base_facts)
     checkpoint = checkpoint_to_resume(run)
     resumed = {"at": manifests.now(), "from_step": step_of(checkpoint) if checkpoint else 0}
     history = [*manifests.read(run.manifest).get("resumed", []), resumed]
@@ -196,43 +196,43 @@ def _go_on(run: RunFolder, ready: Ready) -> Path | None:
 def _train(
     settings: Settings,
     run: RunFolder,
-    ready: Ready,
+    setup: RunSetup,
     schedule: Schedule,
     arguments: TrainingArguments,
     checkpoint: Path | None,
 ) -> RunResult:
     """From prepared rows to the saved result."""
-    meter = begin_measuring(ready.hardware.device)
+    meter = begin_measuring(setup.hardware.device)
     set_seed(settings.train.seed)  # grown embedding rows start at random
-    base = load(settings, ready)
+    base = load(settings, setup)
     set_seed(settings.train.seed)
     method = method_of(settings.method)
     model = method.adapt(settings, base)
     trained, total = trained_share(model)
-    say(f"training {trained:,} of {total:,} parameters ({trained / total:.2%})")
+    log(f"training {trained:,} of {total:,} parameters ({trained / total:.2%})")
     final_bytes = 4 * (total if settings.train.tuning == "full" else trained)
     needed = bytes_needed(trained, settings.train.optimizer, settings.run.keep_checkpoints, final_bytes)
     check_space(run.path, needed, held_bytes=folder_bytes(run.path))
     manifests.update(
         run.manifest,
         parameters={"trained": trained, "total": total, "share": trained / total},
-        training={**asdict(schedule), "learning_rate": arguments.learning_rate, "precision": ready.precision.name},
+        training={**asdict(schedule), "learning_rate": arguments.learning_rate, "precision": setup.precision.name},
     )
 
     interrupt = StopOnInterrupt()
-    trainer = method.make_trainer(settings, run, ready, base, model, arguments, interrupt)
+    trainer = method.make_trainer(settings, run, setup, base, model, arguments, interrupt)
     if checkpoint is not None and is_over(checkpoint, schedule.steps):
-        trainer.take_up(checkpoint)
+        trainer.load_finished_state(checkpoint)
     else:
         _steps(run, trainer, checkpoint, interrupt)
     step = trainer.state.global_step
-    if interrupt.asked and step < schedule.steps and not trainer.carried.get("stopped_early"):
+    if interrupt.asked and step < schedule.steps and not trainer.extra_state.get("stopped_early"):
         _interrupted(run, f" at step {step} of {schedule.steps}")
         return RunResult(run.path, "interrupted", step)
 
     saved, results = finish(run, trainer, base, settings.train.tuning, method.save)
     measured = meter.measured()
-    tell_memory(run, predicted_run(settings, ready, trainer.layout, total), measured)
+    log_memory(run, predicted_run(settings, setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run)
     before = whole["results"].get("before")
@@ -257,4 +257,4 @@ def _steps(run: RunFolder, trainer: FituneTrainer, checkpoint: Path | None, inte
 def _interrupted(run: RunFolder, where: str = "") -> None:
     """Note and say that the run was stopped, and how it goes on."""
     manifests.update(run.manifest, status="interrupted", ended=manifests.now())
-    say(f"stopped{where}; continue with: {resume_command(run.path)}")
+    log(f"stopped{where}; continue with: {resume_command(run.path)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.data.prepare import PreparedData, prepare
 from fitune.data.read.sources import KINDS
 from fitune.data.render.renderer import Renderer
@@ -32,7 +32,7 @@ WITHOUT_ANSWERS = ("loss", "accuracy", "reward")
 
 
 @dataclass(frozen=True)
-class Ready:
+class RunSetup:
     """What a run has before its model."""
 
     hardware: Hardware
@@ -58,16 +58,19 @@ class Ready:
         }
 
 
-def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
+def prepare_run(settings: Settings, exclude: Sequence[str] = ()) -> RunSetup:
     """Find the model, read and check the data.
 
     Raises:
         ModelError, DataError, SettingsError: with the place, the value and the fix.
     """
-    start, merges = start_of(settings), merges_of(settings)  # a name that is not there is told before the data is read
+    start, merges = (
+        start_of(settings),
+        merges_of(settings),
+    )  # a name that is not there is told before the data is read
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
-    say(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
+    log(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
     source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
@@ -83,7 +86,7 @@ def make_ready(settings: Settings, exclude: Sequence[str] = ()) -> Ready:
         found["continues"] = {"adapter": str(start.resolve()), "sha256": digest(start)}
     if merges:
         found["merged"] = merged_facts(merges)
-    return Ready(hardware, precision, source, tokenizer, template, renderer, data, found)
+    return RunSetup(hardware, precision, source, tokenizer, template, renderer, data, found)
 
 
 def merges_of(settings: Settings) -> list[Path]:
@@ -137,7 +140,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     limit_from = "data.max_length" if asked else "the model's context length"
     what = {"pairs": "training pairs", "prompts": "prompts"}.get(KINDS[settings.method], "training rows")
     said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
-    say(
+    log(
         f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "
         f"the longest row may have {limit}, from {limit_from}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 
-from fitune.console import say
+from fitune.console import log
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, open_target
 from fitune.exporting.convertible import GGUF_FORMS, vocabulary_of
@@ -67,7 +67,7 @@ def write_merged(target: Target, folder: Path) -> Path:
     model, tokenizer = target.model, target.renderer.tokenizer
     dtype = sixteen_bit(target.source)
     require_space(folder, 2 * model.num_parameters())
-    say(f"writing {str(dtype).removeprefix('torch.')} safetensors")
+    log(f"writing {str(dtype).removeprefix('torch.')} safetensors")
     model.to(dtype)
     habits = model.generation_config
     if habits is not None and not habits.do_sample:
@@ -87,11 +87,11 @@ def write_gguf_file(target: Target, folder: Path, title: str, kind: str) -> Path
     require_space(folder, sum(tensor.num_bytes for tensor in planned))
     vocabulary = vocabulary_of(renderer.tokenizer, _template(target), model.get_input_embeddings().weight.shape[0])
     for note in vocabulary.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     path = folder / f"{title}-{kind.upper()}.gguf"
-    say(f"writing {path.name}")
+    log(f"writing {path.name}")
     num_bytes = write_gguf(path, weights, model.config, vocabulary, kind, title, target.base_name)
-    say(f"{path.name}: {len(planned)} tensors, {size(num_bytes)}")
+    log(f"{path.name}: {len(planned)} tensors, {size(num_bytes)}")
     return path
 
 

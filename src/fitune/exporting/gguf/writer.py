@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
-from fitune.console import say
+from fitune.console import log
 from fitune.errors import ModelError
 from fitune.exporting.gguf.families import Family, family_of, faults, rope_factors
 from fitune.exporting.gguf.vocabulary import Vocabulary
@@ -143,7 +143,7 @@ def write_gguf(
         writer.close()
     unpacked = sum(tensor.type == Type.F16 for tensor in planned) if kind not in ("f16", "bf16") else 0
     if unpacked:
-        say(f"{unpacked} tensors are stored in F16: their rows are no multiple of the block of 32 values")
+        log(f"{unpacked} tensors are stored in F16: their rows are no multiple of the block of 32 values")
     return path.stat().st_size
 
 

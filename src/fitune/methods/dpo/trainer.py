@@ -28,18 +28,18 @@ from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.config.sections import Settings
-from fitune.console import say
+from fitune.console import log
 from fitune.data.rows import PairRow
 from fitune.methods.registry import Method
 from fitune.models.load_base import LoadedBase
-from fitune.ops.token_logprobs import Laid, by_row, check_laid, count_by_row, token_logprobs
+from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
 from fitune.trainers.sampler import epoch_order
 from fitune.training import components
-from fitune.training.setup import Ready
+from fitune.training.setup import RunSetup
 
 
 def adapt(settings: Settings, base: LoadedBase) -> Any:
@@ -50,37 +50,37 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
 def make_trainer(
     settings: Settings,
     run: RunFolder,
-    ready: Ready,
+    setup: RunSetup,
     base: LoadedBase,
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
 ) -> FituneTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    callbacks = components.listeners(settings, run, ready, interrupt)
-    every = sides(ready.data.train)
-    packing = components.lay_out(settings, ready, model, arguments, every)
-    check_laid(model, every, packing.mode)
+    callbacks = components.listeners(settings, run, setup, interrupt)
+    every = sides(setup.data.train)
+    packing = components.lay_out(settings, setup, model, arguments, every)
+    check_row_batch(model, every, packing.mode)
     trainer = DpoTrainer(
         model,
         arguments,
-        train_rows=ready.data.train,
-        test_rows=ready.data.test,
+        train_rows=setup.data.train,
+        test_rows=setup.data.test,
         packing=packing,
         loss=settings.dpo.loss,
         beta=settings.dpo.beta,
         label_smoothing=settings.dpo.label_smoothing,
         sft_weight=settings.dpo.sft_weight,
-        examine=components.examiner_of(settings, run, ready),
+        extra_metrics=components.generation_eval_of(settings, run, setup),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
     if settings.dpo.reference == "precomputed":
-        steps = components.make_schedule(settings, len(ready.data.train)).steps
-        met = pairs_met(ready.data.train, steps, settings.train.batch_size, settings.train.seed)
-        say(f"reference: log-probabilities of {len(met) + len(ready.data.test):,} pairs before step one")
-        trainer.take_reference([*met, *ready.data.test])
-    return components.introduce(trainer, callbacks)
+        steps = components.make_schedule(settings, len(setup.data.train)).steps
+        met = pairs_met(setup.data.train, steps, settings.train.batch_size, settings.train.seed)
+        log(f"reference: log-probabilities of {len(met) + len(setup.data.test):,} pairs before step one")
+        trainer.take_reference([*met, *setup.data.test])
+    return components.bind_callbacks(trainer, callbacks)
 
 
 def pairs_met(rows: Sequence[PairRow], steps: int, batch_size: int, seed: int) -> list[PairRow]:
@@ -126,18 +126,18 @@ class DpoTrainer(PairTrainer):
         with torch.no_grad():
             for passed in self._passes(pairs):
                 with self.accelerator.autocast():
-                    laid = self._lay(passed)
-                    sums = by_row(token_logprobs(model, laid), laid).tolist()
+                    row_batch = self._row_batch(passed)
+                    sums = sum_by_row(token_logprobs(model, row_batch), row_batch).tolist()
                 for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
                     self.reference[pair] = (better, worse)
         model.train(was_training)
 
-    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""
-        known = self._reference_of(model, laid, pairs)  # first: its states are gone before the policy's are kept
-        sums = by_row(token_logprobs(model, laid), laid)
+        known = self._reference_of(model, row_batch, pairs)  # first: its states are gone before the policy's are kept
+        sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
         ratios = sums - known
-        tokens = count_by_row(laid)
+        tokens = count_by_row(row_batch)
         losses = dpo_loss(ratios[::2], ratios[1::2], tokens, self.loss, self.beta, self.label_smoothing)
         if self.sft_weight:
             losses = losses - self.sft_weight * sums[::2] / tokens[::2].clamp(min=1)
@@ -152,15 +152,15 @@ class DpoTrainer(PairTrainer):
             "logprob_rejected": sums[1::2].detach(),
         }
 
-    def _reference_of(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> Tensor:
+    def _reference_of(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> Tensor:
         """2P log-probabilities of the answers under the reference."""
         if self.reference:
             known = [value for pair in pairs for value in self.reference[pair]]
-            return torch.tensor(known, device=laid.ends.device)
+            return torch.tensor(known, device=row_batch.ends.device)
         was_training = model.training
         model.eval()
         with as_reference(model):
-            sums = by_row(token_logprobs(model, laid), laid)
+            sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
         model.train(was_training)
         return sums
 

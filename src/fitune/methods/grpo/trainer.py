@@ -10,7 +10,7 @@ RLOO, arXiv 2402.14740, has the latter, since it pays for the distance out of th
 The variants: ``rl.advantage`` group or rloo, ``rl.scale_rewards`` off for Dr. GRPO, ``rl.loss_over`` token (DAPO),
 answer (GRPO) or constant (Dr. GRPO), ``rl.clip_high`` for DAPO's wider upper side, ``rl.ratio: answer`` for GSPO.
 
-B answers, G to a prompt, T tokens of the longest, R answers of a part.
+B answers, G to a prompt, T tokens of the longest, R answers of a micro-batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fitune.config.sections import Settings
 from fitune.methods.registry import Method
-from fitune.trainers.online_rl import RewardedTrainer
+from fitune.trainers.online_rl import OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     group_advantages,
     kl_estimate,
@@ -33,7 +33,7 @@ from fitune.trainers.rl.losses import (
     rloo_advantages,
 )
 from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
-from fitune.trainers.rl.rollout import Answered
+from fitune.trainers.rl.rollout import RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,28 @@ class GrpoOptions:
     ratio: str = "token"
 
 
-class GrpoTrainer(RewardedTrainer):
+class GrpoTrainer(OnlineRLTrainer):
     """Group-relative policy optimization."""
 
     def __init__(self, *args: Any, options: GrpoOptions, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.options = options
 
-    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+    def learn(self, answered: RolloutBatch, scores_B: Tensor) -> dict[str, float | Tensor]:
         """From scores to gradients."""
         how, mask = self.options, self.mask
-        parts = self.parts(answered)
+        micro_batches = self.micro_batches(answered)
         group = answered.per_prompt
 
         # With a single update the policy that learns is the one that sampled: its own pass tells the old log-probabilities.
         leave_one_out = how.advantage == "rloo"
-        several = self.rollout.passes * min(self.rollout.minibatches, len(parts)) > 1
-        before = self.know(parts, reference=False).logp if several or (leave_one_out and how.kl_coef) else None
-        reference = self.know(parts, reference=True).logp if how.kl_coef else None
+        several = self.rollout.passes * min(self.rollout.minibatches, len(micro_batches)) > 1
+        before = (
+            self.score_no_grad(micro_batches, reference=False).logp
+            if several or (leave_one_out and how.kl_coef)
+            else None
+        )
+        reference = self.score_no_grad(micro_batches, reference=True).logp if how.kl_coef else None
         if leave_one_out:  # the distance from the reference is part of the reward
             if before is not None and reference is not None:
                 scores_B = scores_B - how.kl_coef * (kl_estimate(before, reference) * mask).sum(1)
@@ -76,11 +80,11 @@ class GrpoTrainer(RewardedTrainer):
         sums: dict[str, float] = defaultdict(float)
         count = 0
         old = torch.zeros_like(mask, dtype=torch.float32) if before is None else before
-        for update in self.updates(parts):
+        for update in self.updates(micro_batches):
             count += 1
             tokens = self.tokens_of(update)
-            for part, weights in self.weigh(update):
-                logp, at = self.look(part).logp, part.numbers
+            for micro_batch, weights in self.with_weights(update):
+                logp, at = self.forward(micro_batch).logp, micro_batch.numbers
                 if before is None:
                     old[at] = logp.detach()
                 policy, clipped = policy_loss(
@@ -100,7 +104,7 @@ class GrpoTrainer(RewardedTrainer):
         return {**{name: total / count for name, total in sums.items()}, **watched}
 
 
-def make_grpo(settings: Settings, *everything: Any) -> RewardedTrainer:
+def make_grpo(settings: Settings, *everything: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
     rl = settings.rl
     options = GrpoOptions(

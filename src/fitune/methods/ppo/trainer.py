@@ -7,7 +7,7 @@ scalar head on the policy's own hidden states, and the reward is a function, a r
 A step: answers are sampled and scored; each token pays for its distance from the reference, the last one earns the
 score; advantages by GAE; then several passes of clipped updates over the same answers.
 
-B answers, T tokens of the longest, R answers of a part.
+B answers, T tokens of the longest, R answers of a micro-batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fitune.config.sections import Settings
 from fitune.methods.registry import Method
 from fitune.models.heads import put_head
 from fitune.models.load_base import LoadedBase
-from fitune.trainers.online_rl import RewardedTrainer
+from fitune.trainers.online_rl import OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     adapted_coefficient,
     explained_variance,
@@ -35,7 +35,7 @@ from fitune.trainers.rl.losses import (
     whiten,
 )
 from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
-from fitune.trainers.rl.rollout import Answered
+from fitune.trainers.rl.rollout import RolloutBatch
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,25 @@ class PpoOptions:
     ratio: str = "token"
 
 
-class PpoTrainer(RewardedTrainer):
+class PpoTrainer(OnlineRLTrainer):
     """Proximal policy optimization over sampled answers."""
 
     def __init__(self, *args: Any, options: PpoOptions, **kwargs: Any):
         super().__init__(*args, values=True, **kwargs)
         self.options = options
 
-    def learn(self, answered: Answered, scores_B: Tensor) -> dict[str, float | Tensor]:
+    def learn(self, answered: RolloutBatch, scores_B: Tensor) -> dict[str, float | Tensor]:
         """From scores to gradients."""
         how, mask = self.options, self.mask
-        parts = self.parts(answered)
+        micro_batches = self.micro_batches(answered)
 
         # What policy, reference and value head think of the answers, before anything is learnt from them.
-        before, reference = self.know(parts, reference=False), self.know(parts, reference=True)
+        before, reference = (
+            self.score_no_grad(micro_batches, reference=False),
+            self.score_no_grad(micro_batches, reference=True),
+        )
         assert before.values is not None
-        kl_coef = float(self.carried.get("kl_coef", how.kl_coef))
+        kl_coef = float(self.extra_state.get("kl_coef", how.kl_coef))
         rewards = penalised_rewards(scores_B, before.logp, reference.logp, mask, kl_coef)
         advantages = gae(rewards, before.values, mask, how.gamma, how.lam)
         returns = (advantages + before.values) * mask
@@ -76,11 +79,11 @@ class PpoTrainer(RewardedTrainer):
 
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        for update in self.updates(parts):
+        for update in self.updates(micro_batches):
             count += 1
             tokens = self.tokens_of(update)
-            for part, weights in self.weigh(update):
-                seen, at = self.look(part), part.numbers
+            for micro_batch, weights in self.with_weights(update):
+                seen, at = self.forward(micro_batch), micro_batch.numbers
                 assert seen.values is not None
                 policy, clipped = policy_loss(
                     seen.logp, before.logp[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
@@ -95,7 +98,7 @@ class PpoTrainer(RewardedTrainer):
 
         kl = float((kl_estimate(before.logp, reference.logp) * mask).sum(1).mean())
         if how.kl_target is not None:
-            self.carried["kl_coef"] = adapted_coefficient(kl_coef, kl, how.kl_target)
+            self.extra_state["kl_coef"] = adapted_coefficient(kl_coef, kl, how.kl_target)
         return {
             **{name: total / count for name, total in sums.items()},
             "kl": kl,
@@ -112,7 +115,7 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
     return model
 
 
-def make_ppo(settings: Settings, *everything: Any) -> RewardedTrainer:
+def make_ppo(settings: Settings, *everything: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
     rl = settings.rl
     options = PpoOptions(

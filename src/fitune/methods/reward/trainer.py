@@ -26,13 +26,13 @@ from fitune.data.rows import PairRow
 from fitune.methods.registry import Method
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
 from fitune.models.load_base import LoadedBase
-from fitune.ops.token_logprobs import Laid, end_states
+from fitune.ops.token_logprobs import RowBatch, end_states
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
 from fitune.training import components
-from fitune.training.setup import Ready, start_of
+from fitune.training.setup import RunSetup, start_of
 
 # Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
 LENGTH_WARNING = 0.6
@@ -52,25 +52,25 @@ def adapt(settings: Settings, base: LoadedBase) -> Any:
 def make_trainer(
     settings: Settings,
     run: RunFolder,
-    ready: Ready,
+    setup: RunSetup,
     base: LoadedBase,
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
 ) -> FituneTrainer:
     """The trainer with everything that listens to it."""
-    callbacks = components.listeners(settings, run, ready, interrupt)
+    callbacks = components.listeners(settings, run, setup, interrupt)
     trainer = RewardTrainer(
         model,
         arguments,
-        train_rows=ready.data.train,
-        test_rows=ready.data.test,
-        packing=components.lay_out(settings, ready, model, arguments, sides(ready.data.train)),
+        train_rows=setup.data.train,
+        test_rows=setup.data.test,
+        packing=components.lay_out(settings, setup, model, arguments, sides(setup.data.train)),
         center=settings.reward.center,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
-    return components.introduce(trainer, callbacks)
+    return components.bind_callbacks(trainer, callbacks)
 
 
 class RewardTrainer(PairTrainer):
@@ -84,9 +84,9 @@ class RewardTrainer(PairTrainer):
         super().__init__(*args, **kwargs)
         self.center = center
 
-    def pair_losses(self, model: Any, laid: Laid, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: the reward of either answer."""
-        rewards = head_of(model)(end_states(model, laid))
+        rewards = head_of(model)(end_states(model, row_batch))
         better, worse = rewards[::2], rewards[1::2]
         return preference_loss(better, worse, self.center), {"chosen": better, "rejected": worse}
 

@@ -21,40 +21,40 @@ from fitune.trainers.arguments import LEARNING_RATES
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
 from fitune.training.autofit import batches_of
-from fitune.training.components import adapt, examiner_of, introduce, lay_out, listeners
-from fitune.training.setup import Ready
+from fitune.training.components import adapt, bind_callbacks, generation_eval_of, lay_out, listeners
+from fitune.training.setup import RunSetup
 
 
 def make_trainer(
     settings: Settings,
     run: RunFolder,
-    ready: Ready,
+    setup: RunSetup,
     base: LoadedBase,
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
 ) -> SurvivingTrainer | SurvivingPackedTrainer:
     """The trainer with everything that listens to it."""
-    callbacks = listeners(settings, run, ready, interrupt)
-    packing = lay_out(settings, ready, model, arguments, ready.data.train)
+    callbacks = listeners(settings, run, setup, interrupt)
+    packing = lay_out(settings, setup, model, arguments, setup.data.train)
     kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
-    if ready.hardware.device == "cuda":  # a CPU kills the process instead of telling it
+    if setup.hardware.device == "cuda":  # a CPU kills the process instead of telling it
         callbacks.append(TriedFirst())
-    collate = partial(pad_collate, pad_id=ready.tokenizer.pad_token_id)
+    collate = partial(pad_collate, pad_id=setup.tokenizer.pad_token_id)
     trainer = kind(
         model,
         arguments,
-        train_rows=ready.data.train,
-        test_rows=ready.data.test,
+        train_rows=setup.data.train,
+        test_rows=setup.data.test,
         collate=collate,
-        examine=examiner_of(settings, run, ready),
+        extra_metrics=generation_eval_of(settings, run, setup),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
     )
-    introduce(trainer, callbacks)
+    bind_callbacks(trainer, callbacks)
     micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(ready.data.train))
-    trainer.longest = partial(largest_inputs, ready.data.train, batches, collate)
+    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
+    trainer.longest = partial(largest_inputs, setup.data.train, batches, collate)
     trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
     return trainer
 

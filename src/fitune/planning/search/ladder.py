@@ -1,4 +1,4 @@
-"""The fit ladder: what may be given up so that a run fits, in the order of its price, and how it is told.
+"""The fit ladder: what may be given up so that a run fits, in the order of its price, and how it is reported.
 
 In: the plans of the steps that climb.py chose. Out: frozen objects and lines of text.
 Knows nothing of settings objects, cards or traces. Imports nothing but the standard library.
@@ -128,7 +128,7 @@ def time_factor(before: Plan, after: Plan) -> float | None:
     return after.seconds_per_step / before.seconds_per_step
 
 
-def told(ladder: Ladder, card: str, usable_bytes: int, margin: float) -> list[str]:
+def format_ladder(ladder: Ladder, card: str, usable_bytes: int, margin: float) -> list[str]:
     """The ladder line by line.
 
     Args:

@@ -406,7 +406,7 @@ class Program:
         """
         from fitune.models.heads import head_of
         from fitune.ops.packed_loss import split_model
-        from fitune.ops.token_logprobs import Laid, entry_logprobs
+        from fitune.ops.token_logprobs import RowBatch, entry_logprobs
 
         body, head = split_model(self.model)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -417,7 +417,7 @@ class Program:
             return torch.nn.functional.logsigmoid(head_of(self.model)(states.index_select(0, ends))).sum()
         count = max(round(self.scenario.label_share * (states.shape[0] - 1)), 1)
         places = torch.zeros(count, dtype=torch.int64, device=self.device)
-        return entry_logprobs(states, head, Laid(inputs, places, places, places, places, places[:1], count)).sum()
+        return entry_logprobs(states, head, RowBatch(inputs, places, places, places, places, places[:1], count)).sum()
 
     def chunk_logits(self) -> int | None:
         """Logits that a pack's loss makes at once."""

@@ -16,7 +16,7 @@ from fitune.rewards.mix import Mix
 from fitune.trainers.rl.rollout import sample_answers
 
 
-class RewardExaminer:
+class RewardEval:
     """Callable of the trainer: model and step → reward, the parts of it, answer_tokens, stopped, and the scores against
     the wanted answers where the data has them."""
 

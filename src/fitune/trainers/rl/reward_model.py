@@ -18,12 +18,12 @@ from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
 from fitune.models.heads import read_head
 from fitune.models.template import Template
-from fitune.ops.token_logprobs import end_states, lay
+from fitune.ops.token_logprobs import end_states, make_row_batch
 from fitune.rewards.library import Reward
 from fitune.trainers.packing_support import Mode
 
 
-def learnt_reward(
+def load_reward_model(
     model: Any, name: str, template: Template, runs_folder: str, mode: Mode, rows_at_once: int, autocast: Any
 ) -> Reward:
     """The reward that the run ``name`` has learnt, in standard deviations from the mean of its own data's answers.
@@ -63,8 +63,10 @@ def learnt_reward(
         try:
             with torch.no_grad(), _switched(model, own), autocast():
                 for first in range(0, len(rows), rows_at_once):
-                    laid = lay(rows[first : first + rows_at_once], mode, next(model.parameters()).device)
-                    found += ((head(end_states(model, laid)) - middle) / spread).tolist()
+                    row_batch = make_row_batch(
+                        rows[first : first + rows_at_once], mode, next(model.parameters()).device
+                    )
+                    found += ((head(end_states(model, row_batch)) - middle) / spread).tolist()
         finally:
             model.train(was_training)
         return found

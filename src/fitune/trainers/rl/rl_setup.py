@@ -11,18 +11,18 @@ from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.config.sections import Settings
-from fitune.console import say, warn
+from fitune.console import log, warn
 from fitune.data.rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling
 from fitune.models.load_base import LoadedBase
 from fitune.rewards.mix import Mix, Sample, read_mix
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.callbacks import StopOnInterrupt
-from fitune.trainers.online_rl import RewardedTrainer, Rollout
-from fitune.trainers.rl.reward_eval import RewardExaminer
-from fitune.trainers.rl.reward_model import learnt_reward
-from fitune.training.components import adapt_with_reference, introduce, lay_out, listeners
-from fitune.training.setup import Ready
+from fitune.trainers.online_rl import OnlineRLTrainer, Rollout
+from fitune.trainers.rl.reward_eval import RewardEval
+from fitune.trainers.rl.reward_model import load_reward_model
+from fitune.training.components import adapt_with_reference, bind_callbacks, lay_out, listeners
+from fitune.training.setup import RunSetup
 
 ANSWERS = {"ppo": 4, "grpo": 8}
 PASSES = {"ppo": 4, "grpo": 1}
@@ -39,32 +39,32 @@ def adapt_policy(settings: Settings, base: LoadedBase) -> Any:
 
 
 def make_trainer(
-    kind: type[RewardedTrainer],
+    kind: type[OnlineRLTrainer],
     options: Any,
     settings: Settings,
     run: RunFolder,
-    ready: Ready,
+    setup: RunSetup,
     base: LoadedBase,
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
-) -> RewardedTrainer:
+) -> OnlineRLTrainer:
     """The trainer of a method, with its rewards, its reference and everything that listens to it."""
-    rl, how, prompts = settings.rl, rollout_of(settings), ready.data.train
-    callbacks = listeners(settings, run, ready, interrupt)
-    mode = lay_out(settings, ready, model, arguments, [trial_row(row) for row in prompts]).mode
+    rl, how, prompts = settings.rl, rollout_of(settings), setup.data.train
+    callbacks = listeners(settings, run, setup, interrupt)
+    mode = lay_out(settings, setup, model, arguments, [trial_row(row) for row in prompts]).mode
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16
-    autocast = partial(torch.autocast, ready.hardware.device, dtype=dtype, enabled=arguments.bf16 or arguments.fp16)
+    autocast = partial(torch.autocast, setup.hardware.device, dtype=dtype, enabled=arguments.bf16 or arguments.fp16)
 
     def open_run(name: str) -> Any:
-        return learnt_reward(model, name, base.template, settings.run.folder, mode, rl.rows_at_once, autocast)
+        return load_reward_model(model, name, base.template, settings.run.folder, mode, rl.rows_at_once, autocast)
 
     mix = read_mix(rl.rewards, rl.reward_seconds, open_run)
     mix.try_out([trial_sample(row) for row in prompts[:4]])
     tell(settings, how, mix)
-    questions = ready.data.test[: settings.eval.samples]
-    examiner = RewardExaminer(
-        ready.renderer,
+    questions = setup.data.test[: settings.eval.samples]
+    examiner = RewardEval(
+        setup.renderer,
         questions,
         mix,
         settings.eval.max_new_tokens,
@@ -78,18 +78,18 @@ def make_trainer(
         train_rows=prompts,
         test_rows=questions,
         collate=list,
-        examine=examiner if questions else None,
+        extra_metrics=examiner if questions else None,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
         options=options,
         rollout=how,
         mix=mix,
-        renderer=ready.renderer,
+        renderer=setup.renderer,
         reference=partial(as_reference, model),
         mode=mode,
         keep=run.log_samples,
     )
-    introduce(trainer, callbacks)
+    bind_callbacks(trainer, callbacks)
     return trainer
 
 
@@ -119,7 +119,7 @@ def tell(settings: Settings, rollout: Rollout, mix: Mix) -> None:
     """Say what a step is."""
     count = settings.train.batch_size * rollout.answers
     rewards = ", ".join(part.name if part.weight == 1 else f"{part.weight:g}*{part.name}" for part in mix.parts)
-    say(
+    log(
         f"a step: {settings.train.batch_size} prompts with {rollout.answers} answers each ({count} in all), "
         f"{rollout.passes} passes of {rollout.minibatches} updates; rewarded: {rewards}; kl_coef {kl_coef_of(settings):g}"
     )

@@ -1,6 +1,6 @@
 """Answers sampled from the model that is trained, many at once.
 
-In: prompts, how to sample. Out: `Answered`: token rows ready for the training step, and samples ready for rewards.
+In: prompts, how to sample. Out: `RolloutBatch`: token rows ready for the training step, and samples ready for rewards.
 Knows nothing of rewards' values, losses or trainers.
 
 B answers: those to one prompt are neighbours.
@@ -21,7 +21,7 @@ from fitune.rewards.mix import Sample
 
 
 @dataclass(frozen=True)
-class Answered:
+class RolloutBatch:
     """The answers of one step."""
 
     rows: tuple[TokenRow, ...]
@@ -54,7 +54,7 @@ def sample_answers(
     sampling: Sampling,
     rows_at_once: int,
     seed: int,
-) -> Answered:
+) -> RolloutBatch:
     """`per_prompt` answers to each prompt.
 
     The draws depend on the seed alone, and nobody else's random numbers are used up: a resumed run samples what the
@@ -82,7 +82,7 @@ def sample_answers(
     pairs = [(prompts[index], ids) for index in range(len(prompts)) for ids in answers[index]]
     rows = tuple(_row(prompt, ids, number) for number, (prompt, ids) in enumerate(pairs))
     samples = tuple(_sample(prompt, ids, renderer) for prompt, ids in pairs)
-    return Answered(rows, samples, len(prompts))
+    return RolloutBatch(rows, samples, len(prompts))
 
 
 def through_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fitune.cli.planned import Asked
+from fitune.cli.planned import PlanQuestion
 from fitune.config.settings_loader import load_settings
 from fitune.errors import PlanError
 from fitune.planning.model_config import ModelConfig
@@ -26,7 +26,7 @@ CONFIG = {
 
 def ask(changes: dict[str, Any]) -> Scenario:
     settings = load_settings(None, {"train.batch_size": 2, "data.test_share": 0.0})
-    return Asked(settings, ModelConfig("tiny", CONFIG, "test"), (), 64, CARD, "test", False).scenario(changes)
+    return PlanQuestion(settings, ModelConfig("tiny", CONFIG, "test"), (), 64, CARD, "test", False).scenario(changes)
 
 
 def faked(config: Any, scenario: Scenario, gpu: Any, expandable: bool = False, only_plans: bool = False) -> Plan:

@@ -26,8 +26,8 @@ SMALL = ("--seq-len", "64", "--train.batch_size", "2", "--data.test_share", "0")
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
-    console.results.cache_clear()
-    console.talk.cache_clear()
+    console.stdout_console.cache_clear()
+    console.stderr_console.cache_clear()
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     return str(tmp_path / "config.json")
 

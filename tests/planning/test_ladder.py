@@ -18,7 +18,7 @@ from fitune.planning.search.ladder import (
     QUANTIZATION,
     TUNING,
     Start,
-    told,
+    format_ladder,
 )
 from fitune.planning.search.ladder_search import climb
 
@@ -150,7 +150,7 @@ def test_full_fine_tuning_that_may_change_takes_lora_before_a_quantized_base():
 
 def test_each_step_says_what_it_saves_and_costs():
     found = climb(start(), Card(16.9))
-    lines = told(found, "RTX 4090", round(17 * GIB), 0.05)
+    lines = format_ladder(found, "RTX 4090", round(17 * GIB), 0.05)
     assert lines[0] == "as asked it needs 25.00 GiB, and there is 16.15 GiB (17.00 GiB of RTX 4090 less a margin of 5%)"
     assert (
         lines[1].startswith("micro-batches of ") and "time (an estimate); quality: the result is the same" in lines[1]
@@ -167,7 +167,7 @@ def test_without_times_the_fewest_concessions_win():
     card = Card(19)
     found = climb(start(), lambda changes: replace(card(changes), seconds_per_step=None))
     assert found.changes == {MICRO: 2}
-    assert "time" not in " ".join(told(found, "x", round(19 * GIB), 0.0))
+    assert "time" not in " ".join(format_ladder(found, "x", round(19 * GIB), 0.0))
 
 
 def test_what_cannot_be_trained_is_no_start():

@@ -94,16 +94,16 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
     trainer = DpoTrainer.__new__(DpoTrainer)
     trainer.loss, trainer.beta, trainer.label_smoothing, trainer.reference = loss, 0.2, smoothing, {}
     trainer.sft_weight = 0.0
-    from fitune.ops.token_logprobs import lay
+    from fitune.ops.token_logprobs import make_row_batch
     from fitune.trainers.preference import sides
 
     with torch.no_grad():
-        losses, measured = trainer.pair_losses(model, lay(sides(pairs), mode), pairs)
+        losses, measured = trainer.pair_losses(model, make_row_batch(sides(pairs), mode), pairs)
     assert losses.mean().item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert measured["margin"].abs().max() > 0.01
     trainer.sft_weight = 0.5
     with torch.no_grad():
-        more, _ = trainer.pair_losses(model, lay(sides(pairs), mode), pairs)
+        more, _ = trainer.pair_losses(model, make_row_batch(sides(pairs), mode), pairs)
     tokens = torch.tensor([pair.chosen.num_trained for pair in pairs])
     torch.testing.assert_close(more - losses, -0.5 * measured["logprob_chosen"] / tokens)
 

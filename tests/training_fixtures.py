@@ -77,7 +77,7 @@ def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] 
     epochs, max_steps = changed.pop("epochs", 1.0), changed.pop("max_steps", None)
     every, saves = changed.pop("every_steps", None), changed.pop("checkpoint_steps", None)
     keep, patience = changed.pop("keep_checkpoints", 2), changed.pop("patience", None)
-    examine, best = changed.pop("examine", None), changed.get("best_metric", "loss")
+    extra_metrics, best = changed.pop("examine", None), changed.get("best_metric", "loss")
     values = {
         "epochs": epochs, "max_steps": max_steps, "learning_rate": 1e-2, "schedule_name": "cosine",
         "optimizer": "adamw", "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
@@ -90,7 +90,7 @@ def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] 
     if test_rows:
         callbacks.append(BestKept(best, higher_is_better=best != "loss", patience=patience))
     trainer = FituneTrainer(
-        model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(test_rows), collate, examine,
+        model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(test_rows), collate, extra_metrics,
         keep, callbacks,
     )  # fmt: skip
     for callback in callbacks:

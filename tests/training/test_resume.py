@@ -18,7 +18,7 @@ import fitune
 from fitune.cli import cli
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import is_whole, step_of, whole_checkpoints
+from fitune.runs.checkpoints import complete_checkpoints, is_complete, step_of
 from fitune.runs.run_folder import RunFolder, read_rows
 
 LONG = {"train__epochs": 6, "eval__every_steps": 8, "run__checkpoint_steps": 3, "lora__dropout": 0.1}  # 24 steps
@@ -52,12 +52,12 @@ callbacks.RunLog.on_log = die
 """
 
 DIE_WHILE_SAVING = """
-mark = checkpoints.mark_whole
+mark = checkpoints.mark_complete
 def die(folder):
     if folder.name == "checkpoint-9":
         os.kill(os.getpid(), signal.SIGKILL)
     mark(folder)
-checkpoints.mark_whole = die
+checkpoints.mark_complete = die
 """
 
 
@@ -114,7 +114,9 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, 
     child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL
     assert manifests.read(run.manifest)["status"] == "running"
-    assert read_rows(run.metrics)[-1]["step"] > step_of(whole_checkpoints(run.checkpoints)[-1])  # steps to take again
+    assert read_rows(run.metrics)[-1]["step"] > step_of(
+        complete_checkpoints(run.checkpoints)[-1]
+    )  # steps to take again
     check_equal(fitune.train(resume=run.path), wanted)
     assert manifests.read(run.manifest)["resumed"][0]["from_step"] == 9
 
@@ -126,7 +128,7 @@ def test_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(tmp_p
     child = start(settings, tmp_path, DIE_WHILE_SAVING)
     child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL
-    assert (run.checkpoints / "checkpoint-9").is_dir() and not is_whole(run.checkpoints / "checkpoint-9")
+    assert (run.checkpoints / "checkpoint-9").is_dir() and not is_complete(run.checkpoints / "checkpoint-9")
     check_equal(fitune.train(resume=run.path), wanted)
     said = capfd.readouterr().err
     assert "leaving out checkpoint-9" in said and "from step 8" in said  # 8: the best so far, saved as it was measured
@@ -143,7 +145,7 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, se
     assert child.returncode == 130, said
     stopped = read_rows(run.metrics)[-1]["step"]
     assert f"continue with: fitune train --resume {run.path}" in said
-    assert step_of(whole_checkpoints(run.checkpoints)[-1]) == stopped < 24
+    assert step_of(complete_checkpoints(run.checkpoints)[-1]) == stopped < 24
     assert manifests.read(run.manifest)["status"] == "interrupted"
     assert not (run.path / "run.lock").exists()
     check_equal(fitune.train(settings, resume=True), wanted)

@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_halts_and_names_the_place(tmp_path, tiny):
     assert "halted at step 2: the loss is nan" in words and "fp32" in words and "learning rate" in words
     assert all(str(number) in words.split("rows ")[1] for number in poisoned)
     assert "checkpoint-1" in words and "lower train.learning_rate" in words
-    assert checkpoints.newest_whole(tmp_path).name == "checkpoint-1"
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-1"
 
 
 def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path, tiny):
@@ -147,22 +147,22 @@ def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path, tiny):
     trainer.callback_handler.on_optimizer_step = break_weights
     with pytest.raises(TrainingHalted, match=r"1 trained parameters are not finite.*there is no checkpoint yet"):
         trainer.train()
-    assert checkpoints.newest_whole(tmp_path) is None
+    assert checkpoints.newest_complete(tmp_path) is None
 
 
 def test_a_full_disk_is_said_and_leaves_earlier_checkpoints(tmp_path, tiny, monkeypatch):
     trainer = tiny.trainer(tmp_path, tiny.llama(), tiny.make_rows(8), checkpoint_steps=1)
-    mark = checkpoints.mark_whole
+    mark = checkpoints.mark_complete
 
     def full(folder):
         if folder.name == "checkpoint-2":
             raise OSError(28, "No space left on device")
         mark(folder)
 
-    monkeypatch.setattr(checkpoints, "mark_whole", full)
+    monkeypatch.setattr(checkpoints, "mark_complete", full)
     with pytest.raises(RunError, match=r"checkpoint-2: .*No space left.*earlier checkpoints are untouched"):
         trainer.train()
-    assert checkpoints.newest_whole(tmp_path).name == "checkpoint-1"
+    assert checkpoints.newest_complete(tmp_path).name == "checkpoint-1"
 
 
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tmp_path, tiny):
@@ -175,7 +175,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tmp_path, tiny):
     trainer.train()
     assert trainer.state.global_step == 5  # best at 2, then three without gain
     assert trainer.state.best_global_step == 2
-    assert [checkpoints.step_of(folder) for folder in checkpoints.whole_checkpoints(tmp_path)] == [2, 5]
+    assert [checkpoints.step_of(folder) for folder in checkpoints.complete_checkpoints(tmp_path)] == [2, 5]
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path, tiny):

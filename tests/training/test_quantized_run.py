@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import fitune
 from fitune.models.quantization.quantize import quantized_layers
-from fitune.runs.checkpoints import whole_checkpoints
+from fitune.runs.checkpoints import complete_checkpoints
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_resumed_equals_whole(
     shutil.rmtree(cut / "adapter")
     manifest = json.loads((cut / "manifest.json").read_text())
     (cut / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
-    assert len(whole_checkpoints(cut / "checkpoints")) == 1
+    assert len(complete_checkpoints(cut / "checkpoints")) == 1
     fitune.train(resume=cut)
     tensors = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole.folder, cut)]
     assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0].keys() | tensors[1].keys())

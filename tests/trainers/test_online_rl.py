@@ -14,7 +14,7 @@ from fitune.evaluation.generation import Sampling
 from fitune.methods.grpo.trainer import GrpoOptions, GrpoTrainer
 from fitune.methods.ppo.trainer import PpoOptions, PpoTrainer
 from fitune.rewards.mix import Mix, Part
-from fitune.runs.checkpoints import newest_whole
+from fitune.runs.checkpoints import newest_complete
 from fitune.trainers.callbacks import RunLog
 from fitune.trainers.rl.rollout import step_seed, through_end
 
@@ -73,7 +73,7 @@ def test_sampling_depends_on_the_step_alone_and_uses_up_nobodys_random_numbers(t
 def test_log_probabilities_are_those_of_the_plain_model(tiny: Any, tmp_path: Path) -> None:
     trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), **LONG)
     answered, _ = prepared(trainer)
-    (part,) = trainer.parts(answered)
+    (part,) = trainer.micro_batches(answered)
     found_BT = trainer.look(part).logp.detach()
     for row, found in zip(answered.rows, found_BT, strict=True):
         ids = torch.tensor([row.input_ids])
@@ -103,7 +103,7 @@ def test_several_updates_deal_every_answer_out_once_a_pass(tiny: Any, tmp_path: 
     answered, _ = prepared(trainer)
     steps = []
     trainer._step_now = lambda: steps.append(1)
-    updates = list(trainer.updates(trainer.parts(answered)))
+    updates = list(trainer.updates(trainer.micro_batches(answered)))
     assert (len(updates), len(steps)) == (4, 3)
     for first in (0, 2):
         numbers = sorted(number for update in updates[first : first + 2] for part in update for number in part.numbers)
@@ -146,7 +146,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(kind: str, tiny:
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for (name, value), (_, other) in zip(whole.trained_parameters(), again.trained_parameters(), strict=True):
         assert torch.equal(value, other), name
-    assert again.carried == whole.carried
+    assert again.extra_state == whole.extra_state
     assert [row for row in whole.kept if row["step"] > 2] == again.kept
 
 
@@ -163,7 +163,7 @@ def test_a_failing_reward_leaves_the_steps_before_it_to_resume_from(tiny: Any, t
     trainer = tiny.bandit(tmp_path / "broken", PpoTrainer, PpoOptions(), mix=mix_of(fails_at_the_third), **how)
     with pytest.raises(RewardError, match=r"step 3: the reward r raised OSError.*the 2 steps before are kept"):
         trainer.train()
-    saved = newest_whole(tmp_path / "broken")
+    saved = newest_complete(tmp_path / "broken")
     assert saved is not None and saved.name == "checkpoint-2"
     again = tiny.bandit(tmp_path / "broken", PpoTrainer, PpoOptions(), mix=mix_of(by_length), **how)
     again.train(resume_from_checkpoint=str(saved))

@@ -10,7 +10,7 @@ import pytest
 import fitune
 from fitune.errors import ModelError, RunError
 from fitune.training import components, run
-from fitune.training.setup import make_ready
+from fitune.training.setup import prepare_run
 
 
 def test_copies_are_made_when_training_ends(settings_of):
@@ -38,8 +38,8 @@ def test_a_template_that_ollama_cannot_hold_is_refused_before_training(settings_
     )
     asked = settings_of(export__to=["ollama"], model__chat_template=str(template))
     with pytest.raises(ModelError, match="cannot be written as Ollama's"):
-        make_ready(asked)
-    make_ready(settings_of(export__to=["gguf"], model__chat_template=str(template)))
+        prepare_run(asked)
+    prepare_run(settings_of(export__to=["gguf"], model__chat_template=str(template)))
 
 
 def test_an_export_that_fails_leaves_the_run_finished(settings_of, monkeypatch, capfd):

@@ -123,7 +123,7 @@ def test_the_manifest_tells_what_was_and_what_is():
 
 @pytest.fixture
 def on_a_card(monkeypatch):
-    """`fit_run` and the comparison see a card of so many GiB; training stays on the CPU."""
+    """`autofit_run` and the comparison see a card of so many GiB; training stays on the CPU."""
 
     def set_up(gib: float) -> None:
         monkeypatch.setattr(
@@ -132,13 +132,13 @@ def on_a_card(monkeypatch):
         monkeypatch.setattr(
             runs_fit, "predict", lambda values, scenario, gpu: plan_of(gpu.usable_bytes / GIB)(scenario)
         )
-        original = runs_fit.fit_run
+        original = runs_fit.autofit_run
 
-        def fit_run(settings: Settings, ready: Any) -> Any:
+        def autofit_run(settings: Settings, ready: Any) -> Any:
             card: Any = SimpleNamespace(**{**vars(ready), "hardware": SimpleNamespace(device="cuda", fast_bf16=True)})
             return original(settings, card)
 
-        monkeypatch.setattr("fitune.training.run.fit_run", fit_run)
+        monkeypatch.setattr("fitune.training.run.autofit_run", autofit_run)
 
     return set_up
 
@@ -178,9 +178,9 @@ def test_fit_off_plans_nothing(settings_of, monkeypatch):
     monkeypatch.setattr(runs_fit, "search", lambda *args, **kwargs: pytest.fail("a plan was made"))
     ready: Any = SimpleNamespace(hardware=SimpleNamespace(device="cuda"))
     settings = settings_of(fit="off")
-    assert runs_fit.fit_run(settings, ready).settings is settings
+    assert runs_fit.autofit_run(settings, ready).settings is settings
     ready.hardware.device = "cpu"  # without a budget
-    assert runs_fit.fit_run(settings_of(fit="auto"), ready).facts == {}
+    assert runs_fit.autofit_run(settings_of(fit="auto"), ready).facts == {}
 
 
 def test_a_resumed_run_keeps_the_choice_of_its_beginning(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fitune.ops.token_logprobs import by_row, count_by_row, end_states, lay, token_logprobs
+from fitune.ops.token_logprobs import count_by_row, end_states, make_row_batch, sum_by_row, token_logprobs
 from fitune.ops.tree_attention import use_tree_attention
 
 
@@ -39,19 +39,21 @@ def test_a_layout_gives_each_row_what_it_has_alone(tiny, rows, mode):
     wanted = [plain_logprobs(model, row) for row in rows]
     if mode != "off":
         use_tree_attention(model.get_base_model())
-    laid = lay(rows, mode)
-    found = token_logprobs(model, laid)
+    row_batch = make_row_batch(rows, mode)
+    found = token_logprobs(model, row_batch)
     torch.testing.assert_close(found, torch.cat(wanted), atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(by_row(found, laid), torch.stack([one.sum() for one in wanted]), atol=1e-5, rtol=1e-5)
-    assert count_by_row(laid).tolist() == [
+    torch.testing.assert_close(
+        sum_by_row(found, row_batch), torch.stack([one.sum() for one in wanted]), atol=1e-5, rtol=1e-5
+    )
+    assert count_by_row(row_batch).tolist() == [
         row.num_trained if hasattr(row, "num_trained") else sum(row.trained[1:]) for row in rows
     ]
-    states = end_states(model, laid)
+    states = end_states(model, row_batch)
     for row, state in zip(rows, states, strict=True):
         alone = model.get_base_model().model(input_ids=torch.tensor([row.input_ids])).last_hidden_state[0, -1]
         torch.testing.assert_close(state, alone, atol=2e-6, rtol=1e-5)
     if mode == "tree":
-        assert laid.computed_tokens == sum(len(row.input_ids) for row in rows) - 5 - 3
+        assert row_batch.computed_tokens == sum(len(row.input_ids) for row in rows) - 5 - 3
 
 
 def test_gradients_are_those_of_rows_alone(tiny, rows):
@@ -65,8 +67,8 @@ def test_gradients_are_those_of_rows_alone(tiny, rows):
                     value.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
         if packed:
             use_tree_attention(model.get_base_model())
-            laid = lay(rows, "tree")
-            loss = (by_row(token_logprobs(model, laid), laid) * weights).sum()
+            row_batch = make_row_batch(rows, "tree")
+            loss = (sum_by_row(token_logprobs(model, row_batch), row_batch) * weights).sum()
         else:
             loss = sum(plain_logprobs(model, row).sum() * weight for row, weight in zip(rows, weights, strict=True))
         loss.backward()
