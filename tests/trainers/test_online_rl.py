@@ -74,7 +74,7 @@ def test_log_probabilities_are_those_of_the_plain_model(tiny: Any, tmp_path: Pat
     trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), **LONG)
     answered, _ = prepared(trainer)
     (part,) = trainer.micro_batches(answered)
-    found_BT = trainer.look(part).logp.detach()
+    found_BT = trainer.forward(part).logp.detach()
     for row, found in zip(answered.rows, found_BT, strict=True):
         ids = torch.tensor([row.input_ids])
         with torch.no_grad():
