@@ -82,8 +82,6 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
     trainer = kind(
         model, arguments, rows, rows[:4] if changed.get("evaluates") else [], tiny.collate, None, 2, callbacks
     )
-    for callback in callbacks:
-        callback.trainer = trainer
     trainer.longest = partial(largest_inputs, rows, Batches(batch, micro, 1, 1.0, trainer.layout), tiny.collate)
     trainer.logged, trainer.memory, trainer.events = logged, memory, []
     trainer.on_step_down = trainer.events.append

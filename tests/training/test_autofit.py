@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,10 +136,10 @@ def on_a_card(monkeypatch):
         original = runs_fit.autofit_run
 
         def autofit_run(settings: Settings, ready: Any) -> Any:
-            card: Any = SimpleNamespace(**{**vars(ready), "hardware": SimpleNamespace(device="cuda", fast_bf16=True)})
-            return original(settings, card)
+            card: Any = SimpleNamespace(device="cuda", fast_bf16=True)
+            return original(settings, replace(ready, hardware=card))
 
-        monkeypatch.setattr("fitune.training.run.autofit_run", autofit_run)
+        monkeypatch.setattr("fitune.training.setup.autofit_run", autofit_run)
 
     return set_up
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fitune.config.sections import Settings
+from fitune.methods.registry import METHODS
+from fitune.section import OneOf
 
 FREE = "trainer"  # the one section whose keys are not ours
 
@@ -108,6 +110,18 @@ def sections() -> dict[str, str]:
     return found
 
 
+def _with_method_defaults(key: str, doc: str) -> str:
+    """The text of a setting whose null is each method's own value, with these values at its end: `` (ppo 4, grpo 8)``."""
+    section, _, name = key.rpartition(".")
+    own = {
+        method.name: getattr(method.sampling, name)
+        for method in METHODS.values()
+        if method.sampling and method.section == section and hasattr(method.sampling, name)
+    }
+    values = ", ".join(f"{method} {value:g}" for method, value in own.items())
+    return f"{doc.removesuffix('.')} ({values})." if own else doc
+
+
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Field]:
     for name, info in model.model_fields.items():
         kind = info.annotation
@@ -127,6 +141,9 @@ def _field(key: str, info: FieldInfo) -> Field:
     while pending:
         annotation, metadata = pending.pop(0)
         for part in metadata:
+            if isinstance(part, OneOf):
+                choices += part.words
+                annotation = None
             for inner in getattr(part, "metadata", [part]):
                 bounds |= {name: getattr(inner, name) for name in ("gt", "ge", "lt", "le") if hasattr(inner, name)}
         origin, inside = get_origin(annotation), get_args(annotation)
@@ -138,6 +155,8 @@ def _field(key: str, info: FieldInfo) -> Field:
             choices += inside
         elif annotation is type(None):
             nullable = True
+        elif annotation is None:
+            continue
         elif origin in (list, dict):
             kinds.append(origin)
             if get_origin(inside[0]) is Literal:
@@ -149,7 +168,7 @@ def _field(key: str, info: FieldInfo) -> Field:
     return Field(
         key=key,
         default=info.get_default(call_default_factory=True),
-        doc=" ".join((info.description or "").split()),
+        doc=_with_method_defaults(key, " ".join((info.description or "").split())),
         kinds=tuple(kinds),
         choices=tuple(choices),
         item_choices=tuple(items),

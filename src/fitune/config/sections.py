@@ -8,14 +8,32 @@ that decides them prints what it chose and why.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
-from fitune.methods.dpo.config import DpoSettings
-from fitune.methods.reward.config import RewardSettings
-from fitune.methods.rl_config import RlSettings
-from fitune.section import PositiveInt, Section, Share
+from fitune.methods.method import Method
+from fitune.methods.registry import METHODS
+from fitune.section import OneOf, PositiveInt, Section, Share
+
+
+def rates_in_words(methods: Mapping[str, Method]) -> str:
+    """``2e-4 (sft, lm) with LoRA, 2e-5 (sft, lm) with full fine-tuning``: the learning rates that methods bring."""
+    told = []
+    for tuning, words in (("lora", "LoRA"), ("full", "full fine-tuning")):
+        names: dict[float, list[str]] = {}
+        for method in methods.values():
+            if tuning in method.learning_rates:
+                names.setdefault(method.learning_rates[tuning], []).append(method.name)
+        rates = ", ".join(f"{rate:.0e}".replace("e-0", "e-") + f" ({', '.join(some)})" for rate, some in names.items())
+        told.append(f"{rates} with {words}")
+    return ", ".join(told)
+
+
+def every_metric(methods: Mapping[str, Method]) -> tuple[str, ...]:
+    """What any method measures."""
+    return tuple(dict.fromkeys(metric for method in methods.values() for metric in method.metrics))
 
 
 class ModelSettings(Section):
@@ -124,8 +142,9 @@ class TrainSettings(Section):
     """Rows per optimizer step."""
     micro_batch_size: PositiveInt | None = None
     """Rows per forward pass, a divisor of `batch_size`; null takes the whole batch. The result is the same."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes 2e-4 for LoRA and 2e-5 for full fine-tuning."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description=f"Peak learning rate; null takes {rates_in_words(METHODS)}."
+    )
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate over the run."""
     warmup_share: Share = 0.03
@@ -141,6 +160,11 @@ class TrainSettings(Section):
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of initial weights, dropout and row order."""
 
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a forward pass."""
+        return self.micro_batch_size or self.batch_size
+
 
 class EvalSettings(Section):
     """What is measured on the held-out rows, and when."""
@@ -151,9 +175,9 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf", "accuracy", "reward"] = "loss"
-    """Metric that picks the best checkpoint and decides early stopping; ppo and grpo, which have no loss on held-out rows,
-    take the reward instead of it."""
+    best_metric: Annotated[str, OneOf(every_metric(METHODS))] = "loss"
+    """Metric that picks the best checkpoint and decides early stopping; a method without a loss on held-out rows
+    takes its first metric instead, such as the reward."""
     patience: PositiveInt | None = None
     """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
 
@@ -205,13 +229,12 @@ class ExportSettings(Section):
     """How gguf and ollama store the weights."""
 
 
-class Settings(Section):
-    """A run. A YAML file holds the differences from these defaults."""
+class TrainedAs(Section):
+    """The settings that stand before the methods' own sections."""
 
-    method: Literal["sft", "lm", "reward", "dpo", "ppo", "grpo"] = "sft"
-    """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text. reward: a reward model
-    from pairs of a better and a worse answer. dpo: the preferences of such pairs, without a reward model. ppo,
-    grpo: the model's own answers to prompts, rewarded."""
+    method: Annotated[str, OneOf(tuple(METHODS))] = Field(
+        default="sft", description=". ".join(f"{method.name}: {method.help}" for method in METHODS.values()) + "."
+    )
     fit: Literal["auto", "off"] = "auto"
     """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
     loaded; what was set stays as it was set. off: train as asked, nothing is planned."""
@@ -219,12 +242,29 @@ class Settings(Section):
     data: DataSettings = DataSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
-    rl: RlSettings = RlSettings()
+
+
+OWN_SECTIONS: dict[str, type[Section]] = {
+    method.section: method.settings for method in METHODS.values() if method.section and method.settings
+}
+"""The sections that methods bring, each beside its method (`fitune.methods`)."""
+_FIELDS: dict[str, Any] = {name: (kind, kind()) for name, kind in OWN_SECTIONS.items()}
+# A type checker cannot see fields that a registry makes; who reads a method's section gets it from `Settings.own`.
+_WithOwnSections = create_model("_WithOwnSections", __base__=TrainedAs, **_FIELDS)
+
+
+class Settings(_WithOwnSections):
+    """A run. A YAML file holds the differences from these defaults."""
+
     eval: EvalSettings = EvalSettings()
     memory: MemorySettings = MemorySettings()
-    reward: RewardSettings = RewardSettings()
-    dpo: DpoSettings = DpoSettings()
     run: RunSettings = RunSettings()
     export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}
     """Any other field of `transformers.TrainingArguments`, by its own name."""
+
+    @property
+    def own(self) -> Section | None:
+        """The section of the run's method, where it has one."""
+        name = METHODS[self.method].section
+        return getattr(self, name) if name else None

@@ -14,7 +14,6 @@ from fitune.data.prompts import prepare_prompts, to_prompt
 from fitune.data.read.files import Rows
 from fitune.data.read.forms import Form, to_example
 from fitune.data.read.sources import (
-    KINDS,
     DataOptions,
     PreparedData,
     convert_all,
@@ -52,7 +51,7 @@ def prepare(
         DataError: with every fault found, before a model is loaded.
     """
     how = DataOptions(**options)
-    way = {"pairs": prepare_pairs, "prompts": prepare_prompts}.get(KINDS[how.method], prepare_rows)
+    way = {"pairs": prepare_pairs, "prompts": prepare_prompts}.get(how.reads, prepare_rows)
     return way(train, test, renderer, how, test_share, exclude)
 
 
@@ -87,7 +86,7 @@ def load_examples(
         DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
     """
     rows, form = read_source(name, renderer.tokenizer, options, exclude)
-    if options.method == "lm" and form.name != "text":
+    if options.reads == "text" and form.name != "text":
         raise DataError(
             f"method lm trains on plain text (a column named text), and {name} has the form {form.name}; "
             "use method: sft, or data.columns={text: COLUMN}"
@@ -101,14 +100,13 @@ def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int
     Raises:
         DataError: as `prepare`; what only the check finds wrong is shown all the same.
     """
-    kind = KINDS[options.method]
-    if kind == "rows":
+    if options.reads in ("rows", "text"):
         _, form, examples = load_examples(name, renderer, options)
         target = loss_target(options, form)
         rendered = [renderer.render(example, target, options.response_template) for example in examples[:count]]
         return [("", row) for row in renderer.tokenize(rendered)]
     source, form = read_source(name, renderer.tokenizer, options)
-    if kind == "pairs":
+    if options.reads == "pairs":
         return pair_sides(source, form, renderer, options, count)
     rows = convert_all(source, form, lambda row, number: to_prompt(row, form, options.system, number, renderer))[:count]
     return [("prompt", TokenRow(row.input_ids, (False,) * row.num_tokens, row.row_number)) for row in rows]
@@ -116,7 +114,7 @@ def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int
 
 def loss_target(options: DataOptions, form: Form) -> str:
     """Which tokens are trained, `auto` resolved."""
-    if form.name == "text" or options.method == "lm":
+    if form.name == "text" or options.reads == "text":
         return "all"
     if options.loss_on != "auto":
         return options.loss_on

@@ -66,8 +66,9 @@ def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message
     settings = Settings.model_validate(read_settings(run))
     data = settings.data
     options = DataOptions(
-        settings.method, data.form, data.columns, data.system, hub_split=data.hub_split, seed=settings.train.seed
+        form=data.form, columns=data.columns, system=data.system, hub_split=data.hub_split, seed=settings.train.seed
     )
+    # Pairs and prompts without answers are no conversations: then plain questions are asked.
     _, _, examples = load_examples(data.test or data.train, renderer, options)
     if data.test is None:
         rest, held_out = set_aside(examples, data.test_share, settings.train.seed, example_key)

@@ -1,11 +1,13 @@
-"""The settings section of the methods that learn from the rewards of their own answers: ppo and grpo."""
+"""What the methods share that learn from the rewards of their own answers: their settings section and its rules."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fitune.methods.method import Fault, RuleInputs
 from fitune.section import PositiveInt, Section, Share
 
 
@@ -19,7 +21,7 @@ class RlSettings(Section):
     reward_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest that a reward may take for the answers of a step; then the run stops, and can be resumed."""
     answers: PositiveInt | None = None
-    """Answers sampled to each of a step's `train.batch_size` prompts; null samples 4 (ppo) or 8 (grpo)."""
+    """Answers sampled to each of a step's `train.batch_size` prompts; null takes the method's own number."""
     max_new_tokens: PositiveInt = 128
     """Longest sampled answer in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -32,11 +34,11 @@ class RlSettings(Section):
     endless_reward: float | None = 0.0
     """An answer cut off at `max_new_tokens` earns this at most; null scores it like any other."""
     passes: PositiveInt | None = None
-    """Passes over the answers of a step; null makes 4 (ppo) or 1 (grpo)."""
+    """Passes over the answers of a step; null takes the method's own number."""
     minibatches: PositiveInt = 1
     """Optimizer updates in each pass."""
     kl_coef: Annotated[float, Field(ge=0)] | None = None
-    """Price of the distance from the reference; null takes 0.05 (ppo) or 0.04 (grpo)."""
+    """Price of the distance from the reference; null takes the method's own."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
     """ppo: adapt `kl_coef` so that an answer's KL comes near this (Ziegler et al. 2019, arXiv 1909.08593); null keeps it."""
     clip: Annotated[float, Field(gt=0)] = 0.2
@@ -63,3 +65,23 @@ class RlSettings(Section):
     """ppo: how far a value may move in the updates of a step; null does not clip."""
     keep_samples: Annotated[int, Field(ge=0)] = 4
     """Answers of each step kept in the run folder, half of them the worst and half the best."""
+
+
+def rl_rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
+    """Faults of the section that every method makes which reads it."""
+    if not rl.rewards:
+        yield (
+            ("rl.rewards", "method"),
+            f"is empty, and method {inputs.method} learns from rewards; name one, such as [pig_latin]",
+        )
+    if not inputs.eval_samples and inputs.held_out:
+        yield (
+            ("eval.samples", "method"),
+            f"is 0, and method {inputs.method} measures nothing on held-out rows but answers; use 1 or more, or "
+            "data.test_share 0 without data.test",
+        )
+    if rl.minibatches > inputs.batch_size:
+        yield (
+            ("rl.minibatches", "train.batch_size"),
+            f"is {rl.minibatches}, and a step has train.batch_size {inputs.batch_size} prompts; use that or fewer",
+        )

@@ -31,6 +31,7 @@ from transformers import (
 from fitune.errors import RunError, TrainingHalted
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
+from fitune.trainers.callbacks import TrainerListener
 from fitune.trainers.sampler import ShuffledByEpoch
 
 TRAINED_FILE = "trained.safetensors"
@@ -72,7 +73,7 @@ class FituneTrainer(Trainer):
         collate: rows → input_ids BS, attention_mask BS, labels BS.
         extra_metrics: called at each evaluation with the model and the step; returns more metrics (generation).
         keep_checkpoints: whole checkpoints kept, the best one always among them.
-        callbacks: more callbacks of transformers.
+        callbacks: more callbacks of transformers; each `TrainerListener` among them is bound to this trainer.
     """
 
     # compute_loss divides by the trained tokens of the whole optimizer step itself.
@@ -98,6 +99,9 @@ class FituneTrainer(Trainer):
         self.step_metrics: dict[str, float] = {}
         self.last_row_numbers: list[int] = []
         self.extra_state: dict[str, Any] = {}
+        for callback in callbacks or ():
+            if isinstance(callback, TrainerListener):
+                callback.bind(self)
         super().__init__(
             model=model,
             args=args,
@@ -111,6 +115,11 @@ class FituneTrainer(Trainer):
             self.remove_callback(talkative)
 
     # ---- rows
+
+    @property
+    def layout(self) -> str:
+        """tree, rows or off: how the rows of a step are laid out."""
+        return "off"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledByEpoch:
         return self.order

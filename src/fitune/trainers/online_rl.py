@@ -103,7 +103,6 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         super().__init__(*args, **kwargs)
         self.rollout, self.mix, self.renderer, self.reference = rollout, mix, renderer, reference
         self.mode: Mode = mode
-        self.layout = mode  # for the run's plan
         self.keep, self.values = keep, values
         self.answered: RolloutBatch | None = None
         self.mask = torch.zeros(0)
@@ -112,6 +111,10 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         self._train_batch_size = self.args.train_batch_size
         self.args.gradient_accumulation_steps = 1
         self.accelerator.gradient_accumulation_steps = 1
+
+    @property
+    def layout(self) -> str:
+        return self.mode
 
     # ---- one step
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from fitune.console import log, warn
 from fitune.data.packing.bins import pack_rows
@@ -26,6 +25,7 @@ from fitune.data.packing.tree import Tree
 from fitune.errors import DoesNotFit
 from fitune.ops.label_loss import count_trained
 from fitune.trainers.base import FituneTrainer, with_row_numbers
+from fitune.trainers.callbacks import TrainerListener
 from fitune.trainers.memory import free_memory, is_out_of_memory
 from fitune.trainers.packed import PACKS, PackedTrainer
 from fitune.trainers.worst_case_batch import Batches, largest_micro_batch, largest_pack
@@ -251,11 +251,8 @@ class SurvivingPackedTrainer(_Surviving, PackedTrainer):
     """`PackedTrainer` that goes on when memory runs out."""
 
 
-class TriedFirst(TrainerCallback):
+class TriedFirst(TrainerListener):
     """The largest pass of the run before its first step."""
-
-    def __init__(self) -> None:
-        self.trainer: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.try_longest()

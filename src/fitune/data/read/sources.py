@@ -18,11 +18,6 @@ from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
-# Method → what it reads, a key of `fitune.data.read.forms.FORMS_OF`.
-KINDS = {
-    "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
-    "grpo": "prompts",
-}  # fmt: skip
 Item = TypeVar("Item")
 
 
@@ -58,7 +53,8 @@ class PreparedData:
 class DataOptions:
     """How rows are read, rendered and limited; the plain values of the settings' data section."""
 
-    method: str = "sft"
+    reads: str = "rows"
+    """What a method reads: rows (conversations or plain text), text (plain text alone), pairs or prompts."""
     form: str = "auto"
     columns: Mapping[str, str] | None = None
     system: str | None = None
@@ -77,7 +73,8 @@ def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequen
         DataError: unreadable, or of no form that fits the method.
     """
     rows = demo_rows(name, tokenizer, options.seed, exclude) if is_demo(name) else read_rows(name, options.hub_split)
-    return rows, recognise(rows.columns, options.form, options.columns, KINDS[options.method])
+    kind = "rows" if options.reads == "text" else options.reads
+    return rows, recognise(rows.columns, options.form, options.columns, kind)
 
 
 def convert_all(rows: Rows, form: Form, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:

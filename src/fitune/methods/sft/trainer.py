@@ -1,7 +1,7 @@
 """sft and lm: next-token prediction on the trained tokens of each row.
 
 The two differ in their data alone: prompts and responses with the loss on the responses, or plain text with the loss on
-every token. The loss is that of loss.py, in packs (packed.py) where the model allows it.
+every token. The loss is that of ops/label_loss.py, in packs (ops/packed_loss.py) where the model allows it.
 """
 
 from __future__ import annotations
@@ -9,54 +9,35 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from transformers import TrainingArguments
-
-from fitune.config.sections import Settings
 from fitune.data.packing.padding import pad_collate
-from fitune.methods.registry import Method
-from fitune.models.load_base import LoadedBase
+from fitune.methods.context import RunContext
+from fitune.methods.runtime import Runtime
+from fitune.methods.trainer_parts import generation_eval_of, lay_out, listeners
 from fitune.runs import manifest as manifests
-from fitune.runs.run_folder import RunFolder
-from fitune.trainers.arguments import LEARNING_RATES
-from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
-from fitune.training.autofit import batches_of
-from fitune.training.components import adapt, bind_callbacks, generation_eval_of, lay_out, listeners
-from fitune.training.setup import RunSetup
 
 
-def make_trainer(
-    settings: Settings,
-    run: RunFolder,
-    setup: RunSetup,
-    base: LoadedBase,
-    model: Any,
-    arguments: TrainingArguments,
-    interrupt: StopOnInterrupt,
-) -> SurvivingTrainer | SurvivingPackedTrainer:
+def make_trainer(run: RunContext, model: Any) -> SurvivingTrainer | SurvivingPackedTrainer:
     """The trainer with everything that listens to it."""
-    callbacks = listeners(settings, run, setup, interrupt)
-    packing = lay_out(settings, setup, model, arguments, setup.data.train)
+    packing = lay_out(run, model, run.data.train)
     kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
-    if setup.hardware.device == "cuda":  # a CPU kills the process instead of telling it
+    callbacks = listeners(run)
+    if run.device == "cuda":  # a CPU kills the process instead of telling it
         callbacks.append(TriedFirst())
-    collate = partial(pad_collate, pad_id=setup.tokenizer.pad_token_id)
+    collate = partial(pad_collate, pad_id=run.renderer.tokenizer.pad_token_id)
     trainer = kind(
         model,
-        arguments,
-        train_rows=setup.data.train,
-        test_rows=setup.data.test,
+        run.arguments,
+        train_rows=run.data.train,
+        test_rows=run.data.test,
         collate=collate,
-        extra_metrics=generation_eval_of(settings, run, setup),
-        keep_checkpoints=settings.run.keep_checkpoints,
+        extra_metrics=generation_eval_of(run),
+        keep_checkpoints=run.keep_checkpoints,
         callbacks=callbacks,
     )
-    bind_callbacks(trainer, callbacks)
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
-    trainer.longest = partial(largest_inputs, setup.data.train, batches, collate)
-    trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
+    trainer.longest = partial(largest_inputs, run.data.train, run.batches(packing.mode), collate)
+    trainer.on_step_down = partial(manifests.append, run.folder.manifest, "memory", "step_downs")
     return trainer
 
 
-METHOD = Method(adapt=adapt, make_trainer=make_trainer, learning_rates=LEARNING_RATES)
+RUNTIME = Runtime(make_trainer=make_trainer)

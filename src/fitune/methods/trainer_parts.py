@@ -1,0 +1,57 @@
+"""What every method's trainer is given: who listens to it, the layout of its rows, questions to answer.
+
+In: a `RunContext`. Out: callbacks, a `Packing`, a `GenerationEval`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from fitune.console import log
+from fitune.data.packing.tree import Row
+from fitune.methods.context import RunContext
+from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
+from fitune.trainers.generation_eval import GenerationEval, questions_of
+from fitune.trainers.memory import peak_memory_bytes
+from fitune.trainers.packing_support import Packing, choose_packing
+
+
+def listeners(run: RunContext) -> list[TrainerCallback]:
+    """What listens to a trainer, which binds them when it is made."""
+    metrics = RunLog(run.folder.log_metrics, partial(peak_memory_bytes, run.device))
+    callbacks: list[TrainerCallback] = [metrics, ProgressLine(), run.interrupt]
+    if run.data.test:
+        metric = run.best_metric
+        callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=run.patience))
+    return callbacks
+
+
+def generation_eval_of(run: RunContext) -> GenerationEval | None:
+    """Held-out questions answered by generation at each evaluation; None when there are none."""
+    questions = questions_of(run.data.test_examples, run.eval_samples)
+    if not questions:
+        return None
+    return GenerationEval(run.renderer, questions, run.eval_new_tokens, run.batch_size, run.folder.log_samples)
+
+
+def lay_out(run: RunContext, model: Any, rows: Sequence[Row]) -> Packing:
+    """How rows are laid out, tried on this model; said aloud."""
+    packing = choose_packing(
+        model.to(run.device),
+        rows,
+        run.packing,
+        run.arguments.per_device_train_batch_size,
+        run.arguments.world_size,
+        torch.autocast(run.device, dtype=torch.bfloat16, enabled=run.arguments.bf16),
+    )
+    for note in packing.notes:
+        log(note)
+    if packing.mode != "off":
+        shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
+        log(f"rows are packed without padding, {shared}: checked against the model's plain forward")
+    return packing
