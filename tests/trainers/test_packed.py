@@ -215,8 +215,7 @@ def test_layers_with_a_state_are_known_before_any_check(tiny, config):
     assert packing.mode == "off" and "carry a state from token to token" in packing.notes[0]
 
 
-@HYBRIDS
-@SCALES
+@pytest.mark.parametrize(("config", "scale"), [(qwen3_5, 1), (qwen3_5, 8), (qwen3_next, 1), (qwen3_next, 8), (lfm2, 8)])
 @pytest.mark.parametrize("share", [True, False])
 def test_a_state_that_runs_on_into_the_next_row_is_found_out(tiny, config, scale, share):
     """The check alone, as it would meet a family that nobody has listed (transformers #46093, ms-swift #9618)."""
