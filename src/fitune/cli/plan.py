@@ -137,9 +137,10 @@ def _answer(asked: PlanQuestion, given: dict[str, Any]) -> int:
 def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:
     """The largest length, batch or rank that fits."""
     from fitune.console import log, stdout_console
-    from fitune.planning.report.plan_report import size_in, verdict
+    from fitune.planning.report.plan_report import verdict
     from fitune.planning.report.terminal import print_plan
     from fitune.planning.search.max_fit import largest
+    from fitune.sizes import size_in
 
     if asked.card is None:
         raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")

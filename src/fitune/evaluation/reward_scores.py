@@ -19,9 +19,9 @@ from fitune.data.preferences import to_pair
 from fitune.data.prepare import DataOptions
 from fitune.data.read.files import read_rows
 from fitune.data.read.forms import recognise, to_example
-from fitune.data.read.sources import convert_all
+from fitune.data.read.sources import convert_all, demo_rows
 from fitune.data.rows import Example, TokenRow
-from fitune.demo.tasks import demo_rows, is_demo
+from fitune.demo.tasks import is_demo
 from fitune.errors import DataError, ModelError
 from fitune.evaluation.inference_model import Target
 from fitune.models.heads import ScalarHead, read_head

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitune.data.read.files import Rows, read_rows
+from fitune.data.read.files import Rows, read_rows, write_jsonl
 from fitune.data.read.forms import Form, recognise
 from fitune.data.rows import Example
-from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
+from fitune.demo.tasks import demo_rows as make_demo_rows
+from fitune.demo.tasks import is_demo
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
@@ -68,6 +69,16 @@ class DataOptions:
     too_long: str = "error"
     hub_split: str = "train"
     seed: int = 42
+
+
+def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ()) -> Rows:
+    """The rows of a demo task as if they had been read.
+
+    Raises:
+        DataError: no such task.
+    """
+    rows = make_demo_rows(name, tokenizer, seed, exclude)
+    return Rows(name=name, rows=rows, numbers=tuple(range(1, len(rows) + 1)), sha256=f"generated, seed {seed}")
 
 
 def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()) -> tuple[Rows, Form]:
