@@ -88,7 +88,9 @@ def low_rank(matrix: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     wide = matrix.T if tall else matrix
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    rounding = values[0] * torch.finfo(values.dtype).eps * max(matrix.shape)  # as numpy.linalg.matrix_rank's, of squares
+    rounding = (
+        values[0] * torch.finfo(values.dtype).eps * max(matrix.shape)
+    )  # as numpy.linalg.matrix_rank's, of squares
     told_apart = int((values > rounding.clamp(min=0)).sum())
     values, vectors = values[:told_apart], vectors[:, :told_apart]
     root = (values.sqrt() * scale).sqrt()  # sqrt(σ·s)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from fitune.cli.flags import SettingsCommand
-from fitune.cli.shared import JSON, print_json
+from fitune.cli.options.flags import SettingsCommand
+from fitune.cli.options.shared import JSON, print_json
 
 
 @click.group()
@@ -129,8 +129,8 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     """
     from importlib.resources import files
 
-    from fitune.cli.demo_files import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
     from fitune.console import log
+    from fitune.data.demo_files import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
 
     if task == "yoda":
         if sentences:

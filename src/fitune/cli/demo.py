@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 if TYPE_CHECKING:
     from fitune.runs.run_folder import RunFolder
@@ -129,7 +129,7 @@ def _sentences(path: str | None) -> list[str]:
     """
     from importlib.resources import files
 
-    from fitune.cli.demo_files import read_sentences
+    from fitune.data.demo_files import read_sentences
 
     return list(dict.fromkeys(read_sentences(path or str(files("fitune.data") / "harvard_sentences.txt"))))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.shared import FOLDER, JSON, print_json, print_table
+from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
 
 
 @click.group()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 
 @click.command()

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from fitune.cli.flags import SettingsCommand
-from fitune.cli.ladder import DOES_NOT_FIT, answer_ladder
-from fitune.cli.planned import PlanQuestion, ask
-from fitune.cli.shared import print_json
+from fitune.cli.options.flags import SettingsCommand
+from fitune.cli.options.shared import print_json
+from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder
+from fitune.cli.plan.plan_question import PlanQuestion, ask
 
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64

@@ -1,6 +1,6 @@
 """Documents made from the settings: JSON schema, reference page, commented YAML.
 
-Each function gives the whole text. ``python -m fitune.cli.docs`` writes them (and docs/cli.md) to their
+Each function gives the whole text. ``python -m fitune.cli.pages.docs`` writes them (and docs/cli.md) to their
 places; with ``--check`` it only says which are stale, exit status 1.
 """
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.planned import PlanQuestion
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
+from fitune.cli.plan.plan_question import PlanQuestion
 
 if TYPE_CHECKING:
     from rich.console import Console
