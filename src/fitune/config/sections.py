@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fitune.answer_metrics import ANSWER_METRICS
+from fitune.config.choices import one_of
+from fitune.data.read.forms import DATA_FORMS
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,9 +71,7 @@ class DataSettings(Section):
     """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
     hub_split: str = "train"
     """Split of a hub data set."""
-    form: Literal[
-        "auto", "messages", "conversations", "prompt_completion", "alpaca", "text", "preference", "prompt"
-    ] = "auto"
+    form: Annotated[str, one_of(["auto"], DATA_FORMS)] = "auto"
     """How a row is laid out; auto recognises it from the columns."""
     columns: dict[str, str] = {}
     """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
@@ -213,7 +215,7 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf", "accuracy", "reward"] = "loss"
+    best_metric: Annotated[str, one_of(["loss"], ANSWER_METRICS, ["accuracy", "reward"])] = "loss"
     """Metric that picks the best checkpoint and decides early stopping; ppo and grpo, which have no loss on held-out rows,
     take the reward instead of it."""
     patience: PositiveInt | None = None

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
+from fitune.answer_metrics import ANSWER_METRICS
 from fitune.config.sections import Settings
 from fitune.console import log, warn
-from fitune.data.prepare import PreparedData, prepare
-from fitune.data.read.sources import KINDS
+from fitune.data.prepare import prepare
+from fitune.data.read.sources import KINDS, PreparedData
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
@@ -26,9 +27,6 @@ from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.trainers.generation_eval import questions_of
-
-# Metrics that are measured without generating answers to the held-out questions.
-WITHOUT_ANSWERS = ("loss", "accuracy", "reward")
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | No
 
 def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
     """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
-    if metric in WITHOUT_ANSWERS and (metric == "loss" or data.test):
+    if metric not in ANSWER_METRICS and (metric == "loss" or data.test):
         return
     if not data.test:
         fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"

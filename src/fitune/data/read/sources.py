@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fitune.data.counting import DataReport
 from fitune.data.read.files import Rows, read_rows
-from fitune.data.read.forms import Form, recognise
+from fitune.data.read.recognise import RecognisedForm, recognise
 from fitune.data.rows import Example
 from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
-# Method → what it reads, a key of `fitune.data.read.forms.FORMS_OF`.
+# Method → what it reads, the kind of the data form.
 KINDS = {
     "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
     "grpo": "prompts",
@@ -26,24 +27,23 @@ KINDS = {
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`; the
-    reports are `CheckReport`, or offer the same `to_dict()`, `lines()`, `warnings` and counts of rows and tokens.
+    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`.
     """
 
     train: list[Any]
     test: list[Any]
     train_examples: list[Example]
     test_examples: list[Example]
-    train_report: Any
-    test_report: Any | None
+    train_report: DataReport
+    test_report: DataReport | None
     hashes: dict[str, str]
 
     @property
-    def report(self) -> Any:
+    def report(self) -> DataReport:
         """The report of the training rows."""
         return self.train_report
 
@@ -70,7 +70,9 @@ class DataOptions:
     seed: int = 42
 
 
-def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()) -> tuple[Rows, Form]:
+def read_source(
+    name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()
+) -> tuple[Rows, RecognisedForm]:
     """Rows of a file, the hub or a demo task, and the form that the method can read.
 
     Raises:
@@ -80,7 +82,7 @@ def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequen
     return rows, recognise(rows.columns, options.form, options.columns, KINDS[options.method])
 
 
-def convert_all(rows: Rows, form: Form, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
+def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
     """Every row turned.
 
     Raises:
