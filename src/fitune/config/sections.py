@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fitune.answer_metrics import ANSWER_METRICS
 from fitune.config.choices import one_of
 from fitune.data.read.forms import DATA_FORMS
+from fitune.exporting.forms import EXPORT_FORMS
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -288,9 +290,9 @@ class RunSettings(Section):
 class ExportSettings(Section):
     """What is made of the result when training ends. What cannot be made is refused before it begins."""
 
-    to: list[Literal["adapter", "merged", "gguf", "ollama"]] = []
+    to: list[Annotated[str, one_of(EXPORT_FORMS)]] = []
     """Copies to write into `export/` of the run's folder, each with a fidelity report; `fitune export` makes more."""
-    gguf_type: Literal["f16", "bf16", "q8_0", "q4_1", "q4_0"] = "f16"
+    gguf_type: Annotated[str, one_of(GGUF_TYPES)] = "f16"
     """How gguf and ollama store the weights."""
 
 
