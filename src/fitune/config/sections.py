@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fitune.answer_metrics import ANSWER_METRICS
 from fitune.config.choices import one_of
 from fitune.data.read.forms import DATA_FORMS
 from fitune.exporting.forms import EXPORT_FORMS
@@ -217,7 +216,7 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Annotated[str, one_of(["loss"], ANSWER_METRICS, ["accuracy", "reward"])] = "loss"
+    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf", "accuracy", "reward"] = "loss"
     """Metric that picks the best checkpoint and decides early stopping; ppo and grpo, which have no loss on held-out rows,
     take the reward instead of it."""
     patience: PositiveInt | None = None

@@ -13,6 +13,7 @@ from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import (
     DataOptions,
     PreparedData,
+    can_read,
     convert_all,
     example_key,
     read_source,
@@ -68,7 +69,7 @@ def load_examples(
         DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
     """
     rows, form = read_source(name, renderer.tokenizer, options, exclude)
-    if options.method == "lm" and not form.is_text:
+    if not can_read(options.method, form.facts):
         raise DataError(
             f"method lm trains on plain text (a column named text), and {name} has the form {form.name}; "
             "use method: sft, or data.columns={text: COLUMN}"
@@ -88,7 +89,7 @@ def loss_target(options: DataOptions, form: RecognisedForm) -> str:
     """Which tokens are trained, `auto` resolved."""
     if form.is_text or options.method == "lm":
         return "all"
-    return form.form.loss_on if options.loss_on == "auto" else options.loss_on
+    return form.facts.loss_on if options.loss_on == "auto" else options.loss_on
 
 
 def _tokens(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
-from fitune.answer_metrics import ANSWER_METRICS
 from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.data.prepare import prepare
@@ -28,6 +27,9 @@ from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.trainers.generation_eval import questions_of
+
+# Metrics that are measured without generating answers to the held-out questions.
+WITHOUT_ANSWERS = ("loss", "accuracy", "reward")
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | No
 
 def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
     """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
-    if metric not in ANSWER_METRICS and (metric == "loss" or data.test):
+    if metric in WITHOUT_ANSWERS and (metric == "loss" or data.test):
         return
     if not data.test:
         fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"

@@ -29,18 +29,18 @@ PREFERENCE = {"prompt, chosen, rejected": {"chosen", "rejected"}, "prompt, compl
 class RecognisedForm:
     """A form, and the file's column for each of the form's that the file names otherwise."""
 
-    form: DataForm
+    facts: DataForm
     columns: Mapping[str, str]
 
     @property
     def name(self) -> str:
         """The form's name."""
-        return self.form.name
+        return self.facts.name
 
     @property
     def is_text(self) -> bool:
         """Whether a row is plain text, of which every token is trained."""
-        return self.form.text is not None
+        return self.facts.text is not None
 
     def to_example(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
         """A row as a conversation with an answer, or as text.
@@ -52,8 +52,8 @@ class RecognisedForm:
         Raises:
             DataError: a missing or empty prompt, answer or text; a role or a message that is not one.
         """
-        if self.form.text is not None:
-            return Example(None, self.form.text(Cells(row, self.columns, number)), number)
+        if self.facts.text is not None:
+            return Example(None, self.facts.text(Cells(row, self.columns, number)), number)
         messages = self.to_messages(row, system, number)
         if not any(message["role"] == "assistant" for message in messages):
             roles = ", ".join(message["role"] for message in messages)
@@ -66,9 +66,9 @@ class RecognisedForm:
         Raises:
             DataError: as `to_example`, but for a missing answer.
         """
-        assert self.form.conversation is not None, f"{self.name} has no messages"
+        assert self.facts.conversation is not None, f"{self.name} has no messages"
         cells = Cells(row, self.columns, number)
-        return _with_system(self.form.conversation(cells), cells.get("system") or system)
+        return _with_system(self.facts.conversation(cells), cells.get("system") or system)
 
     def to_pair(self, row: Mapping[str, Any], system: str | None, number: int) -> Pair:
         """A row as a pair.
@@ -77,9 +77,9 @@ class RecognisedForm:
             DataError: a side that is missing, sides without a common prompt, or a prompt that is not the one they begin
                 with.
         """
-        assert self.form.pair is not None, f"{self.name} has no pairs"
+        assert self.facts.pair is not None, f"{self.name} has no pairs"
         cells = Cells(row, self.columns, number)
-        pair = self.form.pair(cells)
+        pair = self.facts.pair(cells)
         prompt = _with_system(list(pair.prompt), cells.get("system") or system)
         return Pair(tuple(prompt), pair.chosen, pair.rejected, number)
 

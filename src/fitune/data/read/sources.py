@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from fitune.data.counting import DataReport
 from fitune.data.read.files import Rows, read_rows
+from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.recognise import RecognisedForm, recognise
 from fitune.data.rows import Example
 from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
@@ -43,11 +44,6 @@ class PreparedData:
     hashes: dict[str, str]
 
     @property
-    def report(self) -> DataReport:
-        """The report of the training rows."""
-        return self.train_report
-
-    @property
     def warnings(self) -> tuple[str, ...]:
         """Everything worth showing, test rows' after the training rows'."""
         own = self.train_report.warnings
@@ -68,6 +64,11 @@ class DataOptions:
     too_long: str = "error"
     hub_split: str = "train"
     seed: int = 42
+
+
+def can_read(method: str, form: DataForm) -> bool:
+    """Whether a method reads a form: the kind is right, and lm reads nothing but text."""
+    return KINDS[method] in form.kinds and (method != "lm" or form.text is not None)
 
 
 def read_source(
