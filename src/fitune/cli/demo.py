@@ -186,7 +186,7 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
 
 def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | None) -> None:
     """Tables sentence by sentence, and the scores before and after."""
-    from fitune.evaluation.metrics import score
+    from fitune.answer_metrics import score
 
     scores = {
         name: {

@@ -41,7 +41,7 @@ def evaluate(
     from contextlib import nullcontext
 
     from fitune.console import stdout_console
-    from fitune.data.prepare import DataOptions
+    from fitune.data.read.sources import DataOptions
     from fitune.evaluation.evaluate import evaluate as measure
     from fitune.evaluation.inference_model import open_target
 
