@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from fitune.data.prepare import prepare, split_file
+from fitune.data.prepare import prepare
+from fitune.data.read.sources import split_file
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError
 
@@ -118,7 +119,7 @@ def test_rows_without_an_answer_are_listed_together(tmp_path: Path, renderer: Re
 
 
 def test_lm_takes_plain_text_only(tmp_path: Path, renderer: Renderer):
-    with pytest.raises(DataError, match="method lm trains on plain text"):
+    with pytest.raises(DataError, match="the method needs plain text"):
         prepare(write(tmp_path / "a.jsonl", pairs(2)), None, renderer=renderer, reads="text")
     (tmp_path / "a.txt").write_text("the pig eats\nthe dog\n")
     data = prepare(str(tmp_path / "a.txt"), None, renderer=renderer, reads="text")

@@ -13,9 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
+from fitune.config.choices import one_of
+from fitune.data.read.forms import DATA_FORMS
+from fitune.exporting.forms import EXPORT_FORMS
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.methods.method import Method
 from fitune.methods.registry import METHODS
-from fitune.section import OneOf, PositiveInt, Section, Share
+from fitune.section import PositiveInt, Section, Share
 
 
 def rates_in_words(methods: Mapping[str, Method]) -> str:
@@ -79,9 +83,7 @@ class DataSettings(Section):
     """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
     hub_split: str = "train"
     """Split of a hub data set."""
-    form: Literal[
-        "auto", "messages", "conversations", "prompt_completion", "alpaca", "text", "preference", "prompt"
-    ] = "auto"
+    form: Annotated[str, one_of(["auto"], DATA_FORMS)] = "auto"
     """How a row is laid out; auto recognises it from the columns."""
     columns: dict[str, str] = {}
     """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
@@ -175,7 +177,7 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Annotated[str, OneOf(every_metric(METHODS))] = "loss"
+    best_metric: Annotated[str, one_of(every_metric(METHODS))] = "loss"
     """Metric that picks the best checkpoint and decides early stopping; a method without a loss on held-out rows
     takes its first metric instead, such as the reward."""
     patience: PositiveInt | None = None
@@ -223,16 +225,16 @@ class RunSettings(Section):
 class ExportSettings(Section):
     """What is made of the result when training ends. What cannot be made is refused before it begins."""
 
-    to: list[Literal["adapter", "merged", "gguf", "ollama"]] = []
+    to: list[Annotated[str, one_of(EXPORT_FORMS)]] = []
     """Copies to write into `export/` of the run's folder, each with a fidelity report; `fitune export` makes more."""
-    gguf_type: Literal["f16", "bf16", "q8_0", "q4_1", "q4_0"] = "f16"
+    gguf_type: Annotated[str, one_of(GGUF_TYPES)] = "f16"
     """How gguf and ollama store the weights."""
 
 
 class TrainedAs(Section):
     """The settings that stand before the methods' own sections."""
 
-    method: Annotated[str, OneOf(tuple(METHODS))] = Field(
+    method: Annotated[str, one_of(METHODS)] = Field(
         default="sft", description=". ".join(f"{method.name}: {method.help}" for method in METHODS.values()) + "."
     )
     fit: Literal["auto", "off"] = "auto"

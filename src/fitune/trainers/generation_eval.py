@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from fitune.answer_metrics import score
 from fitune.console import warn
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
 from fitune.evaluation.evaluate import answer_rows
 from fitune.evaluation.inference_model import Target
-from fitune.evaluation.metrics import score
 from fitune.trainers.memory import free_memory, is_out_of_memory
 
 

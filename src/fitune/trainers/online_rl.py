@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fitune.console import warn
+from fitune.data.packing.bins import Mode
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.errors import RewardError
@@ -34,7 +35,6 @@ from fitune.ops.token_logprobs import RowBatch, entry_logprobs, make_row_batch, 
 from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
 from fitune.trainers.base import FituneTrainer
-from fitune.trainers.packing_support import Mode
 from fitune.trainers.rl.losses import token_weights
 from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
 

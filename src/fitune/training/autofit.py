@@ -20,10 +20,9 @@ from fitune.planning.cpu_memory import plan_cpu
 from fitune.planning.gpus import catalogue
 from fitune.planning.gpus.step_time import with_time
 from fitune.planning.predict import Card, Plan, predict
-from fitune.planning.report.plan_report import size_in
 from fitune.planning.scenario import Scenario
 from fitune.planning.search.ladder import format_ladder
-from fitune.sizes import parse_bytes
+from fitune.sizes import parse_bytes, size_in
 from fitune.trainers.generation_eval import questions_of
 from fitune.trainers.packing_support import ATTENTION_DROPOUTS
 from fitune.trainers.worst_case_batch import Batches, largest_pass

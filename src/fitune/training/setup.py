@@ -14,10 +14,12 @@ from typing import Any
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import Settings
 from fitune.console import log, warn
-from fitune.data.prepare import PreparedData, prepare
+from fitune.data.prepare import prepare
+from fitune.data.read.sources import PreparedData
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
+from fitune.exporting.forms.export_form import Exportable
 from fitune.methods.registry import METHODS
 from fitune.models.hardware import Precision, choose_precision, detect
 from fitune.models.load_base import load_config
@@ -66,9 +68,15 @@ def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
     renderer = make_renderer(tokenizer, template, config)
-    refuse_unconvertible(
-        config, tokenizer, template, settings.export.to, source.name, has_adapter=settings.train.tuning == "lora"
+    exportable = Exportable(
+        name=source.name,
+        base_name=source.name,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        has_adapter=settings.train.tuning == "lora",
     )
+    refuse_unconvertible(settings.export.to, exportable)
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings, data)
     found = facts(source, template, precision)

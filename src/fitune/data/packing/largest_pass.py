@@ -1,4 +1,4 @@
-"""`LargestPass`: what rows say about memory, wherever they are looked at: before a run, in a plan, at its end."""
+"""What the rows of a run say about its memory: the size of its largest forward pass. Plain values; torch is not imported."""
 
 from __future__ import annotations
 
