@@ -1,4 +1,4 @@
-"""Settings, loaded and described: YAML, flags and faults (load.py), documents (documents.py).
+"""Settings: loaded from YAML and flags and validated, all errors reported at once.
 
 In: a YAML file of differences from the defaults, and dotted overrides. Out: `fitune.config.sections.Settings`, or one
 `SettingsError` that lists every fault with its place, value and remedy; and the pages generated from the same source.

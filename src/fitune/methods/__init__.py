@@ -1,0 +1,1 @@
+"""Training methods: SFT, language modelling, reward models, DPO, PPO and GRPO."""

@@ -1,0 +1,1 @@
+"""Losses, attention and LoRA layers for packed rows."""
