@@ -1,4 +1,4 @@
-"""The command `fitune`: one thin file a command, imported when it is called, so that `--help` answers at once.
+"""The command line: one file per command, imported when the command runs, so that `--help` answers at once.
 
 In: words on the command line. Out: an exit status: 0 done, 1 an error of fitune (printed without traceback), 2 wrong
 usage, 130 after Ctrl-C. Knows no work: each command calls one room.

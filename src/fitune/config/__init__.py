@@ -1,4 +1,4 @@
-"""Settings: YAML, flags and Python arguments → one frozen `Settings`, or one error that lists every fault.
+"""Settings: loaded from YAML and flags and validated, all errors reported at once.
 
 In: a YAML file of differences from the defaults, and dotted overrides. Out: `sections.Settings`, or a `SettingsError` with
 each fault's place, value and remedy; the description of every setting for flags, help, schema and docs.

@@ -1,4 +1,4 @@
-"""The built-in task: sentences, their Pig Latin, and Pig Latin with slips. Not part of the library's machinery.
+"""The demo tasks: Pig Latin, Yoda, and the sentences that they are made from.
 
 In: a tokenizer's whole words, a seed. Out: rows as plain dicts. Knows nothing of files.
 """

@@ -16,7 +16,7 @@ from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext
 from fitune.methods.method import Method, OnlineDefaults
 from fitune.methods.rl_config import RlSettings
-from fitune.methods.trainer_parts import lay_out, listeners
+from fitune.methods.trainer_parts import lay_out, listeners, note_step_down
 from fitune.rewards.mix import Mix, Sample, read_mix
 from fitune.trainers.online_rl import OnlineRLTrainer, Rollout
 from fitune.trainers.rl.reward_eval import RewardEval
@@ -82,6 +82,7 @@ def make_online_trainer(
         reference=partial(as_reference, model),
         mode=mode,
         keep=run.folder.log_samples,
+        on_step_down=note_step_down(run),
     )
 
 

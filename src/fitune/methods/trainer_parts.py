@@ -1,11 +1,12 @@
-"""What every method's trainer is given: who listens to it, the layout of its rows, questions to answer.
+"""What every method's trainer is given: who listens to it, the layout of its rows, questions to answer, what happens out
+of memory.
 
-In: a `RunContext`. Out: callbacks, a `Packing`, a `GenerationEval`.
+In: a `RunContext`. Out: callbacks, a `Packing`, a `GenerationEval`, functions for `OomRecovery`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,13 @@ from transformers import TrainerCallback
 from fitune.console import log
 from fitune.data.packing.tree import Row
 from fitune.methods.context import RunContext
+from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval, questions_of
 from fitune.trainers.memory import peak_memory_bytes
+from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
+from fitune.trainers.worst_case_batch import largest_rows
 
 
 def listeners(run: RunContext) -> list[TrainerCallback]:
@@ -55,3 +59,18 @@ def lay_out(run: RunContext, model: Any, rows: Sequence[Row]) -> Packing:
         shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
         log(f"rows are packed without padding, {shared}: checked against the model's plain forward")
     return packing
+
+
+def note_step_down(run: RunContext) -> StepDown:
+    """Takes down in the manifest that memory ran out and what was given up."""
+    return partial(manifests.append, run.folder.manifest, "memory", "step_downs")
+
+
+def largest_rows_of(run: RunContext, rows: Sequence[Any], mode: str) -> Callable[[], Sequence[Any]] | None:
+    """Makes the rows of the run's largest pass, to be tried before step one; None on a CPU, which kills a process that
+    runs out of memory instead of telling it.
+
+    Args:
+        mode: how rows are laid out.
+    """
+    return partial(largest_rows, rows, run.batches(mode)) if run.device == "cuda" else None

@@ -33,7 +33,7 @@ from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext
 from fitune.methods.dpo.config import DpoSettings
 from fitune.methods.runtime import Runtime
-from fitune.methods.trainer_parts import generation_eval_of, lay_out, listeners
+from fitune.methods.trainer_parts import generation_eval_of, largest_rows_of, lay_out, listeners, note_step_down
 from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
 from fitune.trainers.preference import Measured, PairTrainer, sides
 from fitune.trainers.sampler import epoch_order
@@ -50,6 +50,9 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     every = sides(train)
     packing = lay_out(run, model, every)
     check_row_batch(model, every, packing.mode)
+    precomputed, met = dpo.reference == "precomputed", list(train)
+    if precomputed:  # the reference of no other pair is measured
+        met = pairs_met(train, run.schedule.steps, run.batch_size, run.seed)
     trainer = DpoTrainer(
         model,
         run.arguments,
@@ -63,9 +66,10 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
         extra_metrics=generation_eval_of(run),
         keep_checkpoints=run.keep_checkpoints,
         callbacks=listeners(run),
+        on_step_down=note_step_down(run),
+        largest_rows=largest_rows_of(run, met, packing.mode),
     )
-    if dpo.reference == "precomputed":
-        met = pairs_met(train, run.schedule.steps, run.batch_size, run.seed)
+    if precomputed:
         log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
         trainer.take_reference([*met, *test])
     return trainer
@@ -112,13 +116,16 @@ class DpoTrainer(PairTrainer):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for passed in self._passes(pairs):
-                with self.accelerator.autocast():
-                    row_batch = self._row_batch(passed)
-                    sums = sum_by_row(token_logprobs(model, row_batch), row_batch).tolist()
-                for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
-                    self.reference[pair] = (better, worse)
+            self.eval_recovery.run(self._measure_reference, pairs, where=lambda: "while the reference is measured")
         model.train(was_training)
+
+    def _measure_reference(self, pairs: Sequence[PairRow]) -> None:
+        for passed in self.passes(pairs, self.eval_recovery):
+            with self.accelerator.autocast():
+                row_batch = self._row_batch(passed)
+                sums = sum_by_row(token_logprobs(self.model, row_batch), row_batch).tolist()
+            for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
+                self.reference[pair] = (better, worse)
 
     def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""

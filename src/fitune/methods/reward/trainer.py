@@ -25,7 +25,7 @@ from fitune.methods.adapt import adapt as adapt_plainly
 from fitune.methods.context import RunContext
 from fitune.methods.reward.config import RewardSettings
 from fitune.methods.runtime import Runtime
-from fitune.methods.trainer_parts import lay_out, listeners
+from fitune.methods.trainer_parts import largest_rows_of, lay_out, listeners, note_step_down
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
 from fitune.ops.token_logprobs import RowBatch, end_states
 from fitune.trainers.preference import Measured, PairTrainer, sides
@@ -47,15 +47,18 @@ def adapt(run: RunContext) -> Any:
 
 def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
     """The trainer with everything that listens to it."""
+    packing = lay_out(run, model, sides(run.data.train))
     return RewardTrainer(
         model,
         run.arguments,
         train_rows=run.data.train,
         test_rows=run.data.test,
-        packing=lay_out(run, model, sides(run.data.train)),
+        packing=packing,
         center=run.own(RewardSettings).center,
         keep_checkpoints=run.keep_checkpoints,
         callbacks=listeners(run),
+        on_step_down=note_step_down(run),
+        largest_rows=largest_rows_of(run, run.data.train, packing.mode),
     )
 
 

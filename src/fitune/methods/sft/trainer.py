@@ -12,32 +12,27 @@ from typing import Any
 from fitune.data.packing.padding import pad_collate
 from fitune.methods.context import RunContext
 from fitune.methods.runtime import Runtime
-from fitune.methods.trainer_parts import generation_eval_of, lay_out, listeners
-from fitune.runs import manifest as manifests
-from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.methods.trainer_parts import generation_eval_of, largest_rows_of, lay_out, listeners, note_step_down
+from fitune.trainers.base import FituneTrainer
+from fitune.trainers.packed import PackedTrainer
 
 
-def make_trainer(run: RunContext, model: Any) -> SurvivingTrainer | SurvivingPackedTrainer:
+def make_trainer(run: RunContext, model: Any) -> FituneTrainer:
     """The trainer with everything that listens to it."""
     packing = lay_out(run, model, run.data.train)
-    kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
-    callbacks = listeners(run)
-    if run.device == "cuda":  # a CPU kills the process instead of telling it
-        callbacks.append(TriedFirst())
-    collate = partial(pad_collate, pad_id=run.renderer.tokenizer.pad_token_id)
-    trainer = kind(
+    kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)
+    return kind(
         model,
         run.arguments,
         train_rows=run.data.train,
         test_rows=run.data.test,
-        collate=collate,
+        collate=partial(pad_collate, pad_id=run.renderer.tokenizer.pad_token_id),
         extra_metrics=generation_eval_of(run),
         keep_checkpoints=run.keep_checkpoints,
-        callbacks=callbacks,
+        callbacks=listeners(run),
+        on_step_down=note_step_down(run),
+        largest_rows=largest_rows_of(run, run.data.train, packing.mode),
     )
-    trainer.longest = partial(largest_inputs, run.data.train, run.batches(packing.mode), collate)
-    trainer.on_step_down = partial(manifests.append, run.folder.manifest, "memory", "step_downs")
-    return trainer
 
 
 RUNTIME = Runtime(make_trainer=make_trainer)
