@@ -15,7 +15,7 @@ from fitune.errors import DoesNotFit
 from fitune.trainers.arguments import schedule_of, training_arguments
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, RunLog
-from fitune.trainers.memory import is_out_of_memory
+from fitune.trainers.oom_recovery import is_out_of_memory
 from fitune.trainers.packed import PackedTrainer
 from fitune.trainers.packing_support import choose_packing
 from fitune.trainers.worst_case_batch import Batches, largest_rows

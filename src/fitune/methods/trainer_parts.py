@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 from fitune.console import log
 from fitune.data.packing.tree import Row
 from fitune.methods.context import RunContext
+from fitune.models.hardware import peak_memory_bytes
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval, questions_of
-from fitune.trainers.memory import peak_memory_bytes
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
 from fitune.trainers.worst_case_batch import largest_rows

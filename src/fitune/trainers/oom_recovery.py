@@ -14,6 +14,7 @@ their own, since each is limited by a memory of its own.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,6 @@ from transformers import TrainerCallback
 from fitune.console import log, warn
 from fitune.errors import DoesNotFit
 from fitune.models.base_model import base_model_of
-from fitune.trainers.memory import free_memory, is_out_of_memory
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -35,6 +35,14 @@ RandomState = tuple[Tensor, list[Tensor]]
 
 # Bytes that an optimizer keeps for each trained value from the first step on; paged ones move to the host when needed.
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.05}
+# What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
+OTHER_WORDS = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "out of memory at line",
+)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,18 @@ class OomRecovery:
             f"out of memory {where}, with one {part} at a time{and_so}{length}. {self._advice}, quantize the base "
             "(model.quantization nf4), or take a smaller model; `fitune plan` tells what would fit"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OTHER_WORDS)
+
+
+def free_memory() -> None:
+    """Let go of what a failed pass held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def random_state() -> RandomState:
