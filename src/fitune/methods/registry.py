@@ -1,22 +1,17 @@
 """The methods of training by name. Nothing here imports torch.
 
-A method is a folder of this room: ``config.py`` holds its settings section and its facts, ``trainer.py`` its functions,
-which `Method.runtime` imports. A new one is a line in `NAMES`.
+A method is a folder of this package: ``config.py`` holds its settings section and its facts, ``trainer.py`` its functions,
+which `Method.runtime` imports.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from fitune.methods.dpo.config import DPO
+from fitune.methods.grpo.config import GRPO
+from fitune.methods.lm.config import LM
 from fitune.methods.method import Method
+from fitune.methods.ppo.config import PPO
+from fitune.methods.reward.config import REWARD
+from fitune.methods.sft.config import SFT
 
-NAMES = (
-    "sft",
-    "lm",
-    "reward",
-    "dpo",
-    "ppo",
-    "grpo",
-)
-
-METHODS: dict[str, Method] = {name: import_module(f"fitune.methods.{name}.config").METHOD for name in NAMES}
+METHODS: dict[str, Method] = {method.name: method for method in (SFT, LM, REWARD, DPO, PPO, GRPO)}

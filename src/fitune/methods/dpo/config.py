@@ -54,7 +54,7 @@ def rules(dpo: DpoSettings, inputs: RuleInputs) -> Iterator[Fault]:
         )
 
 
-METHOD = Method(
+DPO = Method(
     name="dpo",
     help="preferences from such pairs directly, without a reward model",
     trainer="fitune.methods.dpo.trainer",

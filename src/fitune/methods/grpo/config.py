@@ -18,7 +18,7 @@ def rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
         )
 
 
-METHOD = Method(
+GRPO = Method(
     name="grpo",
     help="rewards for the model's own answers, each against the others to its prompt",
     trainer="fitune.methods.grpo.trainer",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fitune.methods.context import RunContext
-from fitune.methods.grpo.config import METHOD
+from fitune.methods.grpo.config import GRPO
 from fitune.methods.rl_config import RlSettings
 from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
 from fitune.methods.runtime import Runtime
@@ -104,7 +104,7 @@ class GrpoTrainer(OnlineRLTrainer):
 
 def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
-    rl, chosen = run.own(RlSettings), choose_rl(run, METHOD)
+    rl, chosen = run.own(RlSettings), choose_rl(run, GRPO)
     options = GrpoOptions(
         kl_coef=chosen.kl_coef,
         clip=rl.clip,

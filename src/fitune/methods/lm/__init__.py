@@ -1,1 +1,1 @@
-"""Next-token prediction on plain text."""
+"""lm: next-token prediction on plain text, by the trainer of sft."""

@@ -17,7 +17,7 @@ def rules(section: Any, inputs: RuleInputs) -> Iterator[Fault]:
         )
 
 
-METHOD = Method(
+LM = Method(
     name="lm",
     help="next-token prediction on plain text",
     trainer="fitune.methods.sft.trainer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fitune.methods.method import ANSWER_METRICS, Method, OnlineDefaults
 from fitune.methods.rl_config import RlSettings, rl_rules
 
-METHOD = Method(
+PPO = Method(
     name="ppo",
     help="rewards for the model's own answers to prompts, with a value head",
     trainer="fitune.methods.ppo.trainer",

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from fitune.methods.context import RunContext
-from fitune.methods.ppo.config import METHOD
+from fitune.methods.ppo.config import PPO
 from fitune.methods.rl_config import RlSettings
 from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
 from fitune.methods.runtime import Runtime
@@ -115,7 +115,7 @@ def adapt(run: RunContext) -> Any:
 
 def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
-    rl, chosen = run.own(RlSettings), choose_rl(run, METHOD)
+    rl, chosen = run.own(RlSettings), choose_rl(run, PPO)
     options = PpoOptions(
         kl_coef=chosen.kl_coef,
         kl_target=rl.kl_target,

@@ -17,7 +17,7 @@ class RewardSettings(Section):
     """Weight of (r_chosen + r_rejected)², which keeps rewards around 0 (arXiv 2312.09244); 0 leaves it out."""
 
 
-METHOD = Method(
+REWARD = Method(
     name="reward",
     help="a reward model from pairs of a better and a worse answer",
     trainer="fitune.methods.reward.trainer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fitune.methods.method import Method
 
-METHOD = Method(
+SFT = Method(
     name="sft",
     help="prompts and responses, loss on the responses",
     trainer="fitune.methods.sft.trainer",
