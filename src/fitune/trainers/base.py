@@ -150,7 +150,8 @@ class FituneTrainer(Trainer):
     @property
     def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """Makes of training rows what `training_step` takes; held-out rows always go through `data_collator`."""
-        return self.data_collator
+        collate: Any = self.data_collator
+        return collate
 
     def get_train_dataloader(self) -> DataLoader:
         of_evaluation, self.data_collator = self.data_collator, self.train_collator
