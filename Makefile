@@ -8,7 +8,10 @@ COMPILE := $(UV) pip compile -q --universal --generate-hashes --no-header --no-a
 # Each test process gets one thread, or two processes would fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n 2
 
-.PHONY: demo install dev test test-slow check docs lock
+# Tests of numbers whose last bits depend on the CPU's kernels.
+NUMBERS := tests/ops tests/models/test_quantize.py tests/adapters/test_loftq.py tests/training/test_quantized_run.py
+
+.PHONY: demo install dev test test-slow test-cpus test-wheel check docs lock
 
 demo: install
 	$(BIN)/fitune demo
@@ -17,19 +20,29 @@ install: .venv/.run
 dev: .venv/.dev
 
 test: dev
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) --cov --cov-report=term:skip-covered -m "not slow and not gpu and not wheel"
 
 test-slow: dev
 	$(PYTEST) -m "slow and not gpu"
+
+# As on CPUs without bf16 and AMX instructions, and on those with AVX2 alone.
+test-cpus: dev
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE $(PYTEST) -m "not gpu" $(NUMBERS)
+	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not gpu" $(NUMBERS)
+
+# The wheel, built and used outside the clone.
+test-wheel: dev
+	$(PYTEST) -n 0 -m wheel tests/test_wheel.py
 
 check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m fitune.cli.docs --check
+	$(BIN)/lint-imports
+	$(BIN)/python -m fitune.cli.pages.docs --check
 
 docs: dev
-	$(BIN)/python -m fitune.cli.docs
+	$(BIN)/python -m fitune.cli.pages.docs
 
 lock: $(UV)
 	$(COMPILE) pyproject.toml -o locks/run.txt

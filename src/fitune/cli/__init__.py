@@ -1,4 +1,4 @@
-"""The command `fitune`: one thin file a command, imported when it is called, so that `--help` answers at once.
+"""The command line: one file per command, imported when the command runs, so that `--help` answers at once.
 
 In: words on the command line. Out: an exit status: 0 done, 1 an error of fitune (printed without traceback), 2 wrong
 usage, 130 after Ctrl-C. Knows no work: each command calls one room.
@@ -27,13 +27,13 @@ COMMANDS = {
     ),
     "score": ("fitune.cli.score:score", "Judge answers with a reward model."),
     "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
-    "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
+    "plan": ("fitune.cli.plan.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "adapters": (
         "fitune.cli.adapters:adapters",
         "List, show, compare, combine, rename, delete adapters; prove a merge.",
     ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
-    "settings": ("fitune.cli.settings:settings", "Every setting: schema, reference page, commented example."),
+    "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
 }
 HELP = {"help_option_names": ["-h", "--help"]}
 

@@ -1,4 +1,4 @@
-"""What a model answers, and how good the answers are.
+"""A model's answers, and metrics over them.
 
 In: a model, the one renderer, conversations. Out: answers, metrics, next-token views.
 Knows nothing of training; training calls it.

@@ -1,4 +1,4 @@
-"""Rewards: answers → a number each, from plain functions, alone or weighed together.
+"""Rewards for PPO and GRPO: built in, your own functions, or several with weights.
 
 In: answers with their questions, as `Sample`s. Out: scores, or a `RewardError` that says which reward failed and how.
 Knows nothing of models or training; a learnt reward is handed in as one more function.

@@ -1,4 +1,4 @@
-"""Runs on disk: a folder that can be killed, resumed, listed and compared.
+"""Run folders: manifest, metrics, checkpoints, report and model card.
 
 In: plain values. Out: files below ``runs/NAME/``, and plain dicts read back from them.
 Knows nothing of models, tokenizers or trainers; torch is not imported here.

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from fitune.answer_metrics import score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
 from fitune.evaluation.evaluate import answer_rows
 from fitune.evaluation.inference_model import Target
-from fitune.evaluation.metrics import score
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fitune.console import warn
+from fitune.data.packing.bins import Mode
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.errors import RewardError
@@ -36,7 +37,6 @@ from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown
-from fitune.trainers.packing_support import Mode
 from fitune.trainers.rl.losses import token_weights
 from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
 

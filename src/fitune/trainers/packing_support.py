@@ -2,10 +2,6 @@
 
 In: the model, training rows, what the user asked for. Out: a frozen `Packing`, with what there is to say about it.
 Knows nothing of settings or trainers.
-
-tree    shared prefixes are computed once, nothing is padded
-rows    nothing is padded, rows lie side by side
-off     rows are padded to the longest of a micro-batch
 """
 
 from __future__ import annotations
@@ -19,12 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fitune.data.packing.bins import Mode
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
-
-Mode = Literal["tree", "rows", "off"]
 
 # Difference of a row's mean loss that rounding explains, as a share of the loss (bf16 keeps 8 bits, so 2⁻⁸ = 0.4 % an
 # operation: 0.5 % was seen on SmolLM2 with short rows); a wrong mask or position gives several times as much.

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.packing.tree import Tree
 from fitune.data.rows import PairRow
 from fitune.trainers.sampler import epoch_order
-from fitune.training.plan_scenario import LargestPass
 
 # Steps are weighed by their rows' lengths, and the heaviest of them packed to see what is shared.
 STEPS_PACKED = 16

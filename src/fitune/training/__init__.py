@@ -1,4 +1,4 @@
-"""Training: prepared rows and a loaded model → a run folder with an adapter or a model.
+"""A run from settings to a saved result: setup, fitting the memory, training, resuming, pipelines.
 
 In: `fitune.config.sections.Settings` at the door (run.py); plain values behind it.
 Out: `RunResult`, and what `fitune.runs` keeps on disk.

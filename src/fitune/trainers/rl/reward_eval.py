@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fitune.answer_metrics import exact_match, score, word_accuracy
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.evaluation.generation import Sampling
-from fitune.evaluation.metrics import exact_match, score, word_accuracy
 from fitune.rewards.mix import Mix
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.rl.rollout import sample_answers

@@ -14,6 +14,7 @@ import torch
 from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_facts, template_digest
 from fitune.adapters.locate import find_adapter
 from fitune.adapters.reference import _switched
+from fitune.data.packing.bins import Mode
 from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
 from fitune.models.heads import read_head
@@ -21,7 +22,6 @@ from fitune.models.template import Template
 from fitune.ops.token_logprobs import end_states, make_row_batch
 from fitune.rewards.library import Reward
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
-from fitune.trainers.packing_support import Mode
 
 
 def load_reward_model(
