@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from fitune.adapters.singular import above_rounding, begin
 from fitune.errors import ModelError
 from fitune.models.quantize import dense_weight, is_quantized
 
@@ -42,6 +43,8 @@ class LoftQ:
 def start_loftq(model: PeftModel, dense: dict[str, Tensor], name: str = "default") -> LoftQ:
     """Set A and B of every quantized layer to the best approximation of its error.
 
+    Where a layer's error has fewer directions than the rank, the rest of A and B begins as without LoftQ.
+
     Args:
         dense: layer's name in the bare model → its weight before quantization, (out, in).
 
@@ -58,9 +61,7 @@ def start_loftq(model: PeftModel, dense: dict[str, Tensor], name: str = "default
         weight = dense[path].to(rough.device).float()
         scale = layer.scaling[name]
         b, a = low_rank(weight - rough, layer.r[name], scale)
-        lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        lora_a.copy_(a)
-        lora_b.copy_(b)
+        begin(layer, name, b, a)
         if magnitude := getattr(layer, "lora_magnitude_vector", {}):
             # DoRA's magnitude is the norm of what the layer begins with, which was W alone when PEFT made it.
             held = magnitude[name].weight
@@ -76,20 +77,21 @@ def start_loftq(model: PeftModel, dense: dict[str, Tensor], name: str = "default
 
 
 def low_rank(matrix: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """B (out, rank) and A (rank, in) with scale·B·A the best approximation of an (out, in) matrix (Eckart and Young).
+    """B (out, k) and A (k, in) with scale·B·A the best approximation of an (out, in) matrix (Eckart and Young).
+
+    k is the rank, or less where fewer singular values lie above rounding.
 
     The singular vectors come from the eigenvectors of the smaller Gram matrix: five times as fast as a whole SVD, and
-    exact enough for the largest ones (their squares lie far above fp32's rounding). σ is shared between B and A as PEFT
-    does.
+    exact enough for the largest ones (their squares lie far above fp32's rounding). σ is the length of vᵀ·matrix. The
+    root of v's eigenvalue would not do: the Gram matrix is rounded to eps·σ_max², so that below √eps·σ_max, 1/3000 in
+    fp32, an eigenvalue can be anything near zero, a negative number too. σ is shared between B and A as PEFT does.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.T if tall else matrix
-    values, vectors = torch.linalg.eigh(wide @ wide.T)
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    root = (values.clamp(min=0).sqrt() * scale).sqrt()  # sqrt(σ·s)
-    left = vectors * root / scale
-    right = (vectors.T @ wide) / root.clamp(min=torch.finfo(root.dtype).tiny)[:, None]
-    missing = rank - len(values)  # a rank above the matrix's own
-    left = torch.nn.functional.pad(left, (0, missing))
-    right = torch.nn.functional.pad(right, (0, 0, 0, missing))
+    vectors = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:].flip(1)
+    rows = vectors.T @ wide
+    sigma = rows.norm(dim=1)
+    kept = above_rounding(sigma, (matrix.shape[0], matrix.shape[1]))
+    root = (sigma[kept] * scale).sqrt()  # sqrt(σ·s)
+    left, right = vectors[:, kept] * root / scale, rows[kept] / root[:, None]
     return (right.T, left.T) if tall else (left, right)
