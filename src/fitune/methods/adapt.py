@@ -10,7 +10,7 @@ from typing import Any
 from fitune.adapters.adapter_folder import add_adapter, continue_adapter
 from fitune.adapters.inject import attach, lora_config
 from fitune.adapters.locate import lora_options
-from fitune.adapters.loftq import start_loftq
+from fitune.adapters.low_rank_start import start_loftq
 from fitune.adapters.reference import REFERENCE
 from fitune.console import log, warn
 from fitune.methods.context import RunContext
