@@ -33,7 +33,7 @@ def tree_text() -> str:
         key=lambda one: (order.get(one[0].removesuffix("/").removesuffix(".py"), len(order)), one[0]),
     ):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {name:<17}{text.partition(chr(10))[0]}".rstrip())
+        lines.append(f"  {name:<18}{text.partition(chr(10))[0]}".rstrip())
     return "\n".join(lines) + "\n"
 
 
