@@ -21,10 +21,10 @@ from fitune.planning.scenario import Scenario
 NEVER = {
     "kbit_preparation": "models/quantization/quantize.py does not lift what stays in 16 bits",
     "frozen_layers": "there is no such setting: full trains every layer",
-    "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
+    "trained_dtype": "what is trained is fp32 (components.load, inject.attach)",
     "optimizer_step": "a run ends with an optimizer step",
     "reentrant": "arguments._checkpointing asks for the kind without re-entry",
-    "use_cache": "loss.py passes use_cache=False",
+    "use_cache": "ops/label_loss.py passes use_cache=False",
     "lift_outputs": "Trainer's accelerate always lifts them",
     "keep_outputs": "a step's outputs go with its loss",
     "steps": "the second step has every state",
@@ -172,7 +172,7 @@ def _base(settings: Settings, precision: str) -> dict[str, Any]:
                 "quantized weights cannot be trained; train.tuning is full and model.quantization "
                 f"{settings.model.quantization}: use train.tuning lora, or model.quantization none"
             )
-        return {"weights": "fp32"}  # build.load: the masters of full fine-tuning
+        return {"weights": "fp32"}  # components.load: the masters of full fine-tuning
     if settings.model.quantization == "none":
         return {"weights": precision}
     double = settings.model.quantization != "int8" and getattr(settings.model, "double_quant", False)
@@ -224,7 +224,9 @@ def _evaluation(
         return {}
     micro = settings.train.micro_rows * sides_of(settings)
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
-    answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
+    answers = min(
+        settings.eval.samples, settings.train.batch_size
+    )  # trainer_parts.generation_eval_of: rows answered at once
     if answers and METHODS[settings.method].answer_metrics:
         values |= {
             "generate_batch": answers,
