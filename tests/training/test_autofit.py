@@ -234,3 +234,17 @@ def test_a_cpu_without_a_budget_is_predicted_too_and_trained_as_asked(settings_o
     memory = manifests.read(result.folder / "manifest.json")["memory"]
     assert memory["predicted"]["resident_growth_bytes"] > 0 < memory["measured"]["resident_growth_bytes"]
     assert "growth of the process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        ({}, "tree"),
+        ({"attention_dropout": 0.1}, "off"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "tree"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "off"),
+        ({"text_config": {"layer_types": ["conv", "full_attention"]}}, "off"),
+    ],
+)
+def test_the_plan_expects_the_layout_that_training_will_find(config: dict[str, Any], mode: str):
+    assert runs_fit.likely_mode(Settings(), config) == mode
