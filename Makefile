@@ -38,10 +38,11 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m fitune.cli.docs --check
+	$(BIN)/lint-imports
+	$(BIN)/python -m fitune.cli.pages.docs --check
 
 docs: dev
-	$(BIN)/python -m fitune.cli.docs
+	$(BIN)/python -m fitune.cli.pages.docs
 
 lock: $(UV)
 	$(COMPILE) pyproject.toml -o locks/run.txt

@@ -23,8 +23,8 @@ import torch
 from fitune.console import log, stdout_console
 from fitune.evaluation.inference_model import open_target
 from fitune.exporting.fidelity import Probe, compare, make_probe, same_prompts
-from fitune.exporting.forms.forms import loss_of, write_gguf_file
-from fitune.exporting.gguf.writer import TYPES
+from fitune.exporting.gguf.gguf_file import write_gguf_file
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.exporting.merge_weights import merge, settle
 from fitune.exporting.probe_prompts import choose_prompts, run_of
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--node", type=Path, required=True, help="where node-llama-cpp is installed")
-    parser.add_argument("--types", default=",".join(TYPES), help="in this order")
+    parser.add_argument("--types", default=",".join(GGUF_TYPES), help="in this order")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--out", type=Path)
@@ -101,7 +101,7 @@ def main() -> None:
             cpp = llama_cpp(asked.node, file, [*texts, *HARD], probe.prompts, asked.max_new_tokens)
             log(f"{kind}: transformers")
             copy = open_target(str(file), precision="fp32")
-            fidelity = compare(probe, copy.model, kind, loss_of("gguf", kind))
+            fidelity = compare(probe, copy.model, kind, GGUF_TYPES[kind].loss)
             pairs = list(zip(cpp["answers"], probe.answers, strict=True))
             rows.append(
                 {

@@ -39,9 +39,9 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def run(name: str, out: Path, steps: int | None) -> None:
     """Train, and write what was measured to `out`/NAME.json."""
     import fitune
+    from fitune.answer_metrics import score
     from fitune.evaluation.evaluate import answer_rows
     from fitune.evaluation.inference_model import open_target
-    from fitune.evaluation.metrics import score
     from fitune.models.quantization.quantize import stored_bytes
     from fitune.runs.run_folder import read_rows
     from fitune.training.setup import prepare_run

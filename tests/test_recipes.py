@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fitune.cli.docs import documents, example_text, stale
+from fitune.cli.pages.docs import documents, example_text, stale
 from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
 from fitune.config.settings_loader import load_settings

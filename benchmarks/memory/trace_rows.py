@@ -47,11 +47,14 @@ def copying(build: object) -> object:
 
 def main() -> None:
     """Answer each question with peaks, parts and the moment, or with the error."""
+    import old_stack
+
     from fitune.planning.predict import Card, assemble
     from fitune.planning.scenario import Scenario
     from fitune.planning.trace import dry_run
     from fitune.planning.trace_cache import cached_trace
 
+    old_stack.adapt()
     plain = dry_run.build_skeleton
     out = sys.stdout
     sys.stdout = sys.stderr

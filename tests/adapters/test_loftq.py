@@ -18,7 +18,7 @@ from fitune.config.settings_loader import load_settings
 from fitune.errors import ModelError, SettingsError
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization, dense_weight
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -57,8 +57,35 @@ def test_best_approximation_of_a_rank(shape: tuple[int, int], rank: int):
     b, a = low_rank(matrix, rank, scale=2.0)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     torch.testing.assert_close(2 * b @ a, u[:, :rank] * s[:rank] @ v[:rank], atol=1e-4, rtol=0)
-    assert b.shape == (shape[0], rank) and a.shape == (rank, shape[1])
+    kept = min(rank, *shape)
+    assert b.shape == (shape[0], kept) and a.shape == (kept, shape[1])
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
+def test_directions_that_are_rounding_are_left_out(shape: tuple[int, int], rank: int):
+    """Their eigenvalues are noise around zero: on some CPUs a division by one of their roots gave 1.5e32."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+    b, a = low_rank(matrix, 16, scale=2.0)
+    assert b.shape[1] == a.shape[0] == rank
+    torch.testing.assert_close(2 * b @ a, matrix, atol=1e-4, rtol=1e-3)
+
+
+def test_directions_without_an_error_begin_as_lora_does_and_can_be_trained(folder: Path, monkeypatch: Any):
+    base = open_base(folder, keep_dense=True)
+    for name, weight in base.dense.items():  # an error of rank 2
+        rough = dense_weight(base.model.get_submodule(name)).float()
+        base.dense[name] = (
+            rough + 0.1 * torch.ones_like(weight).float().cumsum(0) + torch.ones_like(weight).float().cumsum(1)
+        )
+    model = attach(base.model, lora_config(base.model, rank=8, alpha=16))
+    start_loftq(model, base.dense)
+    layer = model.get_base_model().model.layers[1].self_attn.o_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert (b[:, :2].norm(dim=0) > 0).all() and (b[:, 2:] == 0).all()
+    assert (a.norm(dim=1) > 0).all() and a.abs().max() < 100
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])

@@ -7,8 +7,8 @@ import inspect
 from pathlib import Path
 
 import fitune
-from fitune.cli.api_page import api_text
-from fitune.cli.file_tree import readme_text, tree_text
+from fitune.cli.pages.api_page import api_text
+from fitune.cli.pages.file_tree import readme_text, tree_text
 
 
 def test_every_public_name_is_on_the_page_and_has_a_docstring():

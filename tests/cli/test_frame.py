@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fitune import cli as frame
-from fitune.cli.flags import take_settings
+from fitune.cli.options.flags import take_settings
 
 
 def run(*words, cwd=None, code=None):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fitune.data.read.forms import recognise, to_example
+from fitune.data.read.recognise import recognise
 from fitune.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "pig"}, {"role": "assistant", "content": "igpay"}
@@ -18,24 +18,24 @@ GOOD = {
 def test_each_form_becomes_the_same_conversation(name: str, row: dict):
     form = recognise(tuple(row))
     assert form.name == name
-    assert to_example(row, form, None, 1).messages == (USER, ASSISTANT)
+    assert form.to_example(row, None, 1).messages == (USER, ASSISTANT)
 
 
 def test_text_prompt_messages_alpaca_input_and_system():
-    assert to_example({"text": "a b"}, recognise(["text"]), None, 3).text == "a b"
+    assert recognise(["text"]).to_example({"text": "a b"}, None, 3).text == "a b"
     form = recognise(["prompt", "completion"])
-    turns = to_example({"prompt": [USER], "completion": [ASSISTANT]}, form, "be kind", 1).messages
+    turns = form.to_example({"prompt": [USER], "completion": [ASSISTANT]}, "be kind", 1).messages
     assert turns == ({"role": "system", "content": "be kind"}, USER, ASSISTANT)
-    own = to_example({"prompt": "pig", "completion": "igpay", "system": "own"}, form, "be kind", 1).messages
+    own = form.to_example({"prompt": "pig", "completion": "igpay", "system": "own"}, "be kind", 1).messages
     assert own and own[0] == {"role": "system", "content": "own"}
     row = {"instruction": "Translate.", "input": "pig", "output": "igpay"}
-    asked = to_example(row, recognise(tuple(row)), None, 1).messages
+    asked = recognise(tuple(row)).to_example(row, None, 1).messages
     assert asked and asked[0]["content"] == "Translate.\n\npig"
 
 
 def test_columns_are_mapped_by_name():
     form = recognise(["q", "a"], mapping={"prompt": "q", "completion": "a"})
-    assert to_example({"q": "pig", "a": "igpay"}, form, None, 1).messages == (USER, ASSISTANT)
+    assert form.to_example({"q": "pig", "a": "igpay"}, None, 1).messages == (USER, ASSISTANT)
     with pytest.raises(DataError, match=r'maps prompt to "qq".*did you mean "q"'):
         recognise(["q", "a"], mapping={"prompt": "qq"})
     with pytest.raises(DataError, match=r'"promt", which no form uses \(did you mean "prompt"'):
@@ -69,5 +69,5 @@ def test_preference_data_is_recognised_and_refused():
 )
 def test_rows_that_are_not_of_their_form(row: dict, message: str):
     with pytest.raises(DataError) as caught:
-        to_example(row, recognise(tuple(row)), None, 7)
+        recognise(tuple(row)).to_example(row, None, 7)
     assert message in str(caught.value)

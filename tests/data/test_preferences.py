@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from fitune.cli import cli
-from fitune.data.preferences import to_pair
-from fitune.data.prepare import DataOptions, prepare, rows_to_show
-from fitune.data.read.forms import recognise
+from fitune.data.prepare import prepare, rows_to_show
+from fitune.data.read.recognise import recognise
+from fitune.data.read.sources import DataOptions
 from fitune.data.render.renderer import Renderer
 from fitune.demo.pig_latin import to_pig_latin
 from fitune.demo.pig_latin_slips import with_slips
@@ -26,7 +26,7 @@ def renderer(tiny_llama):
 
 
 def pair_of(row, system=None):
-    return to_pair(row, recognise(list(row), kind="pairs"), system, 7)
+    return recognise(list(row), kind="pairs").to_pair(row, system, 7)
 
 
 def said(role, content):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from fitune.data.prepare import prepare, split_file
+from fitune.data.prepare import prepare
+from fitune.data.read.sources import split_file
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError
 

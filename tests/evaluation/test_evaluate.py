@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.adapters.inject import attach, lora_config
-from fitune.data.prepare import DataOptions
+from fitune.data.read.sources import DataOptions
 from fitune.errors import FituneError, ModelError
 from fitune.evaluation.evaluate import evaluate
 from fitune.evaluation.inference_model import open_target

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from fitune.errors import ModelError, RunError
 from fitune.evaluation.inference_model import open_target
 from fitune.exporting.export import export
-from fitune.exporting.forms.forms import read_by_transformers
+from fitune.exporting.gguf.gguf_file import read_by_transformers
 from fitune.exporting.new_folder import new_folder
 
 END = "<|endoftext|>"
@@ -178,7 +178,7 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fitune.exporting.forms.forms.write_gguf", fail)
+    monkeypatch.setattr("fitune.exporting.gguf.gguf_file.write_gguf", fail)
     with pytest.raises(RunError, match="No space left"):
         export(str(llama_adapter), "gguf", tmp_path / "out", num_prompts=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

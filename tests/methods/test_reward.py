@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fitune.config.settings_loader import load_settings
 from fitune.data.packing.pair_batching import pair_passes
-from fitune.data.prepare import DataOptions
+from fitune.data.read.sources import DataOptions
 from fitune.data.rows import PairRow, TokenRow
 from fitune.errors import ModelError, SettingsError
 from fitune.evaluation.inference_model import open_target

@@ -89,8 +89,8 @@ def test_the_pack_of_a_trace_holds_what_the_real_one_holds() -> None:
     from fitune.data.packing.tree import build_tree
     from fitune.ops.grouped_attention import grouped_attention
     from fitune.ops.packed_loss import to_pack
-    from fitune.planning.trace.autocast import answering
     from fitune.planning.trace.packs import meta_pack, rows_of
+    from fitune.planning.trace.upstream_patches import autocast_on_meta
     from fitune.planning.trace_cache import as_config
 
     rows = rows_of(100, 30, 0.5)
@@ -108,7 +108,7 @@ def test_the_pack_of_a_trace_holds_what_the_real_one_holds() -> None:
                 lambda kept, device=device: saved[device].append((tuple(kept.shape), kept.dtype)) or kept,
                 lambda kept: kept,
             ),
-            answering(None),
+            autocast_on_meta(None),
         ):
             grouped_attention(query, key, value, layout, 0.25)
     assert saved["meta"] == saved["cpu"] and len(saved["cpu"]) > 3

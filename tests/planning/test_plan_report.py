@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from fitune.planning.predict import Plan
-from fitune.planning.report.plan_report import LOOKS, View, as_dict, describe, layers, seconds, size_in, verdict
+from fitune.planning.report.plan_report import LOOKS, View, as_dict, describe, layers, seconds, verdict
 from fitune.planning.report.svg import html, svg
 from fitune.planning.report.terminal import bar, print_models, print_plan
 from fitune.planning.scenario import Scenario
+from fitune.sizes import size_in
 
 MIB, GIB = 2**20, 2**30
 PARTS = {"activations": 2 * GIB, "weights": 8 * GIB, "logits and loss": GIB, "something new": 3 * MIB}

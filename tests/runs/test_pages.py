@@ -13,6 +13,7 @@ from fitune.runs.html_report import changed_settings, curve, write_report
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder
 
+DEFAULTS = Settings().model_dump(mode="json")
 MANIFEST = {
     "status": "finished",
     "started": "2026-01-01T00:00:00Z",
@@ -61,7 +62,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_the_report_is_well_formed_alone_and_complete(run: RunFolder):
-    page = write_report(run).read_text()
+    page = write_report(run, DEFAULTS).read_text()
     checked = Checked()
     checked.feed(page)
     assert checked.open == []
@@ -74,7 +75,7 @@ def test_the_report_is_well_formed_alone_and_complete(run: RunFolder):
 def test_a_run_that_has_just_begun_has_a_report_too(run: RunFolder):
     run.metrics.write_text("")
     run.samples.write_text("")
-    assert "Facts" in write_report(run).read_text()
+    assert "Facts" in write_report(run, DEFAULTS).read_text()
 
 
 def test_a_curve_goes_from_its_first_point_to_its_last():
@@ -86,19 +87,21 @@ def test_a_curve_goes_from_its_first_point_to_its_last():
 
 
 def test_the_card_begins_with_metadata_and_lies_beside_the_weights(run: RunFolder):
-    text = write_card(run).read_text()
+    text = write_card(run, DEFAULTS).read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "peft" and head["base_model"] == "org/tiny" and "fitune" in head["tags"]
     assert (run.adapter / "README.md").read_text() == text
     assert (
-        "1,234 rows" in text and "| loss | 3.0000 | 1.0000 |" in text and changed_settings(run) == [("lora.rank", 99)]
+        "1,234 rows" in text
+        and "| loss | 3.0000 | 1.0000 |" in text
+        and changed_settings(run, DEFAULTS) == [("lora.rank", 99)]
     )
 
 
 @pytest.mark.parametrize(("kind", "by_name"), [("hub", True), ("folder", True), ("builtin", False), ("gguf", False)])
 def test_the_card_names_the_base_only_where_others_find_it(run: RunFolder, kind: str, by_name: bool):
     run.manifest.write_text(json.dumps({**MANIFEST, "model": {"name": "tiny", "kind": kind}}))
-    text = write_card(run).read_text()
+    text = write_card(run, DEFAULTS).read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert ("base_model" in head) is (kind == "hub") and head["license"] == "unknown"
     assert ("AutoPeftModelForCausalLM" in text) is by_name
@@ -112,7 +115,7 @@ def test_the_report_puts_predicted_beside_measured_memory(run: RunFolder):
         "step_downs": [{"at": "at step 3", "to": "micro-batches of 2 rows"}],
     }
     run.manifest.write_text(json.dumps({**MANIFEST, "memory": memory}))
-    page = write_report(run).read_text(encoding="utf-8")
+    page = write_report(run, DEFAULTS).read_text(encoding="utf-8")
     Checked().feed(page)
     for text in ("<h2>Memory</h2>", "1,000 MiB", "1,020 MiB", "+2.0%", "8-bit &lt;Adam&gt;", "at step 3"):
         assert text in page

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from fitune.trainers.memory import CPU_NOISE_BYTES, CPU_TOLERANCE, GPU_TOLERANCE, begin_measuring, compare
+from fitune.training.memory_report import CPU_NOISE_BYTES, CPU_TOLERANCE, GPU_TOLERANCE, begin_measuring, compare
 
 MIB = 2**20
 

@@ -13,11 +13,12 @@ import torch
 
 from fitune.errors import DoesNotFit
 from fitune.trainers.arguments import schedule_of, training_arguments
+from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, RunLog
 from fitune.trainers.memory import is_out_of_memory
-from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.trainers.packed import PackedTrainer
 from fitune.trainers.packing_support import choose_packing
-from fitune.trainers.worst_case_batch import Batches
+from fitune.trainers.worst_case_batch import Batches, largest_rows
 
 
 class Memory:
@@ -73,20 +74,28 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
     memory = Memory(model, None, changed.get("half", False), changed.get("late", False))
     logged: list[dict[str, Any]] = []
     callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
-    callbacks += [TriedFirst()] if trial else []
-    kind: Any = SurvivingTrainer
+    kind: Any = FituneTrainer
     if packed:
         packing = choose_packing(model, rows, "tree", micro)
         assert packing.mode == "tree"
-        kind = partial(SurvivingPackedTrainer, packing=packing)
+        kind = partial(PackedTrainer, packing=packing)
+    events: list[dict[str, Any]] = []
+    batches = Batches(batch, micro, 1, 1.0, "tree" if packed else "off")
     trainer = kind(
-        model, arguments, rows, rows[:4] if changed.get("evaluates") else [], tiny.collate, None, 2, callbacks
+        model,
+        arguments,
+        rows,
+        rows[:4] if changed.get("evaluates") else [],
+        tiny.collate,
+        None,
+        2,
+        callbacks,
+        on_step_down=events.append,
+        largest_rows=partial(largest_rows, rows, batches) if trial else None,
     )
     for callback in callbacks:
         callback.trainer = trainer
-    trainer.longest = partial(largest_inputs, rows, Batches(batch, micro, 1, 1.0, trainer.layout), tiny.collate)
-    trainer.logged, trainer.memory, trainer.events = logged, memory, []
-    trainer.on_step_down = trainer.events.append
+    trainer.logged, trainer.memory, trainer.events = logged, memory, events
     memory.sizes.clear()
     return trainer
 
@@ -134,7 +143,7 @@ def test_a_single_row_that_is_too_long_switches_checkpointing_on(tmp_path, tiny)
     tight = make(tmp_path / "tight", tiny, half=True)
     tight.memory.positions = 20  # 10 for a row that is kept, and the longest has more
     tight.train()
-    assert tight.checkpoints_activations and tight.events[-1]["to"].startswith("gradient checkpointing")
+    assert tight.recovery.checkpoints_activations and tight.events[-1]["to"].startswith("gradient checkpointing")
     assert tiny.losses(tight) == pytest.approx(tiny.losses(free), rel=1e-5)
 
 

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    LlamaConfig,
+    Olmo3Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
 from fitune.data.packing.bins import pack_rows
+from fitune.ops.label_loss import label_loss
+from fitune.ops.tree_attention import use_tree_attention
 from fitune.trainers.packed import PACKS, PackedTrainer
-from fitune.trainers.packing_support import Packing, choose_packing, self_check
+from fitune.trainers.packing_support import (
+    Packing,
+    _others_changed,
+    _packed_loss,
+    _sample,
+    choose_packing,
+    self_check,
+)
 
 
 def prefixed(tiny, count):
@@ -146,3 +169,91 @@ def test_gradient_checkpointing_changes_nothing(tiny, tmp_path):
         trainer.train()
         results.append(tiny.losses(trainer))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def qwen3_5() -> Any:
+    return Qwen3_5TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+        linear_value_head_dim=8, pad_token_id=0,
+    )  # fmt: skip
+
+
+def qwen3_next() -> Any:
+    return Qwen3NextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+        linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, pad_token_id=0,
+    )  # fmt: skip
+
+
+def lfm2() -> Any:
+    return Lfm2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"], pad_token_id=0,
+    )  # fmt: skip
+
+
+HYBRIDS = pytest.mark.parametrize("config", [qwen3_5, qwen3_next, lfm2])
+SCALES = pytest.mark.parametrize("scale", [1, 8])  # random weights near their start hide a leak
+
+
+def scaled(config: Any, scale: float) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.dim() > 1:
+                value.mul_(scale)
+    return model
+
+
+@HYBRIDS
+def test_layers_with_a_state_are_known_before_any_check(tiny, config):
+    packing = choose_packing(scaled(config(), 1), prefixed(tiny, 9), "auto", 4)
+    assert packing.mode == "off" and "carry a state from token to token" in packing.notes[0]
+
+
+@pytest.mark.parametrize(("config", "scale"), [(qwen3_5, 1), (qwen3_5, 8), (qwen3_next, 1), (qwen3_next, 8), (lfm2, 8)])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_state_that_runs_on_into_the_next_row_is_found_out(tiny, config, scale, share):
+    """The check alone, as it would meet a family that nobody has listed (transformers #46093, ms-swift #9618)."""
+    assert self_check(scaled(config(), scale), prefixed(tiny, 9), share) is not None
+
+
+@HYBRIDS
+def test_padded_rows_of_hybrids_have_the_losses_they_have_alone(tiny, config):
+    model, rows = scaled(config(), 8).eval(), prefixed(tiny, 5)
+    with torch.no_grad():
+        together = label_loss(model, tiny.collate(rows), 1).item()
+        alone = sum(label_loss(model, tiny.collate([row]), 1).item() for row in rows)
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+@SCALES
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config, Gemma3TextConfig, Olmo3Config])
+def test_no_other_rows_tokens_move_a_loss_by_one_bit(tiny, kind, scale, share):
+    config = kind(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, pad_token_id=0)  # fmt: skip
+    model, sample = scaled(config, scale).eval(), _sample(prefixed(tiny, 9))
+    use_tree_attention(model)
+    with torch.no_grad():
+        for which in range(len(sample)):
+            changed = _others_changed(sample, which)
+            assert sum(a.input_ids != b.input_ids for a, b in zip(sample, changed, strict=True)) >= 2
+            first, second = (_packed_loss(model, rows, which, share, torch.device("cpu")) for rows in (sample, changed))
+            assert first == second
+
+
+def test_a_leak_that_no_loss_of_today_shows_is_found_out(tiny, monkeypatch):
+    """One row's attention sees a row beside it, by so little that the comparison with the plain forward passes."""
+    model, rows = tiny.llama(lora=False), prefixed(tiny, 9)
+    assert self_check(model, rows, share=False) is None
+    through = model.model.layers[1].mlp.forward
+    leak = lambda states: through(states) + 1e-3 * torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1].cumsum(1)  # noqa: E731
+    plain = lambda states: leak(states) if states.shape[1] > 20 else through(states)  # noqa: E731
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", plain)
+    monkeypatch.setattr("fitune.trainers.packing_support.FP32_TOLERANCE", 10.0)
+    assert "when other rows of its pack have other tokens" in str(self_check(model, rows, share=False))

@@ -12,7 +12,7 @@ import fitune
 from fitune.adapters.adapter_folder import load_adapter, read_facts
 from fitune.adapters.inject import attach, lora_config
 from fitune.config.settings_loader import load_settings
-from fitune.data.prepare import DataOptions
+from fitune.data.read.sources import DataOptions
 from fitune.errors import ModelError, RunError, SettingsError
 from fitune.evaluation.combine_saved import combine_on_disk
 from fitune.evaluation.evaluate import evaluate

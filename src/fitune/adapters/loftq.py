@@ -59,8 +59,9 @@ def start_loftq(model: PeftModel, dense: dict[str, Tensor], name: str = "default
         scale = layer.scaling[name]
         b, a = low_rank(weight - rough, layer.r[name], scale)
         lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        lora_a.copy_(a)
-        lora_b.copy_(b)
+        # Directions that the error does not have keep PEFT's start, A drawn and B zero: two zeros would never train.
+        lora_a[: len(a)].copy_(a)
+        lora_b.zero_()[:, : len(a)].copy_(b)
         if magnitude := getattr(layer, "lora_magnitude_vector", {}):
             # DoRA's magnitude is the norm of what the layer begins with, which was W alone when PEFT made it.
             held = magnitude[name].weight
@@ -76,20 +77,23 @@ def start_loftq(model: PeftModel, dense: dict[str, Tensor], name: str = "default
 
 
 def low_rank(matrix: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """B (out, rank) and A (rank, in) with scale·B·A the best approximation of an (out, in) matrix (Eckart and Young).
+    """B (out, k) and A (k, in) with scale·B·A the best approximation of an (out, in) matrix (Eckart and Young), k ≤ rank.
 
     The singular vectors come from the eigenvectors of the smaller Gram matrix: five times as fast as a whole SVD, and
     exact enough for the largest ones (their squares lie far above fp32's rounding). σ is shared between B and A as PEFT
-    does.
+    does. Directions whose σ² lies below the Gram matrix's rounding are left out: their eigenvalues are noise around
+    zero, of either sign, and a division by their roots would be one by nothing.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.T if tall else matrix
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    root = (values.clamp(min=0).sqrt() * scale).sqrt()  # sqrt(σ·s)
+    rounding = (
+        values[0] * torch.finfo(values.dtype).eps * max(matrix.shape)
+    )  # as numpy.linalg.matrix_rank's, of squares
+    told_apart = int((values > rounding.clamp(min=0)).sum())
+    values, vectors = values[:told_apart], vectors[:, :told_apart]
+    root = (values.sqrt() * scale).sqrt()  # sqrt(σ·s)
     left = vectors * root / scale
-    right = (vectors.T @ wide) / root.clamp(min=torch.finfo(root.dtype).tiny)[:, None]
-    missing = rank - len(values)  # a rank above the matrix's own
-    left = torch.nn.functional.pad(left, (0, missing))
-    right = torch.nn.functional.pad(right, (0, 0, 0, missing))
+    right = (vectors.T @ wide) / root[:, None]
     return (right.T, left.T) if tall else (left, right)

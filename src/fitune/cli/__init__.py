@@ -27,13 +27,13 @@ COMMANDS = {
     ),
     "score": ("fitune.cli.score:score", "Judge answers with a reward model."),
     "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
-    "plan": ("fitune.cli.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
+    "plan": ("fitune.cli.plan.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "adapters": (
         "fitune.cli.adapters:adapters",
         "List, show, compare, combine, rename, delete adapters; prove a merge.",
     ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
-    "settings": ("fitune.cli.settings:settings", "Every setting: schema, reference page, commented example."),
+    "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
 }
 HELP = {"help_option_names": ["-h", "--help"]}
 

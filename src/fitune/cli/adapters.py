@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.shared import FOLDER, JSON, print_json, print_table
+from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where."

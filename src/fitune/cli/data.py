@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from fitune.cli.flags import SettingsCommand
-from fitune.cli.shared import JSON, print_json
+from fitune.cli.options.flags import SettingsCommand
+from fitune.cli.options.shared import JSON, print_json
 
 
 @click.group()
@@ -102,7 +102,7 @@ def split(file: str, share: float, seed: int, out_train: str | None, out_test: s
     fitune data split my.jsonl --test 0.1 --seed 1
     """
     from fitune.console import log
-    from fitune.data.prepare import split_file
+    from fitune.data.read.sources import split_file
 
     path = Path(file)
     first = Path(out_train) if out_train else path.with_name(f"{path.stem}.train.jsonl")
@@ -130,7 +130,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     from importlib.resources import files
 
     from fitune.console import log
-    from fitune.demo.tasks import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
+    from fitune.data.demo_files import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
 
     if task == "yoda":
         if sentences:
@@ -160,13 +160,14 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
 def _holds_pairs(source: str) -> bool:
     """Whether a file (not the hub's, which is read once only) holds preference pairs by its columns."""
     from fitune.data.read.files import read_rows
+    from fitune.data.read.recognise import holds
     from fitune.demo.tasks import PAIRS, is_demo
     from fitune.errors import DataError
 
     if source.startswith("hub:") or is_demo(source):
         return source.startswith(PAIRS)
     try:
-        return {"chosen", "rejected"} <= set(read_rows(source).columns)
+        return holds("pairs", read_rows(source).columns)
     except DataError:  # told by the command itself
         return False
 
@@ -186,7 +187,7 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
 
 
 def _options(settings: Any) -> Any:
-    from fitune.data.prepare import DataOptions
+    from fitune.data.read.sources import DataOptions
 
     return DataOptions(
         method=settings.method, form=settings.data.form, columns=settings.data.columns, system=settings.data.system,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 if TYPE_CHECKING:
     from fitune.runs.run_folder import RunFolder
@@ -129,7 +129,7 @@ def _sentences(path: str | None) -> list[str]:
     """
     from importlib.resources import files
 
-    from fitune.demo.tasks import read_sentences
+    from fitune.data.demo_files import read_sentences
 
     return list(dict.fromkeys(read_sentences(path or str(files("fitune.data") / "harvard_sentences.txt"))))
 
@@ -157,8 +157,9 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
     import random
 
     from fitune.config.sections import Settings
+    from fitune.data.read.sources import demo_rows
     from fitune.demo.pig_latin import to_pig_latin
-    from fitune.demo.tasks import SYSTEM, demo_rows
+    from fitune.demo.tasks import SYSTEM
     from fitune.evaluation.generation import answer
     from fitune.evaluation.inference_model import open_target
     from fitune.runs.compare import read_settings
@@ -185,7 +186,7 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
 
 def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | None) -> None:
     """Tables sentence by sentence, and the scores before and after."""
-    from fitune.evaluation.metrics import score
+    from fitune.answer_metrics import score
 
     scores = {
         name: {

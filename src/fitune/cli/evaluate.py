@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 
 @click.command()
@@ -41,7 +41,7 @@ def evaluate(
     from contextlib import nullcontext
 
     from fitune.console import stdout_console
-    from fitune.data.prepare import DataOptions
+    from fitune.data.read.sources import DataOptions
     from fitune.evaluation.evaluate import evaluate as measure
     from fitune.evaluation.inference_model import open_target
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
+from fitune.exporting.forms import EXPORT_FORMS, gguf_forms
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+
+BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.values())]
 
 
 @click.command()
@@ -16,9 +20,8 @@ from fitune.cli.shared import print_json
     "--to",
     "form",
     required=True,
-    type=click.Choice(["adapter", "merged", "gguf", "ollama"]),
-    help="adapter: a plain PEFT folder. merged: 16-bit safetensors. gguf: one file for llama.cpp. ollama: that and a "
-    "Modelfile.",
+    type=click.Choice(list(EXPORT_FORMS)),
+    help=" ".join(f"{form.name}: {form.words}." for form in EXPORT_FORMS.values()),
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A new folder.  [default: export/FORM in the run's folder]"
@@ -28,8 +31,8 @@ from fitune.cli.shared import print_json
     "gguf_type",
     default="f16",
     show_default=True,
-    type=click.Choice(["f16", "bf16", "q8_0", "q4_1", "q4_0"], case_sensitive=False),
-    help="For gguf and ollama: how weights are stored; 16, 8 or 4 bits.",
+    type=click.Choice(list(GGUF_TYPES), case_sensitive=False),
+    help=f"For {gguf_forms()}: how weights are stored; {', '.join(BITS[:-1])} or {BITS[-1]} bits.",
 )
 @click.option("--base", help="Where the adapter's 16-bit base is now: a folder, a hub id, a GGUF file.")
 @click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 
 @click.command()

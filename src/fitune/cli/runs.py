@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.shared import FOLDER, JSON, print_json, print_table
+from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
 
 
 @click.group()
@@ -90,7 +90,7 @@ def compare(names: tuple[str, ...], folder: str, as_json: bool) -> None:
 
 def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
     """``peak allocated``: ``11.31 GiB measured, 11.23 GiB predicted (+0.7%)``."""
-    from fitune.planning.report.plan_report import size_in
+    from fitune.sizes import size_in
 
     found = {}
     for name, one in memory.items():

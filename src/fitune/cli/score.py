@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
 
 
 @click.command()
@@ -28,7 +28,7 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     chosen answer has the higher one, and length_correlation says how far rewards merely follow length.
     """
     from fitune.console import stdout_console
-    from fitune.data.prepare import DataOptions
+    from fitune.data.read.sources import DataOptions
     from fitune.evaluation.inference_model import open_target
     from fitune.evaluation.reward_scores import open_reward_model
     from fitune.evaluation.reward_scores import score as judge

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.flags import SettingsCommand
+from fitune.cli.options.flags import SettingsCommand
 
 
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")

@@ -1,8 +1,9 @@
 """Settings: loaded from YAML and flags and validated, all errors reported at once.
 
-In: a YAML file of differences from the defaults, and dotted overrides. Out: `fitune.config.sections.Settings`, or one
-`SettingsError` that lists every fault with its place, value and remedy; and the pages generated from the same source.
-Knows nothing of torch; transformers is imported only when there is a ``trainer:`` section to check.
+In: a YAML file of differences from the defaults, and dotted overrides. Out: `sections.Settings`, or a `SettingsError` with
+each fault's place, value and remedy; the description of every setting for flags, help, schema and docs.
+Reads what methods, optimizers, quantizations, data and export forms say of themselves. Knows nothing of torch. Everything
+below this package takes plain values: no settings object gets there.
 """
 
 from fitune.config.settings_loader import load_settings

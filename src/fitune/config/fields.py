@@ -6,7 +6,7 @@ In: the pydantic model of fitune.config.sections. Out: `all_fields()`, dotted ke
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fitune.config.choices import OneOf
 from fitune.config.sections import Settings
 
 FREE = "trainer"  # the one section whose keys are not ours
@@ -117,6 +118,13 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Field]:
             yield _field(f"{prefix}{name}", info)
 
 
+def _words_of(annotation: Any, metadata: Sequence[Any]) -> tuple[str, ...]:
+    """The words that an annotation allows, of a `Literal` or of a registry; none when it allows more than words."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((part.names for part in metadata if isinstance(part, OneOf)), ())
+
+
 def _field(key: str, info: FieldInfo) -> Field:
     kinds: list[type] = []
     choices: list[str] = []
@@ -126,6 +134,9 @@ def _field(key: str, info: FieldInfo) -> Field:
     pending = [(info.annotation, tuple(info.metadata))]
     while pending:
         annotation, metadata = pending.pop(0)
+        if words := _words_of(annotation, metadata):
+            choices += words
+            continue
         for part in metadata:
             for inner in getattr(part, "metadata", [part]):
                 bounds |= {name: getattr(inner, name) for name in ("gt", "ge", "lt", "le") if hasattr(inner, name)}
@@ -134,14 +145,11 @@ def _field(key: str, info: FieldInfo) -> Field:
             pending.insert(0, (inside[0], inside[1:]))
         elif origin in (Union, types.UnionType):
             pending[:0] = [(part, ()) for part in inside]
-        elif origin is Literal:
-            choices += inside
         elif annotation is type(None):
             nullable = True
         elif origin in (list, dict):
             kinds.append(origin)
-            if get_origin(inside[0]) is Literal:
-                items += get_args(inside[0])
+            items += _words_of(inside[0], getattr(inside[0], "__metadata__", ()))
         elif isinstance(annotation, type):
             kinds.append(annotation)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 from fitune.config.fields import all_fields
 from fitune.config.method_rules import method_faults
 from fitune.config.sections import Settings
+from fitune.exporting.forms import EXPORT_FORMS
 from fitune.sizes import parse_bytes
 
 Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown
@@ -124,21 +125,23 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
 
 
 def _export(settings: Settings) -> Iterator[Fault]:
-    wanted = settings.export.to
-    if "adapter" in wanted and settings.train.tuning == "full":
+    wanted = [EXPORT_FORMS[name] for name in settings.export.to]
+    alone = next((form.name for form in wanted if not form.merges), None)
+    if alone is not None and settings.train.tuning == "full":
         yield (
             ("export.to", "train.tuning"),
-            "has adapter, and train.tuning is full, which has no adapter; use merged",
+            f"has {alone}, and train.tuning is full, which has no adapter; use merged",
         )
-    if settings.lora.init == "loftq" and set(wanted) - {"adapter"}:
+    if settings.lora.init == "loftq" and any(form.merges for form in wanted):
         yield (
             ("export.to", "lora.init"),
             "asks for a merge, and lora.init is loftq, whose adapter fits its quantized base alone; use adapter",
         )
-    if settings.export.gguf_type != "f16" and not {"gguf", "ollama"} & set(wanted):
+    if settings.export.gguf_type != "f16" and not any(form.takes_gguf_type for form in wanted):
+        typed = " nor ".join(form.name for form in EXPORT_FORMS.values() if form.takes_gguf_type)
         yield (
             ("export.gguf_type", "export.to"),
-            f"is {settings.export.gguf_type}, and export.to has neither gguf nor ollama; add one, or remove this",
+            f"is {settings.export.gguf_type}, and export.to has neither {typed}; add one, or remove this",
         )
 
 

@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fitune.config.choices import one_of
+from fitune.data.read.forms import DATA_FORMS
+from fitune.exporting.forms import EXPORT_FORMS
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,9 +72,7 @@ class DataSettings(Section):
     """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
     hub_split: str = "train"
     """Split of a hub data set."""
-    form: Literal[
-        "auto", "messages", "conversations", "prompt_completion", "alpaca", "text", "preference", "prompt"
-    ] = "auto"
+    form: Annotated[str, one_of(["auto"], DATA_FORMS)] = "auto"
     """How a row is laid out; auto recognises it from the columns."""
     columns: dict[str, str] = {}
     """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
@@ -286,9 +289,9 @@ class RunSettings(Section):
 class ExportSettings(Section):
     """What is made of the result when training ends. What cannot be made is refused before it begins."""
 
-    to: list[Literal["adapter", "merged", "gguf", "ollama"]] = []
+    to: list[Annotated[str, one_of(EXPORT_FORMS)]] = []
     """Copies to write into `export/` of the run's folder, each with a fidelity report; `fitune export` makes more."""
-    gguf_type: Literal["f16", "bf16", "q8_0", "q4_1", "q4_0"] = "f16"
+    gguf_type: Annotated[str, one_of(GGUF_TYPES)] = "f16"
     """How gguf and ollama store the weights."""
 
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
+from fitune.data.counting import Lengths, named, num_duplicates, span
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import PairRow
+from fitune.data.rows import Pair, PairRow
 
-SHOWN = 5
 # Share of pairs from which the longer (or the shorter) answer wins so often that length alone would do.
 LOPSIDED = 0.8
 FEWEST_FOR_BIAS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairReport:
     """Counts of one set of pairs, and what is wrong with it. Lengths are those of the answers, in tokens."""
 
@@ -51,11 +51,9 @@ class PairReport:
 
     def lines(self) -> list[str]:
         """The report in words, a fact a line."""
-        limit = f", limit {self.max_length:,}" if self.max_length else ""
         return [
             f"pairs                 {self.rows:,} ({self.form})",
-            f"tokens                {self.tokens:,} in both sides; a side has {self.shortest:,} to {self.longest:,}, "
-            f"median {self.median:,}{limit}",
+            f"tokens                {self.tokens:,} in both sides; a side has {span(self)}",
             f"answer tokens         {self.trained_tokens:,}, the only ones that are trained",
             f"end token trained     in {self.rows_with_trained_end:,} of {2 * self.rows:,} sides",
             f"over the limit        {self.rows_over_limit:,} pairs",
@@ -71,8 +69,8 @@ class PairReport:
 def check_pairs(
     name: str,
     form: str,
-    pairs: Sequence[Any],
-    usable: Sequence[Any],
+    pairs: Sequence[Pair],
+    usable: Sequence[Pair],
     rows: Sequence[PairRow],
     renderer: Renderer,
     max_length: int | None,
@@ -82,7 +80,7 @@ def check_pairs(
     """Count, and say what is wrong.
 
     Args:
-        pairs: `fitune.data.preferences.Pair`s as read; `usable` those of them without an empty answer; `rows` theirs.
+        pairs: as read; `usable` those of them without an empty answer; `rows` theirs.
         held_out: prompts of the test rows.
 
     Returns:
@@ -95,36 +93,34 @@ def check_pairs(
         pair.row_number for pair in usable if pair.row_number not in equal and _one_begins_other(*pair.texts)
     ]
     over = [row.row_number for row in rows if max_length and max(map(len, _ids(row))) > max_length]
-    keys = [repr((pair.prompt, pair.chosen, pair.rejected)) for pair in pairs]
+    duplicates = num_duplicates(repr((pair.prompt, pair.chosen, pair.rejected)) for pair in pairs)
     leaked = [pair.row_number for pair in pairs if repr(pair.prompt) in held_out]
-    sides = [len(ids) for row in rows for ids in _ids(row)]
+    lengths = Lengths.of([len(ids) for row in rows for ids in _ids(row)])
     ended = sum(side.input_ids[-1] in renderer.end_ids for row in rows for side in row.rows)
     if over and too_long == "error":
         errors.append(
-            f"{_numbers(over)} with a side longer than {max_length:,} tokens (the longest has {max(sides):,}); raise "
+            f"{_pairs(over)} with a side longer than {max_length:,} tokens (the longest has {lengths.longest:,}); raise "
             "data.max_length, or leave such pairs out with data.too_long: drop"
         )
     elif over and too_long == "cut":
         errors.append(
-            f"{_numbers(over)} with a side longer than {max_length:,} tokens, and an answer that is cut is another "
+            f"{_pairs(over)} with a side longer than {max_length:,} tokens, and an answer that is cut is another "
             "answer than the one that was judged; raise data.max_length, or use data.too_long: drop"
         )
     elif over:
-        warnings.append(
-            f"{_numbers(over)} with a side longer than {max_length:,} tokens: left out (data.too_long: drop)"
-        )
+        warnings.append(f"{_pairs(over)} with a side longer than {max_length:,} tokens: left out (data.too_long: drop)")
     if empty:
-        warnings.append(f"{_numbers(empty)} with an empty answer; left out")
+        warnings.append(f"{_pairs(empty)} with an empty answer; left out")
     if equal:
-        warnings.append(f"{_numbers(equal)} whose two answers are equal; left out")
+        warnings.append(f"{_pairs(equal)} whose two answers are equal; left out")
     if length_only:
-        warnings.append(f"{_numbers(length_only)} that differ in length only: one answer is how the other begins")
+        warnings.append(f"{_pairs(length_only)} that differ in length only: one answer is how the other begins")
     if ended < 2 * len(rows):
         warnings.append(f"{2 * len(rows) - ended:,} answers whose end token is not trained")
     if leaked:
-        warnings.append(f"the prompts of {_numbers(leaked)} are in the test rows too")
-    if len(set(keys)) < len(keys):
-        warnings.append(f"{len(keys) - len(set(keys)):,} pairs are there more than once")
+        warnings.append(f"the prompts of {_pairs(leaked)} are in the test rows too")
+    if duplicates:
+        warnings.append(f"{duplicates:,} pairs are there more than once")
     better = [row.chosen.num_trained for row in rows]
     worse = [row.rejected.num_trained for row in rows]
     longer = [a > b for a, b in zip(better, worse, strict=True) if a != b]
@@ -140,12 +136,28 @@ def check_pairs(
     if not kept and not errors:
         errors.append(f"no pair is left: {len(equal):,} are equal, {len(empty):,} empty, {len(over):,} too long")
     report = PairReport(
-        name, form, len(pairs), sum(sides), sum(row.num_trained for row in rows), min(sides, default=0),
-        int(median(sides)) if sides else 0, max(sides, default=0), max_length, len(over), len(equal), len(empty),
-        len(length_only), ended, len(keys) - len(set(keys)), len(leaked), mean(better) if better else 0.0,
-        mean(worse) if worse else 0.0, sum(a > b for a, b in zip(better, worse, strict=True)) / max(len(rows), 1),
-        tuple(errors), tuple(warnings),
-    )  # fmt: skip
+        name=name,
+        form=form,
+        rows=len(pairs),
+        tokens=lengths.total,
+        trained_tokens=sum(row.num_trained for row in rows),
+        shortest=lengths.shortest,
+        median=lengths.median,
+        longest=lengths.longest,
+        max_length=max_length,
+        rows_over_limit=len(over),
+        equal_pairs=len(equal),
+        empty_pairs=len(empty),
+        pairs_that_differ_in_length_only=len(length_only),
+        rows_with_trained_end=ended,
+        duplicate_rows=duplicates,
+        prompts_also_in_test=len(leaked),
+        chosen_length=mean(better) if better else 0.0,
+        rejected_length=mean(worse) if worse else 0.0,
+        chosen_is_longer=sum(a > b for a, b in zip(better, worse, strict=True)) / max(len(rows), 1),
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+    )
     return report, kept
 
 
@@ -153,7 +165,7 @@ def _ids(row: PairRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return row.chosen.input_ids, row.rejected.input_ids
 
 
-def _equal(pair: Any, row: PairRow) -> bool:
+def _equal(pair: Pair, row: PairRow) -> bool:
     """Whether the answers are the same but for blanks at their ends."""
     better, worse = pair.texts
     return better.strip() == worse.strip() or row.chosen.input_ids == row.rejected.input_ids
@@ -164,7 +176,5 @@ def _one_begins_other(better: str, worse: str) -> bool:
     return long.startswith(short.rstrip(".!?… "))
 
 
-def _numbers(numbers: Sequence[int]) -> str:
-    """`3 pairs (rows 2, 5, 9)`, at most SHOWN numbers."""
-    shown = ", ".join(str(number) for number in numbers[:SHOWN]) + (", …" if len(numbers) > SHOWN else "")
-    return f"{len(numbers):,} pair{'s' if len(numbers) != 1 else ''} (row{'s' if len(numbers) != 1 else ''} {shown})"
+def _pairs(numbers: Sequence[int]) -> str:
+    return named(numbers, "pair", "row")

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
-from fitune.data.read.forms import Form, conversation
+from fitune.data.counting import Lengths, num_duplicates, span
+from fitune.data.read.files import Rows
+from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, PromptRow
+from fitune.data.rows import Example, PromptRow, TokenRow
 from fitune.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptReport:
     """Counts of a set of prompts, and what is wrong with it."""
 
@@ -41,11 +42,9 @@ class PromptReport:
 
     def lines(self) -> list[str]:
         """The report in words, a fact a line."""
-        limit = f", limit {self.max_length:,}" if self.max_length else ""
         return [
             f"prompts               {self.rows:,} ({self.form}), {self.rows_with_reference:,} with a reference answer",
-            f"tokens                {self.tokens:,}; a prompt has {self.shortest:,} to {self.longest:,}, "
-            f"median {self.median:,}{limit}",
+            f"tokens                {self.tokens:,}; a prompt has {span(self)}",
             f"over the limit        {self.rows_over_limit:,} prompts",
             f"duplicates            {self.duplicate_rows:,} prompts; {self.rows_also_in_test:,} also in the test rows",
         ]
@@ -73,36 +72,53 @@ def prepare_prompts(
         test_rows, test_report = _limited(test or f"{test_share:.0%} of {train}", form, test_rows, options)
     held_out = frozenset(row.input_ids for row in test_rows)
     rows, report = _limited(train, form, rows, options, held_out)
-    return PreparedData(rows, test_rows, _examples(rows), _examples(test_rows), report, test_report, hashes)
+    return PreparedData(
+        train=rows,
+        test=test_rows,
+        train_examples=_examples(rows),
+        test_examples=_examples(test_rows),
+        train_report=report,
+        test_report=test_report,
+        hashes=hashes,
+    )
 
 
-def to_prompt(row: Mapping[str, Any], form: Form, system: str | None, number: int, renderer: Renderer) -> PromptRow:
+def show_prompts(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
+    """The first prompts as the model is asked them; nothing of them is trained."""
+    source, form = read_source(name, renderer.tokenizer, options)
+    rows = _read(source, form, renderer, options)[:count]
+    return [("prompt", TokenRow(row.input_ids, (False,) * row.num_tokens, row.row_number)) for row in rows]
+
+
+def _to_prompt(
+    row: Mapping[str, Any], form: RecognisedForm, system: str | None, number: int, renderer: Renderer
+) -> PromptRow:
     """A row as a prompt; its last answer, if there is one, becomes the reference.
 
     Raises:
         DataError: a row without a question.
     """
-    messages = conversation(row, form, system, f"row {number}")
+    messages = form.to_messages(row, system, number)
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"row {number} has no question to answer")
     return PromptRow(tuple(renderer.prompt_ids(messages)), tuple(messages), reference, dict(row), number)
 
 
-def _read(source: Any, form: Form, renderer: Renderer, options: DataOptions) -> list[PromptRow]:
-    return convert_all(source, form, lambda row, number: to_prompt(row, form, options.system, number, renderer))
+def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[PromptRow]:
+    return convert_all(source, form, lambda row, number: _to_prompt(row, form, options.system, number, renderer))
 
 
 def _limited(
     name: str,
-    form: Form,
+    form: RecognisedForm,
     rows: list[PromptRow],
     options: DataOptions,
     held_out: frozenset[tuple[int, ...]] = frozenset(),
 ) -> tuple[list[PromptRow], PromptReport]:
     """Prompts within the limit, and the report of all."""
     limit, warnings = options.max_length, []
-    lengths = [row.num_tokens for row in rows]
+    lengths = Lengths.of([row.num_tokens for row in rows])
     over = [row for row in rows if limit and row.num_tokens > limit]
     if over and options.too_long != "drop":
         raise DataError(
@@ -115,16 +131,27 @@ def _limited(
         raise DataError(f"{name}: every prompt is longer than {limit:,} tokens; raise data.max_length")
     if over:
         warnings.append(f"{len(over):,} prompts longer than {limit:,} tokens: left out (data.too_long: drop)")
-    duplicates = len(rows) - len({row.input_ids for row in rows})
+    duplicates = num_duplicates(row.input_ids for row in rows)
     leaked = [row for row in rows if row.input_ids in held_out]
     if duplicates:
         warnings.append(f"{duplicates:,} prompts are there more than once")
     if leaked:
         warnings.append(f"{len(leaked):,} prompts are in the test rows too, for example row {leaked[0].row_number}")
     report = PromptReport(
-        name, form.name, len(rows), sum(lengths), min(lengths), int(median(lengths)), max(lengths), limit, len(over),
-        sum(row.reference is not None for row in rows), duplicates, len(leaked), tuple(warnings),
-    )  # fmt: skip
+        name=name,
+        form=form.name,
+        rows=len(rows),
+        tokens=lengths.total,
+        shortest=lengths.shortest,
+        median=lengths.median,
+        longest=lengths.longest,
+        max_length=limit,
+        rows_over_limit=len(over),
+        rows_with_reference=sum(row.reference is not None for row in rows),
+        duplicate_rows=duplicates,
+        rows_also_in_test=len(leaked),
+        warnings=tuple(warnings),
+    )
     return kept, report
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from statistics import median
 from typing import Any
 
+from fitune.data.counting import Lengths, named, num_duplicates, span
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, Rendered, TokenRow
 
 KNOWN_ROLES = {"system", "user", "assistant", "tool"}
-SHOWN = 5  # row numbers named in a message; the rest is counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """Counts of one data set, and what is wrong with it."""
 
@@ -51,11 +50,9 @@ class CheckReport:
         """The report in words, a fact a line."""
         share = self.trained_tokens / self.tokens if self.tokens else 0
         end_share = self.rows_with_trained_end / self.rows if self.rows else 0
-        limit = f", limit {self.max_length:,}" if self.max_length else ""
         return [
             f"rows                  {self.rows:,} ({self.form})",
-            f"tokens                {self.tokens:,}; a row has {self.shortest:,} to {self.longest:,}, "
-            f"median {self.median:,}{limit}",
+            f"tokens                {self.tokens:,}; a row has {span(self)}",
             f"trained tokens        {self.trained_tokens:,} ({share:.0%}), loss on {self.loss_on}",
             f"end token trained     in {end_share:.0%} of the rows",
             f"over the limit        {self.rows_over_limit:,} rows, {self.answer_tokens_lost:,} answer tokens in them",
@@ -80,7 +77,7 @@ def check_rows(
     test_texts: frozenset[str] = frozenset(),
 ) -> CheckReport:
     """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = Lengths.of([row.num_tokens for row in rows])
     over = [row for row in rows if max_length and len(row.input_ids) > max_length]
     lost = sum(sum(row.trained[max_length:]) for row in over) if max_length else 0
     empty = [row for row in rows if row.num_trained == 0]
@@ -89,12 +86,12 @@ def check_rows(
     double = [row for row in rows if bos is not None and row.input_ids[:2] == (bos, bos)]
     texts = [row.text for row in rendered]
     differing = _prompts_that_differ(examples, rows, renderer, loss_on)
-    duplicates = len(texts) - len(set(texts))
+    duplicates = num_duplicates(texts)
     leaked = [row.row_number for row in rendered if row.text in test_texts]
     errors, warnings = [], _odd_roles(examples)
     if over and too_long == "error":
         errors.append(
-            f"{_rows(over)} longer than {max_length:,} tokens (the longest has {max(lengths):,}), {lost:,} answer tokens "
+            f"{_rows(over)} longer than {max_length:,} tokens (the longest has {lengths.longest:,}), {lost:,} answer tokens "
             "beyond the limit; raise data.max_length, or choose data.too_long: drop or cut"
         )
     elif over and len(over) == len(rows):
@@ -120,15 +117,31 @@ def check_rows(
         warnings.append(f"{len(leaked):,} rows are in the test rows too, for example row {leaked[0]}")
     if differing:
         warnings.append(
-            f"{_numbers(differing)} where the prompt has other tokens in chat than in training: "
+            f"{named(differing)} where the prompt has other tokens in chat than in training: "
             "its last characters merge with the answer's first"
         )
     return CheckReport(
-        name, form, loss_on, len(rows), sum(lengths), sum(row.num_trained for row in rows),
-        min(lengths, default=0), int(median(lengths)) if lengths else 0, max(lengths, default=0), max_length,
-        len(over), lost, len(empty), len(ended), len(double), duplicates, len(leaked), len(differing),
-        tuple(errors), tuple(warnings),
-    )  # fmt: skip
+        name=name,
+        form=form,
+        loss_on=loss_on,
+        rows=len(rows),
+        tokens=lengths.total,
+        trained_tokens=sum(row.num_trained for row in rows),
+        shortest=lengths.shortest,
+        median=lengths.median,
+        longest=lengths.longest,
+        max_length=max_length,
+        rows_over_limit=len(over),
+        answer_tokens_lost=lost,
+        rows_without_target=len(empty),
+        rows_with_trained_end=len(ended),
+        rows_with_double_bos=len(double),
+        duplicate_rows=duplicates,
+        rows_also_in_test=len(leaked),
+        rows_whose_prompt_differs_in_chat=len(differing),
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+    )
 
 
 def nothing_to_train(row: Rendered, response_template: str | None) -> str:
@@ -185,17 +198,11 @@ def _odd_roles(examples: Sequence[Example]) -> list[str]:
             unasked.append(example.row_number)
     warnings = [f'role "{role}" is unusual, first in row {number}' for role, number in unknown.items()]
     if blank:
-        warnings.append(f"{_numbers(blank)} with a blank message")
+        warnings.append(f"{named(blank)} with a blank message")
     if unasked:
-        warnings.append(f"{_numbers(unasked)} that begin with an answer")
+        warnings.append(f"{named(unasked)} that begin with an answer")
     return warnings
 
 
 def _rows(rows: Sequence[TokenRow]) -> str:
-    return _numbers([row.row_number for row in rows])
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    """`3 rows (2, 5, 9)`, at most SHOWN numbers."""
-    shown = ", ".join(str(number) for number in numbers[:SHOWN]) + (", …" if len(numbers) > SHOWN else "")
-    return f"{len(numbers):,} row{'s' if len(numbers) != 1 else ''} ({shown})"
+    return named([row.row_number for row in rows])

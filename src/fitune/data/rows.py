@@ -1,4 +1,5 @@
-"""The frozen objects that a row passes through: `Example` → `Rendered` → `TokenRow`, alone or in a pair, or a `PromptRow`."""
+"""The frozen objects that a row passes through: `Example` or `Pair` → `Rendered` → `TokenRow`, alone or in a
+`PairRow`, or a `PromptRow`."""
 
 from __future__ import annotations
 
@@ -50,6 +51,25 @@ class TokenRow:
         """The row without what the template writes behind the last trained token (a line break behind the end)."""
         end = max((index for index, on in enumerate(self.trained) if on), default=len(self.trained) - 1) + 1
         return TokenRow(self.input_ids[:end], self.trained[:end], self.row_number)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A preference in messages: the prompt, and what follows it on either side."""
+
+    prompt: tuple[dict[str, str], ...]
+    chosen: tuple[dict[str, str], ...]
+    rejected: tuple[dict[str, str], ...]
+    row_number: int
+
+    def example(self, better: bool) -> Example:
+        """One side as a conversation."""
+        return Example((*self.prompt, *(self.chosen if better else self.rejected)), None, self.row_number)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What the two sides say."""
+        return tuple("\n".join(said["content"] for said in answer) for answer in (self.chosen, self.rejected))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

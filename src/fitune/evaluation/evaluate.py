@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fitune.answer_metrics import exact_match, score, word_accuracy
 from fitune.data.packing.padding import pad_collate
-from fitune.data.prepare import DataOptions, load_examples, loss_target
+from fitune.data.read.sources import DataOptions
 from fitune.data.rows import Example, TokenRow
+from fitune.data.sft import load_examples, loss_target
 from fitune.errors import DataError
 from fitune.evaluation.generation import Sampling, _asking, complete, follow
 from fitune.evaluation.inference_model import Target
-from fitune.evaluation.metrics import exact_match, score, word_accuracy
 from fitune.ops.label_loss import label_loss
 
 

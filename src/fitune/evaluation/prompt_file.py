@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fitune.data.read.files import Rows
-from fitune.data.read.forms import recognise, to_example
+from fitune.data.read.recognise import RecognisedForm, forms_of, recognise
 from fitune.errors import DataError
 
-# What is asked, in each form; and the column of answers beside it, which a file of questions may lack.
-ASKED = {"messages", "conversations", "prompt", "instruction"}
-ANSWERS = {"prompt": "completion", "instruction": "output"}
-ALONE = ("text", "question")
-OPEN = "?"
+ALONE = ("text", "question")  # columns that ask by themselves
+OPEN = "?"  # stands where the answer would be
 
 
 def questions(rows: Rows, system: str | None = None) -> list[list[dict[str, str]]]:
@@ -25,13 +22,18 @@ def questions(rows: Rows, system: str | None = None) -> list[list[dict[str, str]
         DataError: other columns, or a row with nothing to ask.
     """
     columns = set(rows.columns)
+    asking = [
+        form
+        for form in forms_of("rows")
+        if form.conversation is not None and set(form.needs) - {form.answer_column} <= columns
+    ]
     alone = next((name for name in ALONE if name in columns), None)
-    if alone and not columns & ASKED:
+    if alone and not asking:
         return [_plain(row, alone, number, system) for row, number in zip(rows.rows, rows.numbers, strict=True)]
-    added = {answer for asked, answer in ANSWERS.items() if asked in columns}
-    form = recognise([*rows.columns, *sorted(added - columns)])
+    answers = {form.answer_column for form in asking if form.answer_column is not None}
+    form = recognise([*rows.columns, *sorted(answers - columns)])
     return [
-        _asked({**row, **dict.fromkeys(added, OPEN)}, form, system, number)
+        _asked({**row, **dict.fromkeys(answers, OPEN)}, form, system, number)
         for row, number in zip(rows.rows, rows.numbers, strict=True)
     ]
 
@@ -45,21 +47,11 @@ def _plain(row: dict[str, Any], column: str, number: int, system: str | None) ->
     return [*head, {"role": "user", "content": text}]
 
 
-def _asked(row: dict[str, Any], form: Any, system: str | None, number: int) -> list[dict[str, str]]:
-    """The row's conversation up to its last question; a conversation that ends with a question is one already."""
-    for name, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
-        turns = row.get(name)
-        if form.name == name and isinstance(turns, list) and not _ends_with_answer(turns):
-            row = {**row, name: [*turns, {role: "assistant", content: OPEN}]}
-    example = to_example(row, form, system, number)
-    messages = list(example.messages or ())
+def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number: int) -> list[dict[str, str]]:
+    """The row's conversation up to its last question."""
+    messages = form.to_messages(row, system, number)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages:
         raise DataError(f"row {number} has nothing to ask: it holds answers only")
     return messages
-
-
-def _ends_with_answer(turns: list[Any]) -> bool:
-    last = turns[-1] if turns and isinstance(turns[-1], dict) else {}
-    return (last.get("role") or last.get("from")) in ("assistant", "gpt", "bot", "model")

@@ -15,13 +15,11 @@ import torch
 
 from fitune.adapters.adapter_folder import read_facts
 from fitune.data.packing.padding import pad_collate
-from fitune.data.preferences import to_pair
-from fitune.data.prepare import DataOptions
-from fitune.data.read.files import read_rows
-from fitune.data.read.forms import recognise, to_example
-from fitune.data.read.sources import convert_all
+from fitune.data.read.files import Rows, read_rows
+from fitune.data.read.recognise import holds, recognise
+from fitune.data.read.sources import DataOptions, convert_all, demo_rows
 from fitune.data.rows import Example, TokenRow
-from fitune.demo.tasks import demo_rows, is_demo
+from fitune.demo.tasks import is_demo
 from fitune.errors import DataError, ModelError
 from fitune.evaluation.inference_model import Target
 from fitune.models.heads import ScalarHead, read_head
@@ -113,11 +111,10 @@ def score(model: RewardModel, data: str, options: DataOptions, limit: int | None
     """
     tokenizer = model.target.renderer.tokenizer
     source = demo_rows(data, tokenizer, options.seed) if is_demo(data) else read_rows(data, options.hub_split)
-    present = set(source.columns)
-    if {"chosen", "rejected"} <= present:
+    if holds("pairs", source.columns):
         return _score_pairs(model, source, options, limit)
     form = recognise(source.columns, options.form, options.columns)
-    examples = convert_all(source, form, lambda row, number: to_example(row, form, options.system, number))[:limit]
+    examples = convert_all(source, form, lambda row, number: form.to_example(row, options.system, number))[:limit]
     if any(example.messages is None for example in examples):
         raise DataError(
             f"{data} is plain text; a reward model judges an answer to a prompt (columns prompt, completion)"
@@ -130,10 +127,10 @@ def score(model: RewardModel, data: str, options: DataOptions, limit: int | None
     return Scores(rows, {"rows": len(rows), "mean": mean(rewards), "least": min(rewards), "most": max(rewards)})
 
 
-def _score_pairs(model: RewardModel, source: Any, options: DataOptions, limit: int | None) -> Scores:
+def _score_pairs(model: RewardModel, source: Rows, options: DataOptions, limit: int | None) -> Scores:
     """Both answers of each pair, and how often the chosen one has the higher reward."""
     form = recognise(source.columns, "auto", options.columns, kind="pairs")
-    pairs = convert_all(source, form, lambda row, number: to_pair(row, form, options.system, number))[:limit]
+    pairs = convert_all(source, form, lambda row, number: form.to_pair(row, options.system, number))[:limit]
     sides = [pair.example(better) for pair in pairs for better in (True, False)]
     tokens = model.token_rows(sides)
     rewards = model.rewards_of_rows(tokens)

@@ -1,56 +1,58 @@
-"""Whether a model can be written as GGUF or for Ollama, known from its config and tokenizer: before training, not after."""
+"""Whether a model can be exported in a form, known from its config and tokenizer: before training, not after."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import torch
-
-from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
-from fitune.exporting.forms.modelfile import modelfile
-from fitune.exporting.gguf.vocabulary import Vocabulary, read_vocabulary
-from fitune.exporting.gguf.writer import plan_tensors, weights_of
-from fitune.models.load_base import build_on_meta
-from fitune.models.template import Template
-
-GGUF_FORMS = ("gguf", "ollama")
+from fitune.exporting.forms import EXPORT_FORMS
+from fitune.exporting.forms.export_form import Exportable, ExportForm
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 
 
-def refuse_unconvertible(
-    config: Any, tokenizer: Any, template: Template, forms: Iterable[str], base: str, has_adapter: bool = True
-) -> None:
-    """Raises ModelError when one of the forms cannot hold this model, its tokenizer or its template.
+def find_form(name: str, gguf_type: str) -> ExportForm:
+    """The form of this name.
+
+    Raises:
+        ModelError: there is none, or it is to be stored as a type that there is not.
+    """
+    form = EXPORT_FORMS.get(name)
+    if form is None:
+        raise ModelError(f'there is no form "{name}"; use one of {", ".join(EXPORT_FORMS)}')
+    if form.takes_gguf_type and gguf_type not in GGUF_TYPES:
+        raise ModelError(f'there is no GGUF type "{gguf_type}"; use one of {", ".join(GGUF_TYPES)}')
+    return form
+
+
+def refuse_unconvertible(forms: Iterable[str], model: Exportable) -> None:
+    """Everything that can be known to fail before a weight is loaded.
 
     Args:
-        tokenizer: with the template's new tokens added.
-        base: the model's name, for the message.
-        has_adapter: something is merged into the model's weights.
+        forms: keys of EXPORT_FORMS.
+
+    Raises:
+        ModelError: nothing to export in one of the forms, weights that nothing can be merged into, or a model, a
+            tokenizer or a template that the form cannot hold.
     """
-    forms = list(forms)
-    if has_adapter and set(forms) - {"adapter"} and getattr(config, "quantization_config", None) is not None:
+    wanted = [EXPORT_FORMS[name] for name in forms]
+    for form in wanted:
+        if not form.merges and not model.has_adapter:
+            raise ModelError(f"{model.name} has no adapter: it is a whole model. `--to merged` writes that")
+        if form.merges and model.has_adapter:
+            _refuse_merge(model)
+    for form in wanted:
+        form.refuse(model)
+
+
+def _refuse_merge(model: Exportable) -> None:
+    """Raises ModelError when the adapter cannot be merged into its base."""
+    if model.init == "loftq":
         raise ModelError(
-            f"the adapter's base {base} is stored quantized, and a merge needs its 16-bit weights; "
+            "a LoftQ adapter makes up for the error of its quantized base and fits no other weights; "
+            "export it with --to adapter"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"the adapter's base {model.base_name} is stored quantized, and a merge needs its 16-bit weights; "
             "name the unquantized model it was made from (`fitune export --base`), or export the adapter alone"
         )
-    wanted = [form for form in forms if form in GGUF_FORMS]
-    if not wanted:
-        return
-    rows = max(config.vocab_size, len(tokenizer))
-    shapes = {name: tuple(weight.shape) for name, weight in weights_of(build_on_meta(config, torch.float32)).items()}
-    plan_tensors(shapes, config, "f16")
-    vocabulary_of(tokenizer, template, rows)
-    if "ollama" in wanted:
-        modelfile("model.gguf", Renderer(tokenizer, template.text))
-
-
-def vocabulary_of(tokenizer: Any, template: Template, rows: int) -> Vocabulary:
-    """The tokenizer, with this template, in GGUF's terms."""
-    tokenizer.chat_template = template.text
-    try:
-        return read_vocabulary(tokenizer, rows, template.end_of_turn)
-    except ModelError as error:
-        raise ModelError(
-            f"this tokenizer cannot be written as GGUF: {error}. `--to merged` writes any model"
-        ) from error

@@ -12,9 +12,9 @@ from fitune.adapters.adapter_folder import load_tokenizer_of, read_facts
 from fitune.console import log, warn
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
-from fitune.exporting.convertible import refuse_unconvertible
+from fitune.exporting.convertible import find_form, refuse_unconvertible
 from fitune.exporting.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
-from fitune.exporting.forms.forms import FORMS, GGUF_FORMS, loss_of, reopen, write
+from fitune.exporting.forms.export_form import Exportable, ExportForm, ExportJob
 from fitune.exporting.merge_weights import merge, settle
 from fitune.exporting.new_folder import new_folder, refuse_taken
 from fitune.exporting.probe_prompts import choose_prompts, run_of
@@ -58,22 +58,23 @@ def export(
 
     Args:
         name: a run (name or folder), an adapter folder, or a model.
-        to: one of FORMS.
+        to: a key of EXPORT_FORMS.
         out: a folder that is not there yet; None takes `export/FORM` in the run's folder.
-        gguf_type: a key of `gguf_file.TYPES`, for gguf and ollama.
+        gguf_type: a key of GGUF_TYPES, for the forms that take one.
         base_name: where the adapter's 16-bit base is now, when it is not where the adapter says.
         num_prompts: prompts that are asked of every copy.
         allow_pickled: take pickled weights of a model that has no others.
 
     Raises:
         RunError: the folder is taken, or the disk has no room.
-        ModelError: the base cannot be had, or the model cannot be converted.
+        ModelError: no such form, the base cannot be had, or the model cannot be converted.
     """
+    form = find_form(to, gguf_type)
     found = find_target(name, runs_folder)
-    title, out = _title(name, found), _out(name, found, to, gguf_type, out)
+    title, out = _title(name, found), _out(name, found, form.variant(gguf_type), out)
     refuse_taken(out)
     source, facts = _origin(name, found, base_name, allow_pickled)
-    _refuse(name, to, source, facts, found)
+    _refuse(name, form, source, facts, found)
     precision = _arithmetic(source, device)
     log(f"opening {name}")
     trained = open_target(name, runs_folder, device, precision, base_name, allow_pickled=allow_pickled)
@@ -83,21 +84,23 @@ def export(
     probe = make_probe(trained.model, trained.renderer, conversations)
     whole, rows = _sixteen_bit_base(trained, name, probe, runs_folder, device, precision, base_name)
     del trained
-    if to != "adapter":
+    if form.merges:
         whole = merge(whole)
         settle(whole.model)
         if found is not None and (found / "adapter_config.json").exists():
             rows.append(compare(probe, whole.model, "merged", "16-bit"))
     with new_folder(out) as folder:
-        main = write(to, whole, folder, title, gguf_type, found)
+        job = ExportJob(target=whole, folder=folder, title=title, gguf_type=gguf_type, adapter=found)
+        main = form.write(job)
         log("reading the copy back")
-        model, tokenizer, notes = reopen(to, whole, main, precision, device)
-        del whole
+        copy = form.reopen(job, main, precision, device)
+        del whole, job
         gc.collect()
-        rows.append(compare(probe, model, f"exported, {gguf_type if to in GGUF_FORMS else to}", loss_of(to, gguf_type)))
-        same, first = same_prompts(probe, tokenizer) if tokenizer is not None else (None, None)
+        stored = gguf_type if form.takes_gguf_type else form.name
+        rows.append(compare(probe, copy.model, f"exported, {stored}", form.loss_of(gguf_type)))
+        same, first = same_prompts(probe, copy.tokenizer) if copy.tokenizer is not None else (None, None)
         tokens = sum(len(answer) for answer in probe.answers)
-        report = Report(_reference(found), precision, len(probe.prompts), tokens, tuple(rows), same, first, notes)
+        report = Report(_reference(found), precision, len(probe.prompts), tokens, tuple(rows), same, first, copy.notes)
         (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
     for text in report.warnings():
@@ -106,16 +109,15 @@ def export(
     return Exported(out, out / relative, num_bytes, report)
 
 
-def _out(name: str, found: Path | None, to: str, gguf_type: str, out: Path | None) -> Path:
+def _out(name: str, found: Path | None, variant: str, out: Path | None) -> Path:
     """The folder to make: as asked, or `export/FORM` in the run, or beside an adapter."""
     if out is not None:
         if out.suffix == ".gguf":
             raise ModelError(f"--out {out} names a file, and an export is a folder (the file, its report); drop .gguf")
         return out
-    kind = f"{to}-{gguf_type}" if to in GGUF_FORMS else to
     if found is not None:
-        return found.parent / "export" / kind if run_of(found) else found.parent / f"{found.name}-{kind}"
-    return Path(f"{Path(name).name}-{kind}")
+        return found.parent / "export" / variant if run_of(found) else found.parent / f"{found.name}-{variant}"
+    return Path(f"{Path(name).name}-{variant}")
 
 
 def _title(name: str, found: Path | None) -> str:
@@ -137,27 +139,19 @@ def _origin(
     return base_of(found, facts["base"], base_name, allowances(found, allow_pickled)[1]), facts
 
 
-def _refuse(name: str, to: str, source: ModelSource, facts: dict[str, Any], found: Path | None) -> None:
-    """Everything that can be known to fail before a weight is loaded.
-
-    Raises:
-        ModelError: no such form, nothing to export in it, a base that is stored quantized, a model or tokenizer that
-            GGUF or Ollama cannot hold.
-    """
-    if to not in FORMS:
-        raise ModelError(f'there is no form "{to}"; use one of {", ".join(FORMS)}')
-    if to == "adapter":
-        if not facts:
-            raise ModelError(f"{name} has no adapter: it is a whole model. `--to merged` writes that")
-        return
-    if facts.get("init") == "loftq":
-        raise ModelError(
-            "a LoftQ adapter makes up for the error of its quantized base and fits no other weights; "
-            "export it with --to adapter"
-        )
-    config = load_config(source)
+def _refuse(name: str, form: ExportForm, source: ModelSource, facts: dict[str, Any], found: Path | None) -> None:
+    """Everything that can be known to fail before a weight is loaded; raises ModelError."""
     tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
-    refuse_unconvertible(config, tokenizer, resolve_template(tokenizer), [to], source.name, bool(facts))
+    model = Exportable(
+        name=name,
+        base_name=source.name,
+        config=load_config(source),
+        tokenizer=tokenizer,
+        template=resolve_template(tokenizer),
+        has_adapter=bool(facts),
+        init=facts.get("init", "default"),
+    )
+    refuse_unconvertible([form.name], model)
 
 
 def _arithmetic(source: ModelSource, device: str) -> str:

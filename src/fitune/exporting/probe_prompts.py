@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fitune.config.sections import Settings
 from fitune.console import log
-from fitune.data.prepare import DataOptions, load_examples
 from fitune.data.read.files import read_rows
-from fitune.data.read.sources import example_key, set_aside
+from fitune.data.read.sources import DataOptions, example_key, set_aside
 from fitune.data.render.renderer import Renderer
+from fitune.data.sft import load_examples
 from fitune.errors import FituneError
 from fitune.evaluation.generation import Message
 from fitune.evaluation.prompt_file import questions
@@ -63,14 +62,19 @@ def choose_prompts(run: RunFolder | None, renderer: Renderer, count: int, file: 
 
 def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message]]:
     """Held-out rows of the run, spread evenly, and training rows where they are too few; empty for plain text."""
-    settings = Settings.model_validate(read_settings(run))
-    data = settings.data
+    settings = read_settings(run)
+    data, seed = settings["data"], settings["train"]["seed"]
     options = DataOptions(
-        settings.method, data.form, data.columns, data.system, hub_split=data.hub_split, seed=settings.train.seed
+        method=settings["method"],
+        form=data["form"],
+        columns=data["columns"],
+        system=data["system"],
+        hub_split=data["hub_split"],
+        seed=seed,
     )
-    _, _, examples = load_examples(data.test or data.train, renderer, options)
-    if data.test is None:
-        rest, held_out = set_aside(examples, data.test_share, settings.train.seed, example_key)
+    _, _, examples = load_examples(data["test"] or data["train"], renderer, options)
+    if data["test"] is None:
+        rest, held_out = set_aside(examples, data["test_share"], seed, example_key)
         examples = held_out if len(held_out) >= count else held_out + rest[: count - len(held_out)]
     asking = [example.messages for example in examples if example.messages]
     found = []

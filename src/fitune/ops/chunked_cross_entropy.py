@@ -12,7 +12,7 @@ M positions, E entries (a position before a branching predicts several tokens), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 # Logits of a chunk: on a CPU 32 MiB in fp32, on a GPU 256 MiB.
 CPU_CHUNK_LOGITS = 2**23
 GPU_CHUNK_LOGITS = 2**26
+# As torch.utils.checkpoint.checkpoint: a function, its arguments, use_reentrant=False.
+Recompute = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,20 +58,26 @@ class Head:
 
 
 def chunked_cross_entropy(
-    hidden_MH: Tensor, head: Head, entries: Entries, label_smoothing: float = 0.0, chunk_logits: int | None = None
+    hidden_MH: Tensor,
+    head: Head,
+    entries: Entries,
+    label_smoothing: float = 0.0,
+    chunk_logits: int | None = None,
+    recompute: Recompute = checkpoint,
 ) -> Tensor:
     """Weighted sum of the entries' cross entropies, in fp32.
 
     Args:
         chunk_logits: logits of a chunk at most; None takes the device's own, which the meta device does not have.
         label_smoothing: ε of Szegedy et al. 2016 (arXiv 1512.00567, section 7), as in torch's cross_entropy.
+        recompute: calls a chunk of a trained head so that its logits are made again in the backward pass.
     """
     if len(entries.rows) == 0:
         return hidden_MH.float().sum() * 0.0
     if chunk_logits is None:
         chunk_logits = GPU_CHUNK_LOGITS if hidden_MH.device.type == "cuda" else CPU_CHUNK_LOGITS
     if not head.frozen_linear:
-        return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits)
+        return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits, recompute)
     weight, bias = head.module.weight, head.module.bias
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden_MH.device.type):
@@ -147,7 +155,9 @@ def transformed(logits: Tensor, head: Head) -> Tensor:
     return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
 
 
-def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, chunk_logits: int) -> Tensor:
+def _recomputed(
+    hidden: Tensor, head: Head, entries: Entries, smoothing: float, chunk_logits: int, recompute: Recompute
+) -> Tensor:
     """Any head, trained or not: the chunk's logits are made again in the backward pass."""
 
     def chunk_loss(part: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, row_weights: Tensor) -> Tensor:
@@ -167,7 +177,7 @@ def _recomputed(hidden: Tensor, head: Head, entries: Entries, smoothing: float, 
             entries.weights[here],
             entries.row_weights[rows],
         )
-        total = total + checkpoint(chunk_loss, *arguments, use_reentrant=False)
+        total = total + recompute(chunk_loss, *arguments, use_reentrant=False)
     return total
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fitune.data.packing.tree import Tree
-from fitune.ops.chunked_cross_entropy import Entries, Head, chunked_cross_entropy
+from fitune.ops.chunked_cross_entropy import Entries, Head, Recompute, chunked_cross_entropy
 from fitune.ops.tree_attention import no_mask
 from fitune.ops.tree_attention_layout import TreeLayout, make_layout
 
@@ -57,17 +58,18 @@ def pack_loss(
     num_items: Tensor | int,
     label_smoothing: float = 0.0,
     chunk_logits: int | None = None,
+    recompute: Recompute = checkpoint,
 ) -> Tensor:
     """Summed cross entropy of the pack's trained tokens, each row's counted, divided by ``num_items``; fp32.
 
     Args:
         model: a causal LM of transformers after `use_tree_attention`, or a PEFT model around one.
         num_items: trained tokens of the whole optimizer step.
-        chunk_logits: as in `chunked_cross_entropy`.
+        chunk_logits, recompute: as in `chunked_cross_entropy`.
     """
     body, head = split_model(model)
     states = predicting_states(body, pack)
-    return chunked_cross_entropy(states, head, pack.entries, label_smoothing, chunk_logits) / num_items
+    return chunked_cross_entropy(states, head, pack.entries, label_smoothing, chunk_logits, recompute) / num_items
 
 
 def predicting_states(body: Any, pack: Pack) -> Tensor:

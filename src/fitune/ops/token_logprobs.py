@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fitune.data.packing.bins import Mode
 from fitune.data.packing.padding import pad_collate
 from fitune.data.packing.tree import Row, build_tree, predicting_places
 from fitune.errors import ModelError
@@ -28,7 +29,6 @@ from fitune.ops.chunked_cross_entropy import CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS,
 from fitune.ops.packed_loss import split_model
 from fitune.ops.tree_attention import no_mask
 from fitune.ops.tree_attention_layout import make_layout
-from fitune.trainers.packing_support import Mode
 
 
 @dataclass(frozen=True, eq=False)

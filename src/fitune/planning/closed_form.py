@@ -161,7 +161,7 @@ def explain(made: Plan, explained: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.planning.report.plan_report import size_in
+    from fitune.sizes import size_in
 
     whole = max(made.allocated_peak_bytes, explained["total_bytes"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

@@ -20,24 +20,16 @@ from fitune.cache_folder import cache_folder, keep
 from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.planning.scenario import Scenario
 
-# Of our own code, what a trace runs; how a plan is shown is no part of it.
+# Of our own code, what a trace runs: whole packages, and the few modules of others that it calls. How a plan is shown is
+# no part of it.
 TRACED = (
-    *(
-        f"planning/trace/{name}.py"
-        for name in (
-            "autocast", "cpu_dry_run", "cuda_memory_rules", "dry_run", "meta_shortcuts", "optimizer_memory", "packs",
-            "recorder", "trace",
-        )
-    ),
-    *(
-        f"ops/{name}.py"
-        for name in (
-            "chunked_cross_entropy", "fused_layers", "fused_lora", "grouped_attention", "label_loss", "packed_loss",
-            "token_logprobs", "tree_attention", "tree_attention_layout",
-        )
-    ),
-    *("planning/scenario.py", "adapters/inject.py", "models/heads.py", "data/packing/tree.py"),
-)  # fmt: skip
+    "planning/trace/*.py",
+    "ops/*.py",
+    "planning/scenario.py",
+    "adapters/inject.py",
+    "models/heads.py",
+    "data/packing/*.py",
+)
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
@@ -180,5 +172,5 @@ def versions() -> dict[str, str]:
 def source_hash() -> str:
     """Hash of our own code that a trace runs."""
     root = Path(__file__).parents[1]
-    files = [root / name for name in TRACED if (root / name).exists()]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
+    files = sorted(file for pattern in TRACED for file in root.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from fitune.answer_metrics import equal, sentence_chrf, word_similarity
 from fitune.demo.pig_latin import to_pig_latin
 
 Reward = Callable[..., Sequence[float]]
@@ -14,7 +15,7 @@ Reward = Callable[..., Sequence[float]]
 
 def exact(answers: Sequence[str], wanted: Sequence[str | None]) -> list[float]:
     """1 when the answer is the wanted one, blanks around both aside."""
-    return [float(answer.strip() == _there(right).strip()) for answer, right in zip(answers, wanted, strict=True)]
+    return [float(equal(answer, right)) for answer, right in zip(answers, _there(wanted), strict=True)]
 
 
 def regex(pattern: re.Pattern[str], answers: Sequence[str]) -> list[float]:
@@ -24,13 +25,7 @@ def regex(pattern: re.Pattern[str], answers: Sequence[str]) -> list[float]:
 
 def chrf(answers: Sequence[str], wanted: Sequence[str | None]) -> list[float]:
     """chrF2 of each answer against the wanted one (Popović 2015), by sacrebleu."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    metric = CHRF(eps_smoothing=True)
-    return [
-        metric.sentence_score(answer, [_there(right)]).score / 100
-        for answer, right in zip(answers, wanted, strict=True)
-    ]
+    return sentence_chrf(answers, _there(wanted))
 
 
 def length(limit: int, answers: Sequence[str]) -> list[float]:
@@ -55,25 +50,22 @@ def valid_json(keys: Sequence[str], answers: Sequence[str]) -> list[float]:
 
 def words(answers: Sequence[str], wanted: Sequence[str | None]) -> list[float]:
     """The share of words that stand at their place as wanted; words too many count as wrong ones."""
-    return [words_right(answer, _there(right)) for answer, right in zip(answers, wanted, strict=True)]
+    return [word_similarity(answer, right) for answer, right in zip(answers, _there(wanted), strict=True)]
 
 
 def pig_latin(answers: Sequence[str], questions: Sequence[str]) -> list[float]:
     """The share of words that are the Pig Latin of the question's, by the rule of `fitune.demo.pig_latin`."""
-    return [words_right(answer, to_pig_latin(question)) for answer, question in zip(answers, questions, strict=True)]
+    return [
+        word_similarity(answer, to_pig_latin(question)) for answer, question in zip(answers, questions, strict=True)
+    ]
 
 
-def words_right(answer: str, wanted: str) -> float:
-    """Words of `answer` equal to those of `wanted` at their places, as a share of the longer one's."""
-    said, right = answer.split(), wanted.split()
-    hits = sum(one == other for one, other in zip(said, right, strict=False))
-    return hits / max(len(said), len(right), 1)
-
-
-def _there(wanted: str | None) -> str:
-    if wanted is None:
+def _there(wanted: Sequence[str | None]) -> list[str]:
+    """The wanted answers; ValueError where the data has none."""
+    there = [right for right in wanted if right is not None]
+    if len(there) < len(wanted):
         raise ValueError("the data has no wanted answer for this row, which this reward compares with")
-    return wanted
+    return there
 
 
 def _pattern(argument: str) -> Reward:

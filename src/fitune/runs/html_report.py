@@ -6,14 +6,13 @@ In: a run folder. Out: HTML that loads nothing from anywhere, for light and dark
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fitune.config.sections import Settings
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import memory_of
 from fitune.runs.run_folder import RunFolder, read_rows
@@ -33,8 +32,12 @@ svg path { fill: none; stroke: var(--line); stroke-width: 1.6; } svg line { stro
 """.strip()
 
 
-def write_report(run: RunFolder) -> Path:
-    """Write report.html of a run, finished or not; returns its path."""
+def write_report(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
+    """Write report.html of a run, finished or not; returns its path.
+
+    Args:
+        defaults: the settings at their defaults, nested as in the run's settings.yaml.
+    """
     manifest = manifests.read(run.manifest)
     metrics, samples = read_rows(run.metrics), read_rows(run.samples)
     body = [
@@ -46,7 +49,7 @@ def write_report(run: RunFolder) -> Path:
         *_rollouts(samples),
         *_memory(manifest),
         "<h2>Settings that differ from the defaults</h2>",
-        _table(("setting", "value"), [(name, json.dumps(value)) for name, value in changed_settings(run)]),
+        _table(("setting", "value"), [(name, json.dumps(value)) for name, value in changed_settings(run, defaults)]),
         "<h2>Facts</h2>",
         _table(("fact", "value"), list(_flat(manifest))),
     ]
@@ -60,10 +63,10 @@ def write_report(run: RunFolder) -> Path:
     return run.report
 
 
-def changed_settings(run: RunFolder) -> list[tuple[str, Any]]:
+def changed_settings(run: RunFolder, defaults: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(dotted name, value) of each setting that is not at its default."""
     given = yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
-    default = dict(_flat(Settings().model_dump(mode="json")))
+    default = dict(_flat(dict(defaults)))
     return [(name, value) for name, value in _flat(given) if default.get(name) != value]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from fitune.runs.html_report import changed_settings
 from fitune.runs.run_folder import RunFolder
 
 
-def write_card(run: RunFolder, saved: Path | None = None) -> Path:
-    """Write the model card into the run's folder and beside the weights; returns the run's."""
+def write_card(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
+    """Write the model card into the run's folder and beside the weights; returns the run's.
+
+    Args:
+        defaults: as in `fitune.runs.html_report.write_report`.
+    """
     manifest = manifests.read(run.manifest)
-    text = card_text(run, manifest)
+    text = card_text(run, manifest, defaults)
     run.card.write_text(text, encoding="utf-8")
     for folder in (run.adapter, run.model):
         if folder.is_dir():
@@ -23,7 +28,7 @@ def write_card(run: RunFolder, saved: Path | None = None) -> Path:
     return run.card
 
 
-def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
+def card_text(run: RunFolder, manifest: dict[str, Any], defaults: Mapping[str, Any]) -> str:
     """The card: what it is, what it was trained on, what was measured, how to use it."""
     model, data = manifest.get("model", {}), manifest.get("data", {})
     lora, judge = manifest.get("tuning") == "lora", manifest.get("method") == "reward"
@@ -62,7 +67,7 @@ def card_text(run: RunFolder, manifest: dict[str, Any]) -> str:
     else:
         lines += ["No rows were held out."]
     lines += ["", "## Settings that differ from the defaults", ""]
-    lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run)]
+    lines += [f"- `{name}`: `{value}`" for name, value in changed_settings(run, defaults)]
     use = f"fitune score {run.path} --data answers.jsonl" if judge else f"fitune chat {run.path}"
     lines += ["", "## Use", "", "```sh", use, "```", ""]
     if lora and model.get("merged"):

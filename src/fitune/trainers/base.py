@@ -6,19 +6,21 @@ Knows nothing of settings, templates or reports.
 What differs from transformers.Trainer:
 - the loss is per trained token of the whole optimizer step (loss.py), so accumulation changes nothing;
 - evaluation keeps no logits and weighs every token alike;
-- a checkpoint holds the trained parameters alone, and counts only once its completion mark is written.
+- a checkpoint holds the trained parameters alone, and counts only once its completion mark is written;
+- out of memory, a step or an evaluation is begun again in smaller passes (oom_recovery.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -31,6 +33,7 @@ from transformers import (
 from fitune.errors import RunError, TrainingHalted
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
+from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
 from fitune.trainers.sampler import ShuffledByEpoch
 
 TRAINED_FILE = "trained.safetensors"
@@ -73,6 +76,9 @@ class FituneTrainer(Trainer):
         extra_metrics: called at each evaluation with the model and the step; returns more metrics (generation).
         keep_checkpoints: whole checkpoints kept, the best one always among them.
         callbacks: more callbacks of transformers.
+        pass_size: what a forward pass takes at first; None takes a micro-batch of rows.
+        on_step_down: told when memory ran out and passes got smaller (oom_recovery.py).
+        largest_rows: makes the rows of the run's largest pass, to be tried before step one.
     """
 
     # compute_loss divides by the trained tokens of the whole optimizer step itself.
@@ -88,10 +94,14 @@ class FituneTrainer(Trainer):
         extra_metrics: Examine | None = None,
         keep_checkpoints: int = 2,
         callbacks: list[TrainerCallback] | None = None,
+        pass_size: PassSize | None = None,
+        on_step_down: StepDown | None = None,
+        largest_rows: Callable[[], Sequence[Any]] | None = None,
     ):
         self.order = ShuffledByEpoch(len(train_rows), args.seed)
         self.extra_metrics = extra_metrics
         self.keep_checkpoints = keep_checkpoints
+        self.step_batches: list[Any] = []
         self.step_loss = 0.0
         self.step_tokens = 0
         # What a method measures in a step beside the loss; logged as its mean over the steps of a row.
@@ -106,6 +116,23 @@ class FituneTrainer(Trainer):
             eval_dataset=RowDataset(test_rows) if test_rows else None,
             callbacks=[_EpochOrder(self), *(callbacks or [])],
         )
+        size = pass_size or PassSize(args.per_device_train_batch_size)
+        self.recovery = OomRecovery(
+            size,
+            where=lambda: f"at step {self.state.global_step + 1}",
+            model=model,
+            checkpointing=bool(
+                getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
+            ),
+            begin_again=self.drop_gradients,
+            processes=args.world_size,
+            on_step_down=on_step_down,
+        )
+        self.eval_recovery = OomRecovery(
+            size, where=lambda: f"in the evaluation at step {self.state.global_step}", on_step_down=on_step_down
+        )
+        if largest_rows is not None:
+            self.add_callback(TriedFirst(self, largest_rows))
         self.model_accepts_loss_kwargs = True
         for talkative in (PrinterCallback, ProgressCallback):
             self.remove_callback(talkative)
@@ -115,18 +142,39 @@ class FituneTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledByEpoch:
         return self.order
 
+    @property
+    def layout(self) -> str:
+        """tree, rows or off: how the rows of a step are laid out."""
+        return "off"
+
+    @property
+    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        """Makes of training rows what `training_step` takes; held-out rows always go through `data_collator`."""
+        return self.data_collator
+
+    def get_train_dataloader(self) -> DataLoader:
+        of_evaluation, self.data_collator = self.data_collator, self.train_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = of_evaluation
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The micro-batches of one optimizer step, and how many tokens they train, over all processes."""
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of one optimizer step, and what its loss is divided by."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        trained = torch.tensor(sum(count_trained(batch["labels"]) for batch in batches), device=device)
+        self.step_batches, self.step_loss = [], 0.0
+        self.step_tokens, items = self.step_size(batches)
+        return batches, torch.tensor(items, device=device).clamp(min=1)
+
+    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+        """Tokens of a step's micro-batches, and how many of them are trained, over all processes."""
+        trained = sum(count_trained(batch["labels"]) for batch in batches)
         if self.args.world_size > 1:
-            everywhere: Any = self.accelerator.gather(trained.unsqueeze(0))
-            trained = everywhere.sum()
-        self.step_loss = 0.0
-        self.step_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-        return batches, trained.clamp(min=1)
+            everywhere: Any = self.accelerator.gather(torch.tensor([trained], device=self.args.device))
+            trained = int(everywhere.sum())
+        return sum(int(batch["attention_mask"].sum()) for batch in batches), trained
 
     # ---- loss
 
@@ -142,14 +190,42 @@ class FituneTrainer(Trainer):
         return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; halts when the loss is not finite."""
-        self.last_row_numbers = inputs[ROW_NUMBERS].tolist()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        value = loss.item()
-        if not torch.isfinite(loss):
-            self.halt(f"the loss is {value}")
-        self.step_loss += value
-        return loss
+        """Forward and backward of a micro-batch; out of memory, of the step's earlier ones again, too."""
+        self.step_batches.append(inputs)
+        return self.take_step(model, self.step_batches, num_items_in_batch)
+
+    def take_step(
+        self, model: Any, batches: Sequence[Any], num_items: Any, where: Callable[[], str] | None = None
+    ) -> Tensor:
+        """`forward_backward` of the last of a step's micro-batches so far, as `OomRecovery.run` does it."""
+        work = partial(self.forward_backward, model, num_items)
+        return self.recovery.run(work, batches[-1], batches[:-1], where)
+
+    def forward_backward(self, model: Any, num_items: Any, inputs: dict[str, Any]) -> Tensor:
+        """The gradients of a micro-batch, in passes of the size that memory allows; halts when a loss is not finite."""
+        losses: list[Tensor] = []
+        for part in self._cut(inputs, self.recovery):
+            self.last_row_numbers = part[ROW_NUMBERS].tolist()
+            loss = super().training_step(model, part, num_items)
+            value = loss.item()
+            if not torch.isfinite(loss):
+                self.halt(f"the loss is {value}")
+            self.step_loss += value
+            losses.append(loss)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def drop_gradients(self) -> None:
+        """As at the beginning of the step."""
+        model: Any = self.model
+        model.zero_grad(set_to_none=True)
+        self.step_loss = 0.0
+
+    @staticmethod
+    def _cut(inputs: dict[str, Any], recovery: OomRecovery) -> Iterable[dict[str, Any]]:
+        """A padded batch in passes."""
+        rows, width = inputs["input_ids"].shape
+        for here in recovery.slices(rows, width):
+            yield {name: value[here] for name, value in inputs.items()}
 
     def halt(self, what: str) -> None:
         """Raise `TrainingHalted` with the place and what to try."""
@@ -192,15 +268,16 @@ class FituneTrainer(Trainer):
 
     def measure(self, eval_dataset: Any) -> dict[str, float]:
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
-        return {"loss": self._token_loss(eval_dataset)}
+        return {"loss": self.eval_recovery.run(self._token_loss, eval_dataset)}
 
     def _token_loss(self, eval_dataset: Any) -> float:
         total, tokens = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             batch = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                inputs = {name: value for name, value in batch.items() if name != ROW_NUMBERS}
-                total += label_loss(self.model, inputs, 1).item()
+            for part in self._cut(batch, self.eval_recovery):
+                with self.accelerator.autocast():
+                    inputs = {name: value for name, value in part.items() if name != ROW_NUMBERS}
+                    total += label_loss(self.model, inputs, 1).item()
             tokens += count_trained(batch["labels"])
         return total / max(tokens, 1)
 

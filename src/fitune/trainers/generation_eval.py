@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from fitune.console import warn
+from fitune.answer_metrics import score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
 from fitune.evaluation.evaluate import answer_rows
 from fitune.evaluation.inference_model import Target
-from fitune.evaluation.metrics import score
-from fitune.trainers.memory import free_memory, is_out_of_memory
+from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
 
 def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
@@ -39,24 +38,21 @@ class GenerationEval:
         self.renderer = renderer
         self.examples = list(examples)
         self.max_new_tokens = max_new_tokens
-        self.batch_rows = batch_rows
         self.keep = keep
+        self.recovery = OomRecovery(
+            PassSize(batch_rows, "answer"),
+            where=lambda: "while held-out questions are answered",
+            advice="Lower eval.max_new_tokens",
+        )
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
         target = Target(model, self.renderer, "", None)
-        rows = self.answered(target)
+        rows = self.recovery.run(self._answered, target)
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
 
-    def answered(self, target: Target) -> list[dict[str, Any]]:
-        """The answers; fewer at once from here on when memory runs out."""
-        while True:
-            try:
-                return answer_rows(target, self.examples, self.max_new_tokens, self.batch_rows)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self.batch_rows == 1:
-                    raise
-            self.batch_rows = max(self.batch_rows // 2, 1)
-            free_memory()
-            warn(f"out of memory while answering questions: it goes on with {self.batch_rows} at a time")
+    def _answered(self, target: Target) -> list[dict[str, Any]]:
+        at_once = min(self.recovery.size.most, len(self.examples))
+        self.recovery.begin_pass(at_once)
+        return answer_rows(target, self.examples, self.max_new_tokens, at_once)

@@ -13,17 +13,19 @@ B answers of a step, T tokens of the longest, R answers of a micro-batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fitune.console import warn
+from fitune.data.packing.bins import Mode
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.errors import RewardError
@@ -34,11 +36,12 @@ from fitune.ops.token_logprobs import RowBatch, entry_logprobs, make_row_batch, 
 from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
 from fitune.trainers.base import FituneTrainer
-from fitune.trainers.packing_support import Mode
+from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown
 from fitune.trainers.rl.losses import token_weights
 from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
 
 PROMPTS = "prompts"
+LearnFrom = Callable[["MicroBatch", Tensor, int], dict[str, float]]
 CUT_OFF_REMINDER = 10  # steps between two warnings that every answer was cut off
 
 
@@ -98,12 +101,19 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         mode: Mode,
         keep: Callable[[list[dict[str, Any]]], None],
         values: bool = False,
+        on_step_down: StepDown | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
+        size = PassSize(rollout.part_prompts * rollout.answers, "answer")
+        super().__init__(*args, pass_size=size, on_step_down=on_step_down, **kwargs)
+        self.sampling_recovery = OomRecovery(
+            PassSize(rollout.rows_at_once, "answer"),
+            where=lambda: f"while the answers of step {self.state.global_step + 1} are sampled",
+            advice="Lower rl.max_new_tokens",
+            on_step_down=on_step_down,
+        )
         self.rollout, self.mix, self.renderer, self.reference = rollout, mix, renderer, reference
         self.mode: Mode = mode
-        self.layout = mode  # for the run's plan
         self.keep, self.values = keep, values
         self.answered: RolloutBatch | None = None
         self.mask = torch.zeros(0)
@@ -137,7 +147,16 @@ class OnlineRLTrainer(FituneTrainer, ABC):
     def sample(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
         """The policy's answers to the step's prompts."""
         how, seed = self.rollout, step_seed(self.args.seed, self.state.global_step)
-        return sample_answers(self.model, self.renderer, prompts, how.answers, how.sampling, how.rows_at_once, seed)
+        return sample_answers(
+            self.model,
+            self.renderer,
+            prompts,
+            how.answers,
+            how.sampling,
+            how.rows_at_once,
+            seed,
+            self.sampling_recovery,
+        )
 
     def judge(self, answered: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
         """Scores B, and what is worth watching of them; an answer without an end earns nothing by being long.
@@ -196,6 +215,25 @@ class OnlineRLTrainer(FituneTrainer, ABC):
                 first = False
                 yield [micro_batches[index] for index in chosen]
 
+    def take_updates(self, micro_batches: Sequence[MicroBatch], learn_from: LearnFrom) -> dict[str, float]:
+        """Every update of the step; one that runs out of memory is begun again, and those before it stand.
+
+        Args:
+            learn_from: forward and backward of a part of an update, from the part, the weights RT of its tokens and the
+                number of tokens that the update learns from; returns what it measured.
+
+        Returns:
+            Of each measured number the sum over an update's parts, and of the sums the mean over the updates.
+        """
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for update in self.updates(micro_batches):
+            count += 1
+            for measured in self.recovery.run(partial(self._take_update, learn_from), update):
+                for name, value in measured.items():
+                    sums[name] += value
+        return {name: total / count for name, total in sums.items()}
+
     def forward(self, micro_batch: MicroBatch) -> ForwardOutput:
         """One forward pass over a micro-batch: log-probabilities RT of its tokens, and their values where there is a head."""
         with self.accelerator.autocast():
@@ -213,21 +251,33 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     def score_no_grad(self, micro_batches: Sequence[MicroBatch], reference: bool) -> ForwardOutput:
         """`forward` at all answers without gradients, BT; as the reference sees them or as the policy does."""
-        logp, values = torch.zeros_like(self.mask, dtype=torch.float32), None
+        logp = torch.zeros_like(self.mask, dtype=torch.float32)
+        values = torch.zeros_like(logp) if self.values and not reference else None
+
+        def score(micro_batch: MicroBatch) -> None:
+            for part in self._parts(micro_batch, self.eval_recovery):
+                with torch.no_grad():
+                    seen = self._as_reference(part) if reference else self.forward(part)
+                logp[part.numbers] = seen.logp
+                if values is not None and seen.values is not None:
+                    values[part.numbers] = seen.values
+
         for micro_batch in micro_batches:
-            with torch.no_grad():
-                seen = self._as_reference(micro_batch) if reference else self.forward(micro_batch)
-            logp[micro_batch.numbers] = seen.logp
-            if seen.values is not None and not reference:
-                values = torch.zeros_like(logp) if values is None else values
-                values[micro_batch.numbers] = seen.values
+            self.eval_recovery.run(
+                score, micro_batch, where=lambda: f"while the answers of step {self.state.global_step + 1} are scored"
+            )
         return ForwardOutput(logp, values)
 
     def with_weights(self, update: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Tensor]]:
-        """Each part of an update with the weights RT of its tokens, which sum over the update as ``loss_over`` says."""
+        """Each part of an update, a micro-batch or what memory leaves of it, with the weights RT of its tokens, which sum
+        over the update as ``loss_over`` says."""
         numbers = torch.cat([micro_batch.numbers for micro_batch in update])
         weights = token_weights(self.mask[numbers], self.rollout.loss_over, self.rollout.sampling.max_new_tokens)
-        yield from zip(update, weights.split([len(micro_batch.numbers) for micro_batch in update]), strict=True)
+        first = 0
+        for micro_batch in update:
+            for part in self._parts(micro_batch, self.recovery):
+                yield part, weights[first : first + len(part.numbers)]
+                first += len(part.numbers)
 
     def tokens_of(self, update: Sequence[MicroBatch]) -> int:
         """Tokens that an update learns from."""
@@ -241,19 +291,17 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     # ---- rows, checkpoints, evaluation
 
-    def get_train_dataloader(self) -> DataLoader:
-        padded = self.data_collator
-        self.data_collator = _prompts
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = padded
+    @property
+    def layout(self) -> str:
+        return self.mode
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, torch.tensor(1, device=device)
+    @property
+    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        return _prompts
+
+    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+        """Nothing is known of a step before its answers are; `training_step` counts their tokens."""
+        return 0, 1
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `FituneTrainer.evaluate`; a reward that fails here leaves the steps before it to resume from, too."""
@@ -266,6 +314,24 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         return {}  # everything is measured on answers, by ``examine``
 
     # ---- inside
+
+    def _take_update(self, learn_from: LearnFrom, update: Sequence[MicroBatch]) -> list[dict[str, float]]:
+        tokens = self.tokens_of(update)
+        return [learn_from(part, weights, tokens) for part, weights in self.with_weights(update)]
+
+    def _parts(self, micro_batch: MicroBatch, recovery: OomRecovery) -> Iterator[MicroBatch]:
+        """The micro-batch as it is, or laid out anew in smaller ones where memory asks for it."""
+        count = len(micro_batch.numbers)
+        if count <= recovery.size.most:
+            recovery.begin_pass(count, micro_batch.row_batch.computed_tokens)
+            yield micro_batch
+            return
+        assert self.answered is not None
+        first = int(micro_batch.numbers[0])
+        for here in recovery.slices(count):
+            part = self._micro_batch(self.answered, first + here.start, first + here.stop)
+            recovery.begin_pass(len(part.numbers), part.row_batch.computed_tokens)
+            yield part
 
     def _as_reference(self, micro_batch: MicroBatch) -> ForwardOutput:
         with self.reference():

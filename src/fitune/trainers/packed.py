@@ -1,23 +1,23 @@
 """`PackedTrainer`: FituneTrainer whose steps are packs instead of padded micro-batches. Same rows a step, same losses.
 
 In: as FituneTrainer, and a `Packing`. Out: likewise.
-Knows nothing of how packs are computed (packed.py) or laid (data/packing/bins.py).
+Knows nothing of how packs are computed (ops/packed_loss.py) or laid (data/packing/bins.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.tree import Tree
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.trainers.base import FituneTrainer
+from fitune.trainers.oom_recovery import PassSize
 from fitune.trainers.packing_support import Packing
 
 PACKS = "packs"
@@ -42,43 +42,41 @@ class PackedTrainer(FituneTrainer):
     """
 
     def __init__(self, *args: Any, packing: Packing, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, pass_size=PassSize(packing.max_tokens, in_tokens=True), **kwargs)
         if packing.mode == "off":
             raise ValueError("PackedTrainer needs a packing other than off; use FituneTrainer")
         self.packing = packing
+        dataset: Any = self.train_dataset
+        self.rows_by_number = {row.row_number: row for row in dataset.rows}
         # Accelerate holds a number of its own, fixed when the Trainer was made.
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
         self._train_batch_size = self.args.train_batch_size
         self.args.gradient_accumulation_steps = 1
         self.accelerator.gradient_accumulation_steps = 1
 
-    def get_train_dataloader(self) -> DataLoader:
-        padded = self.data_collator
-        self.data_collator = PackCollate(self.packing.max_tokens, self.packing.mode == "tree")
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = padded
+    @property
+    def layout(self) -> str:
+        return self.packing.mode
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """The packs of one optimizer step, and how many tokens they train."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+    @property
+    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        return PackCollate(self.packing.max_tokens, self.packing.mode == "tree")
+
+    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+        """Tokens of a step's rows, and how many of them are trained."""
         trees = [tree for batch in batches for tree in batch[PACKS]]
-        self.step_loss = 0.0
-        self.step_tokens = sum(tree.row_tokens for tree in trees)
-        return batches, torch.tensor(sum(tree.num_targets for tree in trees), device=device).clamp(min=1)
+        return sum(tree.row_tokens for tree in trees), sum(tree.num_targets for tree in trees)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of every pack of the step; halts when a loss is not finite."""
+    def forward_backward(self, model: Any, num_items: Any, inputs: dict[str, Any]) -> Tensor:
+        """The gradients of every pack of the step; halts when a loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for tree in inputs[PACKS]:
+        for tree in self._smaller(inputs[PACKS]):
+            self.recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)
             self.last_row_numbers = list(tree.row_numbers)
             # Accelerate's own autocast is wrapped around the model's forward, which packs do not go through.
             with self.accelerator.autocast():
-                loss = pack_loss(self.model, to_pack(tree, self.args.device), num_items_in_batch)
+                loss = pack_loss(self.model, to_pack(tree, self.args.device), num_items)
             if not torch.isfinite(loss):
                 self.halt(f"the loss is {loss.item()}")
             self.accelerator.backward(loss)
@@ -86,10 +84,21 @@ class PackedTrainer(FituneTrainer):
         self.step_loss += total.item()
         return total
 
+    def _smaller(self, packs: Sequence[Tree]) -> Iterator[Tree]:
+        """The packs that the loader made, those that have become too large packed anew."""
+        most = self.recovery.size.most
+        for tree in packs:
+            if tree.num_nodes <= most or len(tree.row_numbers) == 1:
+                yield tree
+            else:
+                rows = [self.rows_by_number[number] for number in tree.row_numbers]
+                yield from pack_rows(rows, most, self.packing.mode == "tree")
+
     def _token_loss(self, eval_dataset: Any) -> float:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         total, tokens = 0.0, 0
-        for tree in pack_rows(dataset.rows, self.packing.max_tokens, self.packing.mode == "tree"):
+        for tree in pack_rows(dataset.rows, self.eval_recovery.size.most, self.packing.mode == "tree"):
+            self.eval_recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)
             with self.accelerator.autocast():
                 total += pack_loss(self.model, to_pack(tree, self.args.device), 1).item()
             tokens += tree.num_targets

@@ -2,10 +2,6 @@
 
 In: the model, training rows, what the user asked for. Out: a frozen `Packing`, with what there is to say about it.
 Knows nothing of settings or trainers.
-
-tree    shared prefixes are computed once, nothing is padded
-rows    nothing is padded, rows lie side by side
-off     rows are padded to the longest of a micro-batch
 """
 
 from __future__ import annotations
@@ -19,12 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fitune.data.packing.bins import Mode
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
-
-Mode = Literal["tree", "rows", "off"]
 
 # Difference of a row's mean loss that rounding explains, as a share of the loss (bf16 keeps 8 bits, so 2⁻⁸ = 0.4 % an
 # operation: 0.5 % was seen on SmolLM2 with short rows); a wrong mask or position gives several times as much.
@@ -32,6 +27,13 @@ FP32_TOLERANCE = 1e-4
 LOW_PRECISION_TOLERANCE = 0.012
 ROWS_TRIED = 4
 TOKENS_TRIED = 2_048
+# Losses of a row may move by so much when other rows' tokens change: rounding, where the number of rows an expert or an
+# int8 outlier column sees moves with them. Elsewhere they do not move by a bit.
+FP32_LEAK = 1e-6
+LOW_PRECISION_LEAK = 3e-3
+# Of the names that transformers allows in a config's ``layer_types`` (configuration_utils.ALLOWED_ATTN_LAYER_TYPES), those
+# that mix tokens outside attention: linear attention and state spaces, short convolutions, and both beside attention.
+RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
 # What models call the dropout of attention weights in their configs.
 ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
@@ -80,10 +82,29 @@ def _refusal(model: Any, processes: int) -> str | None:
     """Why packing is not even tried."""
     if processes > 1:
         return f"{processes} processes train together"
-    config = _inner(model).config.get_text_config()
+    inner = _inner(model)
+    config = inner.config.get_text_config()
+    if layer := recurrent_layer(inner):
+        return f"its {layer} layers carry a state from token to token, which would run on from one row into the next"
     for name in ATTENTION_DROPOUTS:
         if getattr(config, name, 0.0):
             return f"the model drops attention weights ({name} is {getattr(config, name)})"
+    return None
+
+
+def recurrent_layer(model: Any) -> str | None:
+    """What mixes tokens outside attention, or None: linear attention, state spaces, short convolutions.
+
+    A pack keeps its rows apart in attention alone. The config's ``layer_types`` names such layers; models older than that
+    field have a causal convolution over the sequence beside their state.
+    """
+    for kind in getattr(model.config.get_text_config(), "layer_types", None) or ():
+        if kind in RECURRENT_LAYERS:
+            return str(kind)
+    text = getattr(model, model.base_model_prefix, model)
+    for module in text.modules():
+        if any(isinstance(part, nn.Conv1d) for part in module.children()):
+            return type(module).__name__
     return None
 
 
@@ -103,7 +124,10 @@ def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
 def self_check(
     model: Any, rows: Sequence[Row], share: bool, autocast: AbstractContextManager[Any] | None = None
 ) -> str | None:
-    """Loss of a few real rows in one pack against the plain forward of each alone.
+    """Loss of a few real rows in one pack: against the plain forward of each alone, and while the others change.
+
+    A loss that depends on another row's tokens is a leak, however small: weights near their random start hide in
+    rounding what they would do once trained.
 
     Returns:
         What is wrong, or None. With a fault the model has its own attention again.
@@ -125,11 +149,22 @@ def self_check(
             plain = [_plain_loss(model, row, device) for row in sample]
             use_tree_attention(inner)
             packed = [_packed_loss(model, sample, which, share, device) for which in range(len(sample))]
+            beside = [
+                _packed_loss(model, _others_changed(sample, which), which, share, device)
+                for which in range(len(sample))
+            ]
         tolerance = LOW_PRECISION_TOLERANCE if low else FP32_TOLERANCE
         worst = max(range(len(sample)), key=lambda which: abs(plain[which] - packed[which]))
         # Written so that a loss that is not a number is a fault too.
         if not abs(plain[worst] - packed[worst]) <= tolerance * max(1.0, plain[worst]):
             fault = f"loss {packed[worst]:.4f} instead of {plain[worst]:.4f} on row {sample[worst].row_number}"
+        leak = LOW_PRECISION_LEAK if low else FP32_LEAK
+        moved = max(range(len(sample)), key=lambda which: abs(packed[which] - beside[which]))
+        if fault is None and not abs(packed[moved] - beside[moved]) <= leak * max(1.0, packed[moved]):
+            fault = (
+                f"the loss of row {sample[moved].row_number} moves from {packed[moved]:.6f} to {beside[moved]:.6f} when other "
+                "rows of its pack have other tokens"
+            )
     except ModelError as error:
         fault = str(error)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
@@ -181,10 +216,30 @@ class _Untrained:
     row_number: int
 
 
-def _packed_loss(model: Any, sample: list[Row], which: int, share: bool, device: torch.device) -> float:
-    """Mean loss of one row's trained tokens, in a pack with the others."""
+def _packed_loss(model: Any, sample: Sequence[Row], which: int, share: bool, device: torch.device) -> float:
+    """Mean loss of one row's trained tokens, in a pack with the others, which are computed to their ends."""
     rows = [
         row if number == which else _Untrained(row.input_ids, (False,) * len(row.input_ids), row.row_number)
         for number, row in enumerate(sample)
     ]
-    return float(pack_loss(model, to_pack(build_tree(rows, share), device), sum(sample[which].trained[1:])))
+    tree = build_tree(rows, share, keep_ends=True)
+    return float(pack_loss(model, to_pack(tree, device), sum(sample[which].trained[1:])))
+
+
+def _others_changed(sample: Sequence[Row], which: int) -> list[Row]:
+    """The rows with other tokens in the tails of all but one.
+
+    A tail begins behind the first token that a row has for itself, so the tree keeps its shape and its order, and with
+    them every product its size.
+    """
+    ids = sorted({token for row in sample for token in row.input_ids})
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    changed: list[Row] = []
+    for number, row in enumerate(sample):
+        if number == which:
+            changed.append(row)
+            continue
+        shared = max(common_prefix(row.input_ids, other.input_ids) for other in sample if other is not row)
+        tail = [following[token] for token in row.input_ids[shared + 1 :]]
+        changed.append(_Untrained([*row.input_ids[: shared + 1], *tail], row.trained, row.row_number))
+    return changed

@@ -10,18 +10,19 @@ apart, so that its prompt is computed once. Losses are means over the pairs of t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.rows import PairRow
 from fitune.ops.token_logprobs import RowBatch, make_row_batch
 from fitune.trainers.base import FituneTrainer
+from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.packing_support import Packing
 
 PAIRS = "pairs"
@@ -51,11 +52,15 @@ class PairTrainer(FituneTrainer):
         packing: how rows are laid out; with "off" they are padded.
     """
 
-    def __init__(self, *args: Any, packing: Packing, **kwargs: Any):
-        super().__init__(*args, collate=keep_pairs, **kwargs)
-        self.pairs_at_once = self.args.per_device_train_batch_size
-        dataset: Any = self.train_dataset
-        self.packing = for_pairs(packing, dataset.rows, self.pairs_at_once)
+    def __init__(
+        self, model: Any, args: TrainingArguments, *, train_rows: Sequence[PairRow], packing: Packing, **kwargs: Any
+    ):
+        at_once = args.per_device_train_batch_size
+        self.packing = for_pairs(packing, train_rows, at_once)
+        size = PassSize(at_once, "pair")
+        if packing.mode != "off":
+            size = PassSize(self.packing.max_tokens, "pair", in_tokens=True)
+        super().__init__(model, args, train_rows=train_rows, collate=keep_pairs, pass_size=size, **kwargs)
         # One batch a step, dealt out to passes here: see PackedTrainer.
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
         self._train_batch_size = self.args.train_batch_size
@@ -77,31 +82,26 @@ class PairTrainer(FituneTrainer):
 
     # ---- the step
 
-    def get_train_dataloader(self) -> DataLoader:
-        self.data_collator = keep_pairs
-        return super().get_train_dataloader()
+    @property
+    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+        return keep_pairs
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
-        """The pairs of one optimizer step, and their number."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+        """Tokens of a step's pairs, and their number."""
         pairs = [pair for batch in batches for pair in batch[PAIRS]]
-        self.step_loss = 0.0
-        self.step_tokens = sum(pair.num_tokens for pair in pairs)
-        return batches, torch.tensor(len(pairs), device=device).clamp(min=1)
+        return sum(pair.num_tokens for pair in pairs), len(pairs)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of every pass of the step; halts when a loss is not finite."""
+    def forward_backward(self, model: Any, num_items: Any, inputs: dict[str, Any]) -> Tensor:
+        """The gradients of every pass of the step; halts when a loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)
         kept: list[Measured] = []
         order: list[PairRow] = []
-        for pairs in self._passes(inputs[PAIRS]):
+        for pairs in self.passes(inputs[PAIRS], self.recovery):
             self.last_row_numbers = [pair.row_number for pair in pairs]
             with self.accelerator.autocast():
                 losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)
-            loss = losses.sum() / num_items_in_batch
+            loss = losses.sum() / num_items
             if not torch.isfinite(loss):
                 self.halt(f"the loss is {loss.item()}")
             self.accelerator.backward(loss)
@@ -112,11 +112,18 @@ class PairTrainer(FituneTrainer):
         self.step_metrics = self.summarize(_joined(kept), order)
         return total
 
-    def _passes(self, pairs: Sequence[PairRow]) -> list[list[PairRow]]:
+    def passes(self, pairs: Sequence[PairRow], recovery: OomRecovery) -> Iterator[list[PairRow]]:
+        """The pairs in forward passes of the size that memory allows."""
         if self.packing.mode == "off":
-            at_once = self.pairs_at_once
-            return [list(pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
-        return pair_passes(pairs, self.packing.max_tokens, self.packing.mode == "tree")
+            for here in recovery.slices(len(pairs)):
+                one = list(pairs[here])
+                recovery.begin_pass(len(one), 2 * len(one) * max(side.num_tokens for side in sides(one)))
+                yield one
+            return
+        share = self.packing.mode == "tree"
+        for one in pair_passes(pairs, recovery.size.most, share):
+            recovery.begin_pass(len(one), sum(pair_tokens(pair, share) for pair in one))
+            yield one
 
     def _row_batch(self, pairs: Sequence[PairRow]) -> RowBatch:
         return make_row_batch(sides(pairs), self.packing.mode, self.args.device)
@@ -132,9 +139,12 @@ class PairTrainer(FituneTrainer):
     def pass_over(self, rows: Sequence[PairRow]) -> tuple[Measured, list[PairRow], Tensor]:
         """What is measured of any pairs in the model's present mode, those pairs in the order of the numbers, and P
         losses."""
+        return self.eval_recovery.run(self._pass_over, rows)
+
+    def _pass_over(self, rows: Sequence[PairRow]) -> tuple[Measured, list[PairRow], Tensor]:
         kept: list[Measured] = []
         order: list[PairRow] = []
-        for pairs in self._passes(rows):
+        for pairs in self.passes(rows, self.eval_recovery):
             with self.accelerator.autocast():
                 losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)
             kept.append({"loss": losses, **measured})

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.packing.tree import Tree
 from fitune.data.rows import PairRow
 from fitune.trainers.sampler import epoch_order
-from fitune.training.plan_scenario import LargestPass
 
 # Steps are weighed by their rows' lengths, and the heaviest of them packed to see what is shared.
 STEPS_PACKED = 16
@@ -61,9 +61,19 @@ def heaviest_steps(
     return [[rows[index] for index in step] for _, step in found[:count]]
 
 
+def largest_rows(rows: Sequence[Any], batches: Batches) -> list[Any]:
+    """The rows, or pairs, of the largest forward pass, however they are laid out."""
+    if isinstance(rows[0], PairRow) and batches.mode != "off":
+        return largest_pair_pass(rows, batches)
+    if batches.mode == "off":
+        return largest_micro_batch(rows, batches)
+    numbers = set(largest_pack(rows, batches).row_numbers)
+    return [row for row in rows if row.row_number in numbers]
+
+
 def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
     """The padded forward pass with the most positions; of several, the one with the most trained tokens."""
-    lengths = np.asarray([len(row.input_ids) for row in rows])
+    lengths = np.asarray([_width(row) for row in rows])
     trained = np.asarray([row.num_trained for row in rows])
     best, chosen = (-1, -1), np.empty(0, dtype=np.int64)
     for order in _orders(len(rows), batches):
@@ -79,6 +89,11 @@ def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
     return [rows[index] for index in chosen.tolist()]
 
 
+def _width(row: Any) -> int:
+    """Tokens of a row, or of the longer row of a pair."""
+    return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
+
+
 def _orders(num_rows: int, batches: Batches) -> Iterator[np.ndarray]:
     """The order of each epoch."""
     for epoch in range(min(max(int(np.ceil(batches.epochs)), 1), EPOCHS_LOOKED_AT)):
@@ -90,6 +105,15 @@ def largest_pack(rows: Sequence[Any], batches: Batches) -> Tree:
     most, share = batches.max_tokens(rows), batches.mode == "tree"
     packs = [pack for step in heaviest_steps(rows, batches, STEPS_PACKED) for pack in pack_rows(step, most, share)]
     return max(packs, key=lambda pack: (pack.num_nodes, pack.num_targets))
+
+
+def largest_pair_pass(pairs: Sequence[PairRow], batches: Batches) -> list[PairRow]:
+    """The packed forward pass of pairs with the most computed tokens among the heaviest steps."""
+    share = batches.mode == "tree"
+    weights = [pair_tokens(pair, share) for pair in pairs]
+    steps = heaviest_steps(pairs, batches, STEPS_PACKED, np.asarray(weights))
+    passes = [one for step in steps for one in pair_passes(step, batches.micro_rows * max(weights), share)]
+    return max(passes, key=lambda one: sum(pair_tokens(pair, share) for pair in one))
 
 
 def largest_pass(
@@ -128,9 +152,7 @@ def _largest_pass_of_pairs(
     def size(pairs: Sequence[PairRow]) -> int:
         return sum(pair_tokens(pair, share) for pair in pairs)
 
-    weights = np.asarray([pair_tokens(pair, share) for pair in train])
-    steps = heaviest_steps(train, batches, STEPS_PACKED, weights)
-    largest = max((one for step in steps for one in pair_passes(step, most, share)), key=size)
+    largest = largest_pair_pass(train, batches)
     held_out = max((size(one) for one in pair_passes(test, most, share)), default=None)
     trained = sum(pair.num_trained for pair in largest)
     return LargestPass(longest, _share(trained, size(largest) - 1), size(largest), held_out, prompt_tokens)

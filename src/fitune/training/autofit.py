@@ -13,6 +13,7 @@ import psutil
 
 from fitune.config.sections import Settings
 from fitune.console import log, warn
+from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.rows import PairRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.planning.cpu_memory import plan_cpu
@@ -20,23 +21,14 @@ from fitune.planning.gpus import catalogue
 from fitune.planning.gpus.step_time import with_time
 from fitune.planning.model_config import config_of
 from fitune.planning.predict import Card, Plan, predict
-from fitune.planning.report.plan_report import size_in
 from fitune.planning.scenario import Scenario
 from fitune.planning.search.ladder import format_ladder
-from fitune.sizes import parse_bytes
+from fitune.sizes import parse_bytes, size_in
 from fitune.trainers.generation_eval import questions_of
 from fitune.trainers.packing_support import ATTENTION_DROPOUTS
 from fitune.trainers.worst_case_batch import Batches, largest_pass
 from fitune.training.autofit_search import AutofitResult, Room, Rows, facts_of, room_on, search
-from fitune.training.plan_scenario import (
-    SAMPLED,
-    LargestPass,
-    largest_pass_of,
-    packs_rows,
-    row_sizes,
-    scenario_of,
-    with_changes,
-)
+from fitune.training.plan_scenario import SAMPLED, largest_pass_of, packs_rows, row_sizes, scenario_of, with_changes
 from fitune.training.setup import RunSetup
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.

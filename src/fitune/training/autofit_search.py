@@ -14,12 +14,13 @@ from typing import Any
 from fitune.config.fields import given
 from fitune.config.rules import cross_faults
 from fitune.config.sections import Settings
+from fitune.data.packing.largest_pass import LargestPass
 from fitune.planning.predict import Plan
 from fitune.planning.scenario import Scenario
 from fitune.planning.search import ladder
 from fitune.planning.search.ladder_search import climb
 from fitune.sizes import parse_bytes
-from fitune.training.plan_scenario import LargestPass, scenario_of, with_changes
+from fitune.training.plan_scenario import scenario_of, with_changes
 
 # Shorter rows that are tried: the lengths that so many of the rows do not exceed.
 SHARES_KEPT = (0.99, 0.95, 0.9, 0.75, 0.5)

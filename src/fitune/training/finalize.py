@@ -17,7 +17,7 @@ from fitune.runs.html_report import write_report
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.base import FituneTrainer
-from fitune.trainers.memory import compare
+from fitune.training.memory_report import compare
 
 
 def finish(
@@ -99,10 +99,14 @@ def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
     return folder
 
 
-def write_pages(run: RunFolder) -> None:
-    """The model card and the report; a disk that is full by now costs the pages, not the run."""
+def write_pages(run: RunFolder, defaults: dict[str, Any]) -> None:
+    """The model card and the report; a disk that is full by now costs the pages, not the run.
+
+    Args:
+        defaults: the settings at their defaults.
+    """
     try:
-        write_card(run)
-        log(f"report: {write_report(run)}")
+        write_card(run, defaults)
+        log(f"report: {write_report(run, defaults)}")
     except OSError as error:
         warn(f"the run is saved, its card or report could not be written: {error}")

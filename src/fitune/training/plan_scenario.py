@@ -8,11 +8,11 @@ a change here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fitune.adapters.locate import find_adapter, lora_options
 from fitune.config.sections import LoraSettings, Settings
+from fitune.data.packing.largest_pass import LargestPass
 from fitune.planning.scenario import Scenario
 
 # Method → the loss path that is traced. A pair's two sides are rows of one pass.
@@ -35,22 +35,6 @@ NEVER = {
     "steps": "the second step has every state",
     "save": "every run writes checkpoints",
 }
-
-
-@dataclass(frozen=True)
-class LargestPass:
-    """What the rows say about memory: the largest forward pass of the run."""
-
-    longest_tokens: int
-    """Tokens of the longest row."""
-    label_share: float
-    """Share of the pass's positions that have a label."""
-    pack_tokens: int | None = None
-    """Computed tokens of the largest pack; None when rows are padded."""
-    eval_pack_tokens: int | None = None
-    """The same of the held-out rows."""
-    prompt_tokens: int | None = None
-    """The longest prompt that is answered in an evaluation; None is taken for a whole row."""
 
 
 def scenario_of(

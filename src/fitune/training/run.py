@@ -28,11 +28,11 @@ from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
-from fitune.trainers.memory import begin_measuring
 from fitune.training.autofit import autofit_run, changes_rows, predicted_run
 from fitune.training.autofit_search import AutofitResult
 from fitune.training.components import load, log_schedule, make_arguments, make_schedule
 from fitune.training.finalize import finish, log_memory, write_pages
+from fitune.training.memory_report import begin_measuring
 from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
 from fitune.training.setup import RunSetup, prepare_run
 
@@ -234,7 +234,7 @@ def _train(
     measured = meter.measured()
     log_memory(run, predicted_run(settings, setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
-    write_pages(run)
+    write_pages(run, Settings().model_dump(mode="json"))
     before = whole["results"].get("before")
     return RunResult(run.path, "finished", step, saved, results["best_step"], before, results.get("after"))
 

@@ -14,11 +14,12 @@ from typing import Any
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import Settings
 from fitune.console import log, warn
-from fitune.data.prepare import PreparedData, prepare
-from fitune.data.read.sources import KINDS
+from fitune.data.prepare import prepare
+from fitune.data.read.sources import KINDS, PreparedData
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
+from fitune.exporting.forms.export_form import Exportable
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
 from fitune.models.load_base import load_config
 from fitune.models.source import ModelSource, resolve
@@ -76,9 +77,15 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = ()) -> RunSetup:
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
     renderer = make_renderer(tokenizer, template, config)
-    refuse_unconvertible(
-        config, tokenizer, template, settings.export.to, source.name, has_adapter=settings.train.tuning == "lora"
+    exportable = Exportable(
+        name=source.name,
+        base_name=source.name,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        has_adapter=settings.train.tuning == "lora",
     )
+    refuse_unconvertible(settings.export.to, exportable)
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
     found = facts(source, template, precision)

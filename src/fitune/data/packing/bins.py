@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from fitune.data.packing.tree import Row, Tree, build_tree, common_prefix, needed_tokens
+
+Mode = Literal["tree", "rows", "off"]
+"""tree: shared prefixes are computed once, nothing is padded. rows: side by side, nothing is padded. off: padded."""
 
 
 def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[Tree]:

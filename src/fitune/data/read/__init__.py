@@ -1,0 +1,1 @@
+"""Files and hub sets → rows of a recognised form, each fault with its place."""

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,3 +162,22 @@ def _object(name: str, place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f'{name}, {place}: a {type(row).__name__}; a row is an object such as {{"prompt": …}}')
     return row
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], out: Path) -> int:
+    """Write rows, whole or not at all; an existing file is not overwritten.
+
+    Raises:
+        DataError: the file exists.
+    """
+    if out.exists():
+        raise DataError(f"{out} exists already; name another file or delete it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.part")
+    count = 0
+    with scratch.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    scratch.rename(out)
+    return count

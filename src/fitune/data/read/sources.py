@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fitune.data.read.files import Rows, read_rows
-from fitune.data.read.forms import Form, recognise
+from fitune.data.counting import DataReport
+from fitune.data.read.files import Rows, read_rows, write_jsonl
+from fitune.data.read.forms.data_form import DataForm
+from fitune.data.read.recognise import RecognisedForm, recognise
 from fitune.data.rows import Example
-from fitune.demo.tasks import demo_rows, is_demo, write_jsonl
+from fitune.demo.tasks import demo_rows as make_demo_rows
+from fitune.demo.tasks import is_demo
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
-# Method → what it reads, a key of `fitune.data.read.forms.FORMS_OF`.
+# Method → what it reads, the kind of the data form.
 KINDS = {
     "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
     "grpo": "prompts",
@@ -26,26 +29,20 @@ KINDS = {
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`; the
-    reports are `CheckReport`, or offer the same `to_dict()`, `lines()`, `warnings` and counts of rows and tokens.
+    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`.
     """
 
     train: list[Any]
     test: list[Any]
     train_examples: list[Example]
     test_examples: list[Example]
-    train_report: Any
-    test_report: Any | None
+    train_report: DataReport
+    test_report: DataReport | None
     hashes: dict[str, str]
-
-    @property
-    def report(self) -> Any:
-        """The report of the training rows."""
-        return self.train_report
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -70,7 +67,24 @@ class DataOptions:
     seed: int = 42
 
 
-def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()) -> tuple[Rows, Form]:
+def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ()) -> Rows:
+    """The rows of a demo task as if they had been read.
+
+    Raises:
+        DataError: no such task.
+    """
+    rows = make_demo_rows(name, tokenizer, seed, exclude)
+    return Rows(name=name, rows=rows, numbers=tuple(range(1, len(rows) + 1)), sha256=f"generated, seed {seed}")
+
+
+def can_read(method: str, form: DataForm) -> bool:
+    """Whether a method reads a form: the kind is right, and lm reads nothing but text."""
+    return KINDS[method] in form.kinds and (method != "lm" or form.text is not None)
+
+
+def read_source(
+    name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()
+) -> tuple[Rows, RecognisedForm]:
     """Rows of a file, the hub or a demo task, and the form that the method can read.
 
     Raises:
@@ -80,7 +94,7 @@ def read_source(name: str, tokenizer: Any, options: DataOptions, exclude: Sequen
     return rows, recognise(rows.columns, options.form, options.columns, KINDS[options.method])
 
 
-def convert_all(rows: Rows, form: Form, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
+def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
     """Every row turned.
 
     Raises:

@@ -1,0 +1,1 @@
+"""GGUF files: families, tensors, types and vocabularies as llama.cpp wants them."""

@@ -16,17 +16,9 @@ from torch import Tensor
 from fitune.console import log
 from fitune.errors import ModelError
 from fitune.exporting.gguf.families import Family, family_of, faults, rope_factors
+from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.exporting.gguf.vocabulary import Vocabulary
 
-# fitune's word → (type of the layers, type of embedding and head, the file's own word for it). In 4 bits embedding and
-# head keep 8: they are a fifth of the built-in model and most sensitive.
-TYPES: dict[str, tuple[Type, Type, gguf.LlamaFileType]] = {
-    "f16": (Type.F16, Type.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bf16": (Type.BF16, Type.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-    "q8_0": (Type.Q8_0, Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-    "q4_0": (Type.Q4_0, Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q4_0),
-    "q4_1": (Type.Q4_1, Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q4_1),
-}
 F16_LARGEST = 65504.0
 
 
@@ -58,7 +50,7 @@ def plan_tensors(shapes: dict[str, tuple[int, ...]], config: Any, kind: str) -> 
 
     Args:
         shapes: transformers' names and shapes; a head that shares the embedding's weight left out.
-        kind: a key of `TYPES`.
+        kind: a key of GGUF_TYPES.
 
     Raises:
         ModelError: a family that cannot be converted, or a weight that GGUF has no name for.
@@ -87,11 +79,11 @@ def require_family(config: Any) -> Family:
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: str) -> Type:
-    """Norms and biases stay fp32, as llama.cpp wants them; a row that is no multiple of 32 cannot be packed."""
+    """Norms and biases stay fp32, as llama.cpp wants them; a row that is no multiple of the block cannot be packed."""
     if len(shape) == 1:
         return Type.F32
-    layers, ends, _ = TYPES[kind]
-    chosen = ends if name in ("token_embd.weight", "output.weight") else layers
+    stored = GGUF_TYPES[kind]
+    chosen = Type[stored.ends if name in ("token_embd.weight", "output.weight") else stored.layers]
     block, _ = gguf.GGML_QUANT_SIZES[chosen]
     return Type.F16 if shape[-1] % block else chosen
 
@@ -121,13 +113,14 @@ def write_gguf(
     """
     family = require_family(config)
     planned = plan_tensors({key: tuple(value.shape) for key, value in weights.items()}, config, kind)
+    stored_as = GGUF_TYPES[kind]
     writer = gguf.GGUFWriter(path, family.arch)
     try:
         writer.add_type("model")
         writer.add_name(_name_for_transformers(name))
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, base)
-        writer.add_file_type(TYPES[kind][2])
+        writer.add_file_type(gguf.LlamaFileType[stored_as.file_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         family.metadata(writer, config)
         vocabulary.write(writer)
@@ -141,9 +134,10 @@ def write_gguf(
             writer.write_tensor_data(values)
     finally:
         writer.close()
-    unpacked = sum(tensor.type == Type.F16 for tensor in planned) if kind not in ("f16", "bf16") else 0
+    unpacked = sum(tensor.type == Type.F16 for tensor in planned) if stored_as.packed else 0
     if unpacked:
-        log(f"{unpacked} tensors are stored in F16: their rows are no multiple of the block of 32 values")
+        block, _ = gguf.GGML_QUANT_SIZES[Type[stored_as.layers]]
+        log(f"{unpacked} tensors are stored in F16: their rows are no multiple of the block of {block} values")
     return path.stat().st_size
 
 

@@ -1,0 +1,1 @@
+"""dpo: preferences of pairs, without a reward model."""

@@ -19,6 +19,7 @@ asks it anew (adapters/reference.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +34,15 @@ from fitune.data.rows import PairRow
 from fitune.methods.registry import Method
 from fitune.models.load_base import LoadedBase
 from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
+from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
 from fitune.trainers.sampler import epoch_order
+from fitune.trainers.worst_case_batch import largest_rows
 from fitune.training import components
+from fitune.training.autofit import batches_of
 from fitune.training.setup import RunSetup
 
 
@@ -61,6 +65,13 @@ def make_trainer(
     every = sides(setup.data.train)
     packing = components.lay_out(settings, setup, model, arguments, every)
     check_row_batch(model, every, packing.mode)
+    precomputed, met = settings.dpo.reference == "precomputed", list(setup.data.train)
+    if precomputed:  # the reference of no other pair is measured
+        steps = components.make_schedule(settings, len(met)).steps
+        met = pairs_met(met, steps, settings.train.batch_size, settings.train.seed)
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
+    can_tell = setup.hardware.device == "cuda"  # a CPU kills the process instead of telling it
     trainer = DpoTrainer(
         model,
         arguments,
@@ -74,10 +85,10 @@ def make_trainer(
         extra_metrics=components.generation_eval_of(settings, run, setup),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
+        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
+        largest_rows=partial(largest_rows, met, batches) if can_tell else None,
     )
-    if settings.dpo.reference == "precomputed":
-        steps = components.make_schedule(settings, len(setup.data.train)).steps
-        met = pairs_met(setup.data.train, steps, settings.train.batch_size, settings.train.seed)
+    if precomputed:
         log(f"reference: log-probabilities of {len(met) + len(setup.data.test):,} pairs before step one")
         trainer.take_reference([*met, *setup.data.test])
     return components.bind_callbacks(trainer, callbacks)
@@ -124,13 +135,16 @@ class DpoTrainer(PairTrainer):
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            for passed in self._passes(pairs):
-                with self.accelerator.autocast():
-                    row_batch = self._row_batch(passed)
-                    sums = sum_by_row(token_logprobs(model, row_batch), row_batch).tolist()
-                for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
-                    self.reference[pair] = (better, worse)
+            self.eval_recovery.run(self._measure_reference, pairs, where=lambda: "while the reference is measured")
         model.train(was_training)
+
+    def _measure_reference(self, pairs: Sequence[PairRow]) -> None:
+        for passed in self.passes(pairs, self.eval_recovery):
+            with self.accelerator.autocast():
+                row_batch = self._row_batch(passed)
+                sums = sum_by_row(token_logprobs(self.model, row_batch), row_batch).tolist()
+            for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
+                self.reference[pair] = (better, worse)
 
     def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""

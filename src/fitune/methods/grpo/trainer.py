@@ -15,7 +15,6 @@ B answers, G to a prompt, T tokens of the longest, R answers of a micro-batch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from fitune.config.sections import Settings
 from fitune.methods.registry import Method
-from fitune.trainers.online_rl import OnlineRLTrainer
+from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     group_advantages,
     kl_estimate,
@@ -77,31 +76,28 @@ class GrpoTrainer(OnlineRLTrainer):
         else:
             advantages = group_advantages(scores_B, group, how.scale_rewards)[:, None] * mask
 
-        sums: dict[str, float] = defaultdict(float)
-        count = 0
         old = torch.zeros_like(mask, dtype=torch.float32) if before is None else before
-        for update in self.updates(micro_batches):
-            count += 1
-            tokens = self.tokens_of(update)
-            for micro_batch, weights in self.with_weights(update):
-                logp, at = self.forward(micro_batch).logp, micro_batch.numbers
-                if before is None:
-                    old[at] = logp.detach()
-                policy, clipped = policy_loss(
-                    logp, old[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
-                )
-                loss = (policy * weights).sum()
-                sums["policy_loss"] += loss.item()
-                if reference is not None and not leave_one_out:
-                    loss = loss + how.kl_coef * (kl_estimate(logp, reference[at], "k3") * mask[at] * weights).sum()
-                self.backward(loss)
-                sums["loss"] += loss.item()
-                sums["clip_fraction"] += clipped.sum().item() / tokens
 
+        def learn_from(part: MicroBatch, weights: Tensor, tokens: int) -> dict[str, float]:
+            logp, at = self.forward(part).logp, part.numbers
+            if before is None:
+                old[at] = logp.detach()
+            policy, clipped = policy_loss(logp, old[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio)
+            loss = policy_part = (policy * weights).sum()
+            if reference is not None and not leave_one_out:
+                loss = loss + how.kl_coef * (kl_estimate(logp, reference[at], "k3") * mask[at] * weights).sum()
+            self.backward(loss)
+            return {
+                "policy_loss": policy_part.item(),
+                "loss": loss.item(),
+                "clip_fraction": clipped.sum().item() / tokens,
+            }
+
+        learnt = self.take_updates(micro_batches, learn_from)
         watched: dict[str, float | Tensor] = {"entropy": -masked_mean(old, mask)}
         if reference is not None:
             watched |= {"kl": (kl_estimate(old, reference) * mask).sum(1).mean(), "kl_coef": how.kl_coef}
-        return {**{name: total / count for name, total in sums.items()}, **watched}
+        return {**learnt, **watched}
 
 
 def make_grpo(settings: Settings, *everything: Any) -> OnlineRLTrainer:

@@ -1,0 +1,1 @@
+"""ppo: the model's own answers, rewarded, with a value head."""

@@ -12,7 +12,6 @@ B answers, T tokens of the longest, R answers of a micro-batch.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from fitune.config.sections import Settings
 from fitune.methods.registry import Method
 from fitune.models.heads import put_head
 from fitune.models.load_base import LoadedBase
-from fitune.trainers.online_rl import OnlineRLTrainer
+from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     adapted_coefficient,
     explained_variance,
@@ -77,30 +76,28 @@ class PpoTrainer(OnlineRLTrainer):
         returns = (advantages + before.values) * mask
         advantages = whiten(advantages, mask)
 
-        sums: dict[str, float] = defaultdict(float)
-        count = 0
-        for update in self.updates(micro_batches):
-            count += 1
-            tokens = self.tokens_of(update)
-            for micro_batch, weights in self.with_weights(update):
-                seen, at = self.forward(micro_batch), micro_batch.numbers
-                assert seen.values is not None
-                policy, clipped = policy_loss(
-                    seen.logp, before.logp[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
-                )
-                value = value_loss(seen.values, before.values[at], returns[at], mask[at], how.value_clip)
-                loss = ((policy + how.value_coef * value) * weights).sum()
-                self.backward(loss)
-                sums["loss"] += loss.item()
-                sums["policy_loss"] += (policy * weights).sum().item()
-                sums["value_loss"] += (value * weights).sum().item()
-                sums["clip_fraction"] += clipped.sum().item() / tokens
+        def learn_from(part: MicroBatch, weights: Tensor, tokens: int) -> dict[str, float]:
+            seen, at = self.forward(part), part.numbers
+            assert seen.values is not None and before.values is not None
+            policy, clipped = policy_loss(
+                seen.logp, before.logp[at], advantages[at], mask[at], how.clip, how.clip_high, how.ratio
+            )
+            value = value_loss(seen.values, before.values[at], returns[at], mask[at], how.value_clip)
+            loss = ((policy + how.value_coef * value) * weights).sum()
+            self.backward(loss)
+            return {
+                "loss": loss.item(),
+                "policy_loss": (policy * weights).sum().item(),
+                "value_loss": (value * weights).sum().item(),
+                "clip_fraction": clipped.sum().item() / tokens,
+            }
 
+        learnt = self.take_updates(micro_batches, learn_from)
         kl = float((kl_estimate(before.logp, reference.logp) * mask).sum(1).mean())
         if how.kl_target is not None:
             self.extra_state["kl_coef"] = adapted_coefficient(kl_coef, kl, how.kl_target)
         return {
-            **{name: total / count for name, total in sums.items()},
+            **learnt,
             "kl": kl,
             "kl_coef": kl_coef,
             "entropy": -masked_mean(before.logp, mask),  # sampled by the policy itself: its mean is the entropy

@@ -11,6 +11,7 @@ the second part after Eisenstein et al. 2023 (arXiv 2312.09244, equation 2): rew
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from fitune.methods.registry import Method
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
 from fitune.models.load_base import LoadedBase
 from fitune.ops.token_logprobs import RowBatch, end_states
+from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
+from fitune.trainers.worst_case_batch import largest_rows
 from fitune.training import components
+from fitune.training.autofit import batches_of
 from fitune.training.setup import RunSetup, start_of
 
 # Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
@@ -60,15 +64,21 @@ def make_trainer(
 ) -> FituneTrainer:
     """The trainer with everything that listens to it."""
     callbacks = components.listeners(settings, run, setup, interrupt)
+    packing = components.lay_out(settings, setup, model, arguments, sides(setup.data.train))
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
+    can_tell = setup.hardware.device == "cuda"  # a CPU kills the process instead of telling it
     trainer = RewardTrainer(
         model,
         arguments,
         train_rows=setup.data.train,
         test_rows=setup.data.test,
-        packing=components.lay_out(settings, setup, model, arguments, sides(setup.data.train)),
+        packing=packing,
         center=settings.reward.center,
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
+        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
+        largest_rows=partial(largest_rows, setup.data.train, batches) if can_tell else None,
     )
     return components.bind_callbacks(trainer, callbacks)
 

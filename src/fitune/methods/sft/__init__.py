@@ -1,0 +1,1 @@
+"""sft and lm: next-token prediction on the trained tokens of each row."""

@@ -18,8 +18,10 @@ from fitune.models.load_base import LoadedBase
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import LEARNING_RATES
+from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import StopOnInterrupt
-from fitune.trainers.oom_recovery import SurvivingPackedTrainer, SurvivingTrainer, TriedFirst, largest_inputs
+from fitune.trainers.packed import PackedTrainer
+from fitune.trainers.worst_case_batch import largest_rows
 from fitune.training.autofit import batches_of
 from fitune.training.components import adapt, bind_callbacks, generation_eval_of, lay_out, listeners
 from fitune.training.setup import RunSetup
@@ -33,30 +35,27 @@ def make_trainer(
     model: Any,
     arguments: TrainingArguments,
     interrupt: StopOnInterrupt,
-) -> SurvivingTrainer | SurvivingPackedTrainer:
+) -> FituneTrainer:
     """The trainer with everything that listens to it."""
     callbacks = listeners(settings, run, setup, interrupt)
     packing = lay_out(settings, setup, model, arguments, setup.data.train)
-    kind = SurvivingTrainer if packing.mode == "off" else partial(SurvivingPackedTrainer, packing=packing)
-    if setup.hardware.device == "cuda":  # a CPU kills the process instead of telling it
-        callbacks.append(TriedFirst())
-    collate = partial(pad_collate, pad_id=setup.tokenizer.pad_token_id)
+    kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)
+    micro = settings.train.micro_batch_size or settings.train.batch_size
+    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
+    can_tell = setup.hardware.device == "cuda"  # a CPU kills the process instead of telling it
     trainer = kind(
         model,
         arguments,
         train_rows=setup.data.train,
         test_rows=setup.data.test,
-        collate=collate,
+        collate=partial(pad_collate, pad_id=setup.tokenizer.pad_token_id),
         extra_metrics=generation_eval_of(settings, run, setup),
         keep_checkpoints=settings.run.keep_checkpoints,
         callbacks=callbacks,
+        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
+        largest_rows=partial(largest_rows, setup.data.train, batches) if can_tell else None,
     )
-    bind_callbacks(trainer, callbacks)
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
-    trainer.longest = partial(largest_inputs, setup.data.train, batches, collate)
-    trainer.on_step_down = partial(manifests.append, run.manifest, "memory", "step_downs")
-    return trainer
+    return bind_callbacks(trainer, callbacks)
 
 
 METHOD = Method(adapt=adapt, make_trainer=make_trainer, learning_rates=LEARNING_RATES)

@@ -11,8 +11,7 @@ from typing import Any
 
 from fitune.planning.predict import Plan
 from fitune.planning.scenario import Scenario
-
-MIB, GIB = 2**20, 2**30
+from fitune.sizes import size_in
 
 # Part → (letter in a bar without colour, colour, what it is), in the order of the bar: what stays, what comes with the
 # batch, what the machine adds. Blues and greens stay, warm colours come and go, greys are overhead.
@@ -78,13 +77,6 @@ def layers(plan: Plan, context_bytes: int) -> list[Layer]:
     sizes["paged states"] = plan.smi_peak_bytes - plan.reserved_peak_bytes - context_bytes
     sizes["CUDA context"] = context_bytes
     return [Layer(name, size, *LOOKS.get(name, UNKNOWN)) for name, size in sizes.items() if size > 0]
-
-
-def size_in(num_bytes: float, whole_bytes: float) -> str:
-    """``1,520 MiB`` or ``12.34 GiB``: one unit for all figures of a plan whose largest is ``whole_bytes``."""
-    if whole_bytes < 10 * GIB:
-        return f"{num_bytes / MIB:,.0f} MiB" if abs(num_bytes) >= MIB or num_bytes == 0 else "< 1 MiB"
-    return f"{num_bytes / GIB:,.2f} GiB" if abs(num_bytes) >= 0.005 * GIB or num_bytes == 0 else "< 0.01 GiB"
 
 
 def scale(view: View) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from html import escape
 from textwrap import wrap
 
-from fitune.planning.report.plan_report import FREE, View, facts, figures, layers, scale, size_in, verdict
+from fitune.planning.report.plan_report import FREE, View, facts, figures, layers, scale, verdict
+from fitune.sizes import size_in
 
 WIDTH, LEFT, BAR = 960, 24, 912  # px: whole picture, left margin, bar
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"

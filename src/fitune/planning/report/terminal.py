@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fitune.planning.report.plan_report import GIB, View, advice, facts, figures, layers, scale, size_in, verdict
+from fitune.planning.report.plan_report import View, advice, facts, figures, layers, scale, verdict
+from fitune.sizes import GIB, size_in
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,8 +18,8 @@ from fitune.errors import NotTraced, PlanError
 from fitune.planning import trace_cache
 from fitune.planning.closed_form import untraced_plan
 from fitune.planning.predict import Plan, predict
-from fitune.planning.report.plan_report import size_in
 from fitune.planning.scenario import Scenario
+from fitune.sizes import size_in
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fitune.planning.predict import Plan
-from fitune.planning.report.plan_report import seconds, size_in
+from fitune.planning.report.plan_report import seconds
+from fitune.sizes import size_in
 
 Changes = dict[str, Any]
 PlanOf = Callable[[Changes], Plan]

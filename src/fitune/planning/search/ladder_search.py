@@ -13,7 +13,6 @@ from typing import Any
 
 from fitune.errors import DoesNotFit, PlanError
 from fitune.planning.predict import Plan
-from fitune.planning.report.plan_report import size_in
 from fitune.planning.search.ladder import (
     CHECKPOINTING,
     EIGHT_BIT_HANDICAP,
@@ -32,6 +31,7 @@ from fitune.planning.search.ladder import (
     Step,
     shown,
 )
+from fitune.sizes import size_in
 
 
 def climb(start: Start, plan_of: PlanOf, possible: Callable[[Changes], bool] = lambda _: True) -> Ladder:

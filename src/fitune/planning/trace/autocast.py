@@ -8,7 +8,7 @@ AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,36 +109,6 @@ class MetaAutocast(TorchFunctionMode):
             args = tuple(_full(value) for value in args)
             kwargs = {name: _full(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
-
-
-@contextmanager
-def answering(mode: MetaAutocast | None) -> Iterator[None]:
-    """torch.autocast, is_autocast_enabled and get_autocast_dtype know the meta device, for the trace only."""
-    names = ("autocast", "is_autocast_enabled", "get_autocast_dtype")
-    real = {name: getattr(torch, name) for name in names}
-
-    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        if device_type != "meta":
-            return real["autocast"](device_type, *args, **kwargs)
-        if mode is None or kwargs.get("enabled", True):
-            return nullcontext()
-        return mode.suspended()
-
-    def is_autocast_enabled(device_type: str | None = None) -> bool:
-        if device_type == "meta" or device_type is None:
-            return mode is not None and mode.active
-        return real["is_autocast_enabled"](device_type)
-
-    def get_autocast_dtype(device_type: str) -> torch.dtype:
-        return mode.dtype if device_type == "meta" and mode is not None else real["get_autocast_dtype"](device_type)
-
-    for name, made in zip(names, (autocast, is_autocast_enabled, get_autocast_dtype), strict=True):
-        setattr(torch, name, made)
-    try:
-        yield
-    finally:
-        for name, value in real.items():
-            setattr(torch, name, value)
 
 
 def _full(value: Any) -> Any:

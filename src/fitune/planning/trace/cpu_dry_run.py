@@ -7,18 +7,18 @@ Differs from a card's trace in what torch does otherwise on a CPU: autocast's li
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from fitune.planning.scenario import Scenario
-from fitune.planning.trace.autocast import FULL_ON_CPU, MetaAutocast, answering
+from fitune.planning.trace.autocast import FULL_ON_CPU, MetaAutocast
 from fitune.planning.trace.dry_run import DTYPES, Program
 from fitune.planning.trace.packs import meta_pack, rows_of
 from fitune.planning.trace.recorder import Recorder
 from fitune.planning.trace.trace import Trace, kernels_of, record
+from fitune.planning.trace.upstream_patches import autocast_on_meta, cpu_attention
 
 aten = torch.ops.aten
 # Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
@@ -62,8 +62,8 @@ def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) ->
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(answering(mode))
-        stack.enter_context(_cpu_functions(mode))
+        stack.enter_context(autocast_on_meta(mode))
+        stack.enter_context(cpu_attention(mode))
         program = CpuProgram(
             config,
             scenario.but(attention="eager" if scenario.attention == "eager" else "sdpa"),
@@ -78,28 +78,3 @@ def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) ->
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
         sum(p.numel() for p in program.trained()), total,
     )  # fmt: skip
-
-
-@contextmanager
-def _cpu_functions(autocast: MetaAutocast | None) -> Iterator[None]:
-    """For the trace only: SDPA runs the CPU's flash kernel, which meta tensors do not choose by themselves."""
-    functional = torch.nn.functional
-    original = functional.scaled_dot_product_attention
-
-    def attention(
-        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-        scale: float | None = None, enable_gqa: bool = False,
-    ) -> Any:  # fmt: skip
-        if autocast is not None and autocast.active:
-            query, key, value = autocast.lower(query), autocast.lower(key), autocast.lower(value)
-        if dropout_p or query.shape[-1] != value.shape[-1]:  # sdp_utils_cpp.cpp: flash takes neither
-            more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
-            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
-        flash: Callable[..., Any] = aten._scaled_dot_product_flash_attention_for_cpu
-        return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-
-    functional.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original

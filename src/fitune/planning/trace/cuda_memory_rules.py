@@ -8,9 +8,7 @@ B rows, H heads, S tokens, D head size, V vocabulary, N selected positions.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -250,83 +248,12 @@ def attention_for(capability: tuple[int, int], forced: str | None = None) -> Cal
     return scaled_dot_product_attention
 
 
-@contextmanager
-def standing_in(capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None) -> Any:
-    """For the trace only: attention and dropout of torch.nn.functional are CUDA's.
-
-    A function mode would be shorter, but is off while checkpointing recomputes.
-    """
-    functional = torch.nn.functional
-    attention, dropout, softmax = functional.scaled_dot_product_attention, functional.dropout, functional.softmax
-    chosen = attention_for(capability, forced)
-
-    def sdpa(*args: Any, **kwargs: Any) -> Any:
-        if autocast is not None and autocast.active:  # a python function: autocast's mode does not see it
-            args = tuple(autocast.lower(value) for value in args)
-            kwargs = {name: autocast.lower(value) for name, value in kwargs.items()}
-        with recorder.labelled("attention"):
-            return chosen(*args, **kwargs)
-
-    def fused_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-        if p == 0.0 or not training or input.numel() == 0:
-            return input
-        return torch.native_dropout(input, p, True)[0]
-
-    def fused_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
-        # at::softmax: from fp16 to fp32 in one kernel on CUDA (only from fp16)
-        if autocast is not None and autocast.active and dtype is None and input.dtype != torch.float64:
-            dtype = torch.float32
-        if input.dtype == torch.float16 and dtype == torch.float32:
-            return aten._softmax(input, dim, True)
-        return softmax(input, dim=dim, dtype=dtype)
-
-    @contextmanager
-    def no_fork(*args: Any, **kwargs: Any) -> Any:
-        yield  # meta has no random numbers, and older torch refuses to look for their generator
-
-    fork, torch.random.fork_rng = torch.random.fork_rng, no_fork
-    functional.scaled_dot_product_attention = sdpa
-    functional.dropout, functional.softmax = fused_dropout, fused_softmax
-    try:
-        yield
-    finally:
-        torch.random.fork_rng = fork
-        functional.scaled_dot_product_attention, functional.dropout = attention, dropout
-        functional.softmax = softmax
-
-
 # ---- bitsandbytes (backends/cuda/ops.py of 0.49 and later, where operators are torch's)
 
 
-def _replace_older_int8(vectorwise: Callable, scaled_mm: Callable) -> None:
-    """bitsandbytes before 0.46 calls its library with pointers, which meta tensors do not have: for environments of late
-    2024 in which nothing but traces runs."""
-    from bitsandbytes import functional as F
-
-    def quantize(A: Any, threshold: float = 0.0) -> Any:
-        out, rows = torch.empty_like(A, dtype=torch.int8), A.new_empty(A.numel() // A.shape[-1], dtype=torch.float32)
-        if threshold:
-            outliers = A.abs() >= threshold
-            del outliers
-        return out, rows, None
-
-    def product(A: Any, B: Any, out: Any = None, dtype: Any = torch.int32) -> Any:
-        return A.new_empty((*A.shape[:-1], B.shape[0]), dtype=dtype)
-
-    def dequantize(A: Any, row_stats: Any, col_stats: Any, out: Any = None, bias: Any = None) -> Any:
-        return torch.empty_like(A, dtype=torch.float16)
-
-    state = importlib.import_module("bitsandbytes.autograd._functions").MatmulLtState
-    if not hasattr(state, "memory_efficient_backward"):
-        state.memory_efficient_backward = False  # peft 0.13 reads what bitsandbytes 0.45 has dropped
-    F.int8_vectorwise_quant, F.int8_linear_matmul, F.int8_mm_dequant = quantize, product, dequantize
-
-
 def _bitsandbytes() -> dict[Any, Callable]:
-    try:
-        import bitsandbytes  # noqa: F401 - registers the operators
-    except ImportError:
-        return {}
+    import bitsandbytes  # noqa: F401 - registers the operators
+
     ops = torch.ops.bitsandbytes
     found: dict[Any, Callable] = {}
 
@@ -380,8 +307,6 @@ def _bitsandbytes() -> dict[Any, Callable]:
         recorder.transient(count * 4, *([count * 2] if dtype != torch.float16 else []))
         return out
 
-    if not hasattr(ops, "int8_vectorwise_quant"):
-        _replace_older_int8(vectorwise, scaled_mm)
     add("gemm_4bit", gemm_4bit)
     add("dequantize_4bit", dequantized)
     add("dequantize_blockwise", dequantized)

@@ -1,8 +1,7 @@
 """One training step as `fitune train` takes it, on the meta device for the plan and on a GPU to measure it.
 
 In: a transformers config and a `Scenario`. Out: a `Program` whose methods are the phases of a run.
-Knows nothing of recording, allocators or GPUs' figures. Imports only torch, transformers, peft and bitsandbytes at the
-top, of any version since late 2024; fitune's own rooms are called where the scenario says that fitune trains.
+Knows nothing of recording, allocators or GPUs' figures.
 
 B rows, S tokens a row, N trained tokens.
 """
@@ -13,12 +12,13 @@ B rows, S tokens a row, N trained tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fitune.planning.scenario import Scenario
 
@@ -28,38 +28,28 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
     """The model class on the meta device, with quantized layers in place of linear ones where wanted."""
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     dtype = DTYPES[scenario.compute if scenario.quantized else scenario.weights]
     attention = scenario.attention
     # flash_attention_2 wants its package and a GPU when the model is made; its kernel is SDPA's flash, and the one
     # difference, that it never takes a mask, is the batch's: see make_batch.
     built_as = "sdpa" if attention == "flash_attention_2" else attention
-    options: dict[str, Any] = {"attn_implementation": built_as}
+    options: dict[str, Any] = {"attn_implementation": built_as, "dtype": dtype}
     try:
-        import transformers
-
-        options["dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"] = dtype
-        with torch.device("meta"), _no_init():
+        with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, **options)
     except ValueError as error:
         if "does not support" not in str(error) or built_as == "eager":
             raise
         options["attn_implementation"] = "eager"  # as transformers itself falls back when none is asked for
-        with torch.device("meta"), _no_init():
+        with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, **options)
     model.tie_weights()
     model.config.use_cache = scenario.use_cache and not scenario.gradient_checkpointing
     if scenario.quantized:
         quantize_skeleton(model, scenario)
     return model.train()
-
-
-def _no_init() -> Any:
-    try:
-        from transformers.initialization import no_init_weights  # 5.x
-    except ImportError:
-        from transformers.modeling_utils import no_init_weights
-    return no_init_weights()
 
 
 def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
@@ -95,28 +85,6 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
     is_int8 = scenario.weights == "int8"
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = is_int8, not is_int8
     model.is_quantized = True
-
-
-@contextmanager
-def tables_of_its_own(scenario: Scenario) -> Iterator[None]:
-    """bitsandbytes keeps one table of 8-bit values for the process, on the device that first asked for it.
-
-    A trace that asked first would leave one on the meta device, and every later quantization would fail on it; inside,
-    the trace has its own. bitsandbytes/functional.py, quantize_blockwise; to be dropped when the table is kept for each
-    device.
-    """
-    if not scenario.quantized:
-        yield
-        return
-    from bitsandbytes import functional
-
-    kept = dict(functional.name2qmap)
-    functional.name2qmap.clear()
-    try:
-        yield
-    finally:
-        functional.name2qmap.clear()
-        functional.name2qmap.update(kept)
 
 
 def _linear_kinds() -> tuple[type, ...]:
@@ -159,13 +127,8 @@ def _made(parameter: nn.Parameter, module: nn.Module, name: str, device: str, dt
         )  # fmt: skip
     else:
         made = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
-    if hasattr(made, "_quantize"):
-        del values
-        return made._quantize(device)
-    # bitsandbytes of 2024: Int8Params.cuda, step by step
-    made.CB, made.SCB, _ = bnb.functional.int8_vectorwise_quant(values.half())
-    made.data = made.CB
-    return made
+    del values
+    return made._quantize(device)
 
 
 def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -180,22 +143,17 @@ def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor
 
 def lora_attach(model: nn.Module, scenario: Scenario) -> nn.Module:
     """PEFT's LoRA around the model; what is trained is lifted to fp32 when the scenario says so."""
-    from peft import LoraConfig, get_peft_model
+    from fitune.adapters.inject import attach, lora_config
 
-    try:
-        from fitune.adapters.inject import attach, lora_config
-    except (ImportError, TypeError):
-        attach = lora_config = None  # an older environment, in which fitune itself would not run
-    if attach is None or scenario.trained_dtype == "same":
+    if scenario.trained_dtype == "same":
+        from peft import LoraConfig, get_peft_model
+
         made = LoraConfig(
             r=scenario.rank, lora_alpha=2 * scenario.rank, lora_dropout=scenario.lora_dropout, bias=scenario.bias,
             target_modules=scenario.targets if isinstance(scenario.targets, str) else list(scenario.targets),
             modules_to_save=list(scenario.modules_to_save) or None, use_dora=scenario.dora, task_type="CAUSAL_LM",
         )  # fmt: skip
-        if attach is not None:
-            return get_peft_model(model, made, autocast_adapter_dtype=False)
-        adapted = get_peft_model(model, made, autocast_adapter_dtype=scenario.trained_dtype == "fp32")
-        return adapted
+        return get_peft_model(model, made, autocast_adapter_dtype=False)
     made = lora_config(
         model, rank=scenario.rank, alpha=2 * scenario.rank, dropout=scenario.lora_dropout, targets=scenario.targets,
         bias=scenario.bias, dora=scenario.dora, modules_to_save=scenario.modules_to_save,
@@ -249,6 +207,8 @@ class Program:
         self.config, self.scenario, self.device = config, scenario, device
         self.autocast = autocast or self._torch_autocast
         self.recomputing = recomputing
+        # A trained head's chunks are computed again in the backward pass, where a function mode is off.
+        self._recompute_chunk = checkpoint if recomputing is None else _entering(checkpoint, recomputing)
         self.outputs: Any = None
         self.pack: Any = None
         self.row_tokens: int | None = None  # of a pack; None is one row
@@ -314,21 +274,6 @@ class Program:
             if checkpoint is not None:
                 module._gradient_checkpointing_func = _entering(checkpoint, context)
 
-    @contextmanager
-    def recomputing_the_loss(self) -> Iterator[None]:
-        """The same for a pack's loss over a trained head, which computes its chunks again."""
-        if self.pack is None or self.recomputing is None:
-            yield
-            return
-        from fitune.ops import chunked_cross_entropy
-
-        before = chunked_cross_entropy.checkpoint
-        chunked_cross_entropy.checkpoint = _entering(before, self.recomputing)
-        try:
-            yield
-        finally:
-            chunked_cross_entropy.checkpoint = before
-
     def _wrap_forward(self) -> None:
         """As accelerate prepares a model: autocast around its forward, outputs lifted to fp32."""
         from accelerate.utils.operations import convert_to_fp32
@@ -385,7 +330,9 @@ class Program:
 
             # A pack does not go through the wrapped forward: packed_trainer.py sets autocast itself.
             with self.autocast() if self.scenario.autocast != "none" else nullcontext():
-                return pack_loss(self.model, self.pack, 1, chunk_logits=self.chunk_logits())
+                return pack_loss(
+                    self.model, self.pack, 1, chunk_logits=self.chunk_logits(), recompute=self._recompute_chunk
+                )
         if self.scenario.loss == "labels":
             from fitune.ops.label_loss import label_loss
 

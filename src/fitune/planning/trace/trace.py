@@ -1,7 +1,6 @@
 """Config and scenario → the trace: every storage of a run's phases, in order, on the meta device.
 
 In: a transformers config, a `Scenario`, the GPU's compute capability. Out: a frozen `Trace` of plain numbers.
-Imports only torch, transformers, peft and bitsandbytes; also runs in environments of late 2024.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fitune.planning.scenario import Scenario
-from fitune.planning.trace.autocast import MetaAutocast, answering
-from fitune.planning.trace.cuda_memory_rules import standing_in, table
-from fitune.planning.trace.dry_run import DTYPES, Program, tables_of_its_own
+from fitune.planning.trace.autocast import MetaAutocast
+from fitune.planning.trace.cuda_memory_rules import table
+from fitune.planning.trace.dry_run import DTYPES, Program
 from fitune.planning.trace.meta_shortcuts import quick_table
 from fitune.planning.trace.optimizer_memory import STATES, optimizer_step
 from fitune.planning.trace.recorder import WORKSPACE, Recorder
+from fitune.planning.trace.upstream_patches import autocast_on_meta, cuda_functions, own_quantization_maps
 
 # cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
 # or 32 MiB on Hopper.
@@ -70,8 +70,8 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         forced = "flash" if scenario.attention == "flash_attention_2" else None
-        stack.enter_context(answering(mode))
-        stack.enter_context(standing_in(capability, recorder, forced, mode))
+        stack.enter_context(autocast_on_meta(mode))
+        stack.enter_context(cuda_functions(capability, recorder, forced, mode))
         program = Program(
             config,
             scenario,
@@ -103,7 +103,7 @@ def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> t
         stack.callback(gc.unfreeze)
         stack.callback(gc.enable)
         gc.disable()
-        stack.enter_context(tables_of_its_own(scenario))
+        stack.enter_context(own_quantization_maps(scenario))
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
@@ -112,7 +112,6 @@ def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> t
             recorder.empty_cache()
         recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
-        stack.enter_context(program.recomputing_the_loss())
         if mode:
             stack.enter_context(mode)
         for step in range(1, scenario.steps + 1):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fitune.answer_metrics import exact_match, score, word_accuracy
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.evaluation.generation import Sampling
-from fitune.evaluation.metrics import exact_match, score, word_accuracy
 from fitune.rewards.mix import Mix
+from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.rl.rollout import sample_answers
 
 
@@ -33,9 +34,16 @@ class RewardEval:
         self.renderer, self.prompts, self.mix = renderer, list(prompts), mix
         self.sampling, self.rows_at_once = Sampling(max_new_tokens), rows_at_once
         self.endless_reward, self.keep = endless_reward, keep
+        self.recovery = OomRecovery(
+            PassSize(rows_at_once, "answer"),
+            where=lambda: "while held-out prompts are answered",
+            advice="Lower eval.max_new_tokens",
+        )
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
-        answered = sample_answers(model, self.renderer, self.prompts, 1, self.sampling, self.rows_at_once, seed=0)
+        answered = sample_answers(
+            model, self.renderer, self.prompts, 1, self.sampling, self.rows_at_once, seed=0, recovery=self.recovery
+        )
         scores, own = self.mix.score(answered.samples)
         if (limit := self.endless_reward) is not None:
             pairs = zip(scores, answered.samples, strict=True)

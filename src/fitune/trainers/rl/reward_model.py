@@ -14,13 +14,14 @@ import torch
 from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_facts, template_digest
 from fitune.adapters.locate import find_adapter
 from fitune.adapters.reference import _switched
+from fitune.data.packing.bins import Mode
 from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
 from fitune.models.heads import read_head
 from fitune.models.template import Template
 from fitune.ops.token_logprobs import end_states, make_row_batch
 from fitune.rewards.library import Reward
-from fitune.trainers.packing_support import Mode
+from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
 
 def load_reward_model(
@@ -55,20 +56,27 @@ def load_reward_model(
             value.requires_grad_(False)
     head.requires_grad_(False).to(next(model.parameters()).device)
 
+    recovery = OomRecovery(
+        PassSize(rows_at_once, "answer"),
+        where=lambda: f"while {name} scores answers",
+        advice="Lower rl.max_new_tokens",
+    )
+
+    def passes(rows: Sequence[TokenRow]) -> list[float]:
+        found: list[float] = []
+        for here in recovery.slices(len(rows)):
+            row_batch = make_row_batch(rows[here], mode, next(model.parameters()).device)
+            found += ((head(end_states(model, row_batch)) - middle) / spread).tolist()
+        return found
+
     def score(answers: Sequence[str], token_ids: Sequence[tuple[int, ...]]) -> list[float]:
         was_training = model.training
         rows = [TokenRow(ids, (False,) * (len(ids) - 1) + (True,), number) for number, ids in enumerate(token_ids)]
-        found: list[float] = []
         model.eval()
         try:
             with torch.no_grad(), _switched(model, own), autocast():
-                for first in range(0, len(rows), rows_at_once):
-                    row_batch = make_row_batch(
-                        rows[first : first + rows_at_once], mode, next(model.parameters()).device
-                    )
-                    found += ((head(end_states(model, row_batch)) - middle) / spread).tolist()
+                return recovery.run(passes, rows)
         finally:
             model.train(was_training)
-        return found
 
     return score

@@ -16,6 +16,7 @@ from fitune.data.rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling
 from fitune.models.load_base import LoadedBase
 from fitune.rewards.mix import Mix, Sample, read_mix
+from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.online_rl import OnlineRLTrainer, Rollout
@@ -88,6 +89,7 @@ def make_trainer(
         reference=partial(as_reference, model),
         mode=mode,
         keep=run.log_samples,
+        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
     )
     bind_callbacks(trainer, callbacks)
     return trainer

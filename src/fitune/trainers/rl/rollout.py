@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings
 from fitune.rewards.mix import Sample
+from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
+from fitune.trainers.rl.draws import DrawsOfWholeBatch
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,18 @@ def sample_answers(
     sampling: Sampling,
     rows_at_once: int,
     seed: int,
+    recovery: OomRecovery,
 ) -> RolloutBatch:
     """`per_prompt` answers to each prompt.
 
-    The draws depend on the seed alone, and nobody else's random numbers are used up: a resumed run samples what the
-    uninterrupted one would have sampled.
+    The draws depend on the seed and on `rows_at_once` alone, and nobody else's random numbers are used up: a resumed
+    run samples what the uninterrupted one would have sampled, and a batch that memory asks to be cut what the whole
+    batch would have been answered.
 
     Args:
-        rows_at_once: answers in one batch of `generate`; their caches live at the same time.
+        rows_at_once: answers in one batch, which share their draws.
+        recovery: limits how many of a batch are sampled at once, whose caches live at the same time.
     """
-    settings = generation_settings(renderer, sampling)
     order = sorted(
         (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
     )
@@ -73,16 +79,43 @@ def sample_answers(
         for first in range(0, len(order), rows_at_once):
             chosen = order[first : first + rows_at_once]
             asked = [list(prompts[index].input_ids) for index in chosen]
-            input_ids, mask = _left_padded(asked, renderer.tokenizer.pad_token_id)
-            output = model.generate(
-                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
-            )
-            for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            found = recovery.run(partial(_answer_batch, model, renderer, sampling, recovery), asked)
+            for index, ids in zip(chosen, found, strict=True):
                 answers[index].append(through_end(ids, renderer.end_ids))
     pairs = [(prompts[index], ids) for index in range(len(prompts)) for ids in answers[index]]
     rows = tuple(_row(prompt, ids, number) for number, (prompt, ids) in enumerate(pairs))
     samples = tuple(_sample(prompt, ids, renderer) for prompt, ids in pairs)
     return RolloutBatch(rows, samples, len(prompts))
+
+
+def _answer_batch(
+    model: Any, renderer: Renderer, sampling: Sampling, recovery: OomRecovery, asked: Sequence[list[int]]
+) -> list[list[int]]:
+    """New tokens for each prompt of a batch; sampled in parts, each part draws what it would have drawn in the whole,
+    and the random numbers stand afterwards where the whole would have left them: behind its longest answer."""
+    start = random_state()
+    longest, end = 0, start
+    found: list[list[int]] = []
+    for rows in recovery.slices(len(asked)):
+        put_back(start)
+        part = asked[rows]
+        input_ids, mask = _left_padded(part, renderer.tokenizer.pad_token_id)
+        settings, draws = generation_settings(renderer, sampling), LogitsProcessorList()
+        if len(part) < len(asked) and sampling.temperature > 0:
+            settings = generation_settings(renderer, Sampling(sampling.max_new_tokens))
+            draws.append(DrawsOfWholeBatch(sampling, rows, len(asked)))
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+            logits_processor=draws,
+        )
+        new = output[:, input_ids.shape[1] :]
+        found += new.tolist()
+        if new.shape[1] > longest:
+            longest, end = new.shape[1], random_state()
+    put_back(end)
+    return found
 
 
 def through_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:

@@ -21,7 +21,7 @@ def schema() -> None:
     \b
     fitune settings schema > settings.schema.json
     """
-    from fitune.cli.docs import schema_text
+    from fitune.cli.pages.docs import schema_text
 
     click.echo(schema_text(), nl=False)
 
@@ -33,7 +33,7 @@ def reference() -> None:
     \b
     fitune settings reference
     """
-    from fitune.cli.docs import reference_text
+    from fitune.cli.pages.docs import reference_text
 
     click.echo(reference_text(), nl=False)
 
@@ -45,6 +45,6 @@ def example() -> None:
     \b
     fitune settings example > run.yaml
     """
-    from fitune.cli.docs import example_text
+    from fitune.cli.pages.docs import example_text
 
     click.echo(example_text(), nl=False)

@@ -3,7 +3,7 @@
 import pytest
 from sacrebleu.metrics.chrf import CHRF
 
-from fitune.evaluation.metrics import chrf, exact_match, score, word_accuracy
+from fitune.answer_metrics import chrf, exact_match, score, word_accuracy
 
 
 def test_by_hand():

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from fitune.cli.flags import SettingsCommand
-from fitune.cli.ladder import DOES_NOT_FIT, answer_ladder
-from fitune.cli.planned import PlanQuestion, ask
-from fitune.cli.shared import print_json
+from fitune.cli.options.flags import SettingsCommand
+from fitune.cli.options.shared import print_json
+from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder
+from fitune.cli.plan.plan_question import PlanQuestion, ask
 
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
@@ -137,9 +137,10 @@ def _answer(asked: PlanQuestion, given: dict[str, Any]) -> int:
 def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:
     """The largest length, batch or rank that fits."""
     from fitune.console import log, stdout_console
-    from fitune.planning.report.plan_report import size_in, verdict
+    from fitune.planning.report.plan_report import verdict
     from fitune.planning.report.terminal import print_plan
     from fitune.planning.search.max_fit import largest
+    from fitune.sizes import size_in
 
     if asked.card is None:
         raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")

@@ -1,7 +1,7 @@
 """Documents made from the settings: JSON schema, reference page, commented YAML.
 
-Each function gives the whole text. ``python -m fitune.cli.docs`` writes them, docs/cli.md, docs/api.md and the file tree
-of README.md to their places; with ``--check`` it only says which are stale, exit status 1.
+Each function gives the whole text. ``python -m fitune.cli.pages.docs`` writes them, docs/cli.md, docs/api.md, the file tree of
+README.md and the tables inside the pages to their places; with ``--check`` it only says which are stale, exit status 1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from fitune.cli.api_page import api_text
-from fitune.cli.file_tree import readme_text
+from fitune.cli.pages.api_page import api_text
+from fitune.cli.pages.doc_tables import page_text, with_tables
+from fitune.cli.pages.file_tree import readme_text
 from fitune.config.fields import FREE, Field, all_fields, sections
 from fitune.config.sections import Settings
 from fitune.config.trainer_options import OWNED
@@ -97,7 +98,8 @@ def documents() -> dict[str, str]:
         "docs/settings.schema.json": schema_text(),
         "docs/cli.md": cli_text(),
         "docs/api.md": api_text(),
-        "README.md": readme_text(),
+        "README.md": with_tables(readme_text()),
+        "docs/export.md": page_text("docs/export.md"),
         "recipes/all-settings.yaml": example_text(),
     }
 

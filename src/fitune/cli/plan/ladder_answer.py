@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.planned import PlanQuestion
-from fitune.cli.shared import print_json
+from fitune.cli.options.shared import print_json
+from fitune.cli.plan.plan_question import PlanQuestion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ def answer_ladder(asked: PlanQuestion, as_json: bool) -> int:
     """Search, show, and say how to train so."""
     from fitune.console import log, stdout_console
     from fitune.errors import DoesNotFit
-    from fitune.planning.report.plan_report import size_in
+    from fitune.sizes import size_in
 
     if asked.card is None:
         raise click.UsageError("--ladder needs a card: --gpu NAME or --budget SIZE")
@@ -71,8 +71,9 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
     from rich.table import Table
     from rich.text import Text
 
-    from fitune.planning.report.plan_report import seconds, size_in
+    from fitune.planning.report.plan_report import seconds
     from fitune.planning.search.ladder import shown, time_factor
+    from fitune.sizes import size_in
 
     whole = max(usable_bytes, found.asked.smi_peak_bytes)
     limit = size_in(usable_bytes * (1 - margin), whole)

@@ -1,0 +1,1 @@
+"""What commands share: every setting as a flag, `--json`, tables."""

@@ -1,0 +1,1 @@
+"""Pages generated from the code: settings, commands, schema, the order of packages."""

@@ -1,0 +1,46 @@
+"""Files of the demo tasks: Pig Latin and Yoda rows written as JSON Lines, sentences read from a text file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fitune.data.read.files import read_rows, write_jsonl
+from fitune.demo.tasks import pig_latin_pairs, pig_latin_row
+from fitune.errors import DataError
+
+YODA = "hub:dvgodoy/yoda_sentences"
+
+
+def read_sentences(path: str) -> list[str]:
+    """One sentence a line, blank lines left out.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    rows = read_rows(path)
+    if "text" not in rows.columns:
+        raise DataError(f"{path} is no list of sentences; give a .txt file with one a line")
+    return [row["text"] for row in rows.rows]
+
+
+def make_pig_latin(sentences: Iterable[str], out: Path) -> int:
+    """Write rows of English → Pig Latin; returns their number."""
+    return write_jsonl((pig_latin_row(sentence) for sentence in sentences), out)
+
+
+def make_pig_latin_pairs(sentences: Iterable[str], out: Path, seed: int) -> int:
+    """Write rows of right and wrong Pig Latin; returns their number."""
+    return write_jsonl(pig_latin_pairs(sentences, seed), out)
+
+
+def make_yoda(out: Path) -> int:
+    """Write rows of English → Yoda from the hub set (columns sentence and translation); returns their number.
+
+    Raises:
+        DataError: the hub cannot be reached.
+    """
+    rows = read_rows(YODA).rows
+    system = "Translate to Yoda speak."
+    made = ({"system": system, "prompt": row["sentence"], "completion": row["translation"]} for row in rows)
+    return write_jsonl(made, out)

@@ -1,0 +1,36 @@
+"""Whole conversations in one column: messages (the usual keys), conversations (ShareGPT's)."""
+
+from __future__ import annotations
+
+from fitune.data.read.forms.cells import Cells, Messages, say
+from fitune.data.read.forms.data_form import DataForm
+
+
+def _messages(row: Cells) -> Messages:
+    return row.messages("messages")
+
+
+def _conversations(row: Cells) -> Messages:
+    return row.messages("conversations", "from", "value")
+
+
+MESSAGES = DataForm(
+    name="messages",
+    needs=("messages",),
+    kinds=("rows", "prompts"),
+    conversation=_messages,
+    example={"messages": [say("user", "The pig eats."), say("assistant", "Ethay igpay eatsway.")]},
+)
+CONVERSATIONS = DataForm(
+    name="conversations",
+    needs=("conversations",),
+    may_have=("system",),
+    kinds=("rows", "prompts"),
+    conversation=_conversations,
+    example={
+        "conversations": [
+            {"from": "human", "value": "The pig eats."},
+            {"from": "gpt", "value": "Ethay igpay eatsway."},
+        ]
+    },
+)

@@ -1,0 +1,43 @@
+"""What a data form is: its columns, who can read it, and how a row of it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fitune.data.read.forms.cells import Cells, Messages
+from fitune.data.rows import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataForm:
+    """One way of laying out a row. Exactly one of `conversation`, `text` and `pair` reads it.
+
+    Attributes:
+        name: as in `data.form`.
+        needs: columns that every file of this form has; it is recognised by them.
+        may_have: columns that are read where a file has them.
+        kinds: what methods may read it as: rows, pairs or prompts.
+        first_for: kinds for which it is tried before the forms that stand before it.
+        answer_column: the column that holds the answer and nothing else; a file of questions may lack it.
+        loss_on: the tokens that `data.loss_on: auto` trains.
+        conversation: the messages of a row, without a system prompt that is added.
+        text: the row as plain text.
+        pair: a prompt with a better and a worse answer.
+        example: a row, for the documents.
+
+    The three readers raise `DataError` for a row that is not of the form; `Cells` has the usual checks.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    may_have: tuple[str, ...] = ()
+    kinds: tuple[str, ...]
+    first_for: tuple[str, ...] = ()
+    answer_column: str | None = None
+    loss_on: str = "assistant"
+    conversation: Callable[[Cells], Messages] | None = None
+    text: Callable[[Cells], str] | None = None
+    pair: Callable[[Cells], Pair] | None = None
+    example: Mapping[str, Any]

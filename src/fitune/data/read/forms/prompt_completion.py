@@ -1,0 +1,35 @@
+"""A prompt and its answer, each a text or a list of messages; and prompts alone."""
+
+from __future__ import annotations
+
+from fitune.data.read.forms.cells import Cells, Messages
+from fitune.data.read.forms.data_form import DataForm
+
+
+def _prompt(row: Cells) -> Messages:
+    return row.side("prompt", "user")
+
+
+def _prompt_and_completion(row: Cells) -> Messages:
+    return _prompt(row) + row.side("completion", "assistant")
+
+
+PROMPT_COMPLETION = DataForm(
+    name="prompt_completion",
+    needs=("prompt", "completion"),
+    may_have=("system",),
+    kinds=("rows", "prompts"),
+    first_for=("prompts",),
+    answer_column="completion",
+    loss_on="completion",
+    conversation=_prompt_and_completion,
+    example={"prompt": "The pig eats.", "completion": "Ethay igpay eatsway."},
+)
+PROMPT = DataForm(
+    name="prompt",
+    needs=("prompt",),
+    may_have=("system",),
+    kinds=("prompts",),
+    conversation=_prompt,
+    example={"prompt": "The pig eats."},
+)

@@ -1,0 +1,125 @@
+"""Plain rows (sft, lm): a conversation or a text each → token rows with a loss mask.
+
+In: a source's name and `DataOptions`. Out: `PreparedData` of `TokenRow`s, and a `CheckReport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fitune.data.counting import refuse
+from fitune.data.read.files import Rows
+from fitune.data.read.recognise import RecognisedForm
+from fitune.data.read.sources import (
+    DataOptions,
+    PreparedData,
+    can_read,
+    convert_all,
+    example_key,
+    read_source,
+    set_aside,
+)
+from fitune.data.render.renderer import Renderer
+from fitune.data.render.token_cache import tokenize_kept
+from fitune.data.report import CheckReport, check_rows
+from fitune.data.rows import Example, TokenRow
+from fitune.errors import DataError
+
+
+def prepare_rows(
+    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+) -> PreparedData:
+    """Rows ready to train on; rows that are equal stay on one side of the split.
+
+    Raises:
+        DataError: with every fault found.
+    """
+    rows, form, examples = load_examples(train, renderer, options, exclude)
+    if test is not None:
+        test_rows, _, test_examples = load_examples(test, renderer, options)
+    else:
+        test_rows = None
+        examples, test_examples = set_aside(examples, test_share, options.seed, example_key)
+    loss_on = loss_target(options, form)
+    test_tokens, test_report, test_texts = [], None, frozenset()
+    if test_examples:
+        test_name = test or f"{test_share:.0%} of {train}"
+        test_tokens, test_examples, test_report, test_texts = _tokens(
+            test_name, form, loss_on, test_examples, renderer, options
+        )
+    train_tokens, examples, train_report, _ = _tokens(train, form, loss_on, examples, renderer, options, test_texts)
+    hashes = {rows.name: rows.sha256} | ({test_rows.name: test_rows.sha256} if test_rows else {})
+    return PreparedData(
+        train=train_tokens,
+        test=test_tokens,
+        train_examples=examples,
+        test_examples=test_examples,
+        train_report=train_report,
+        test_report=test_report,
+        hashes=hashes,
+    )
+
+
+def load_examples(
+    name: str, renderer: Renderer, options: DataOptions, exclude: Sequence[str] = ()
+) -> tuple[Rows, RecognisedForm, list[Example]]:
+    """Rows of a data set in fitune's own form.
+
+    Raises:
+        DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
+    """
+    rows, form = read_source(name, renderer.tokenizer, options, exclude)
+    if not can_read(options.method, form.facts):
+        raise DataError(
+            f"method lm trains on plain text (a column named text), and {name} has the form {form.name}; "
+            "use method: sft, or data.columns={text: COLUMN}"
+        )
+    return rows, form, convert_all(rows, form, lambda row, number: form.to_example(row, options.system, number))
+
+
+def show_rows(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
+    """The first rows as training sees them; what only the check finds wrong is shown all the same."""
+    _, form, examples = load_examples(name, renderer, options)
+    target = loss_target(options, form)
+    rendered = [renderer.render(example, target, options.response_template) for example in examples[:count]]
+    return [("", row) for row in renderer.tokenize(rendered)]
+
+
+def loss_target(options: DataOptions, form: RecognisedForm) -> str:
+    """Which tokens are trained, `auto` resolved."""
+    if form.is_text or options.method == "lm":
+        return "all"
+    return form.facts.loss_on if options.loss_on == "auto" else options.loss_on
+
+
+def _tokens(
+    name: str,
+    form: RecognisedForm,
+    loss_on: str,
+    examples: list[Example],
+    renderer: Renderer,
+    options: DataOptions,
+    test_texts: frozenset[str] = frozenset(),
+) -> tuple[list[TokenRow], list[Example], CheckReport, frozenset[str]]:
+    """Token rows that may be trained on (limit applied, rows without a target left out), and the check's report."""
+    rendered = [renderer.render(example, loss_on, options.response_template) for example in examples]
+    rows = tokenize_kept(renderer, rendered)
+    report = check_rows(
+        name, form.name, loss_on, examples, rendered, rows, renderer,
+        max_length=options.max_length, too_long=options.too_long,
+        response_template=options.response_template, test_texts=test_texts,
+    )  # fmt: skip
+    refuse(name, report.errors)
+    kept_rows, kept_examples = [], []
+    for row, example in zip(rows, examples, strict=True):
+        limit = options.max_length
+        if limit and len(row.input_ids) > limit:
+            if options.too_long == "drop":
+                continue
+            row = TokenRow(row.input_ids[:limit], row.trained[:limit], row.row_number)
+        if row.num_trained:
+            kept_rows.append(row)
+            kept_examples.append(example)
+    if not kept_rows:
+        raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {options.max_length})")
+    return kept_rows, kept_examples, report, frozenset(row.text for row in rendered)

@@ -1,0 +1,141 @@
+"""What a trace replaces in torch and bitsandbytes while it runs, all in one place: each with its reason and its end.
+
+In: what a trace knows of the card. Out: context managers; everything is as it was when they end, after errors too.
+Nothing else in fitune sets an attribute of another library's module. Seen with torch 2.15 and bitsandbytes 0.50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from fitune.planning.scenario import Scenario
+from fitune.planning.trace.autocast import MetaAutocast
+from fitune.planning.trace.cuda_memory_rules import attention_for
+
+
+@contextmanager
+def replaced(owner: Any, **made: Any) -> Iterator[None]:
+    """Attributes of ``owner`` are others inside."""
+    real = {name: getattr(owner, name) for name in made}
+    for name, value in made.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in real.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def autocast_on_meta(mode: MetaAutocast | None) -> Iterator[None]:
+    """torch.autocast, is_autocast_enabled and get_autocast_dtype know the meta device.
+
+    torch's own refuse it. To be dropped when torch.autocast("meta") follows CUDA's lists.
+    """
+    names = ("autocast", "is_autocast_enabled", "get_autocast_dtype")
+    real = {name: getattr(torch, name) for name in names}
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type != "meta":
+            return real["autocast"](device_type, *args, **kwargs)
+        if mode is None or kwargs.get("enabled", True):
+            return nullcontext()
+        return mode.suspended()
+
+    def is_autocast_enabled(device_type: str | None = None) -> bool:
+        if device_type == "meta" or device_type is None:
+            return mode is not None and mode.active
+        return real["is_autocast_enabled"](device_type)
+
+    def get_autocast_dtype(device_type: str) -> torch.dtype:
+        return mode.dtype if device_type == "meta" and mode is not None else real["get_autocast_dtype"](device_type)
+
+    with replaced(
+        torch, autocast=autocast, is_autocast_enabled=is_autocast_enabled, get_autocast_dtype=get_autocast_dtype
+    ):
+        yield
+
+
+@contextmanager
+def cuda_functions(
+    capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None
+) -> Iterator[None]:
+    """Attention, dropout and softmax of torch.nn.functional are CUDA's.
+
+    On meta torch takes the math path of attention and a dropout without a saved mask. A function mode would be shorter,
+    but is off while checkpointing recomputes. To be dropped when meta tensors can stand for a CUDA device's kernels.
+    """
+    functional = torch.nn.functional
+    softmax = functional.softmax
+    chosen = attention_for(capability, forced)
+
+    def sdpa(*args: Any, **kwargs: Any) -> Any:
+        if autocast is not None and autocast.active:  # a python function: autocast's mode does not see it
+            args = tuple(autocast.lower(value) for value in args)
+            kwargs = {name: autocast.lower(value) for name, value in kwargs.items()}
+        with recorder.labelled("attention"):
+            return chosen(*args, **kwargs)
+
+    def fused_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if p == 0.0 or not training or input.numel() == 0:
+            return input
+        return torch.native_dropout(input, p, True)[0]
+
+    def fused_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+        # at::softmax: from fp16 to fp32 in one kernel on CUDA (only from fp16)
+        if autocast is not None and autocast.active and dtype is None and input.dtype != torch.float64:
+            dtype = torch.float32
+        if input.dtype == torch.float16 and dtype == torch.float32:
+            return torch.ops.aten._softmax(input, dim, True)
+        return softmax(input, dim=dim, dtype=dtype)
+
+    with replaced(functional, scaled_dot_product_attention=sdpa, dropout=fused_dropout, softmax=fused_softmax):
+        yield
+
+
+@contextmanager
+def cpu_attention(autocast: MetaAutocast | None) -> Iterator[None]:
+    """SDPA runs the CPU's flash kernel, which meta tensors do not choose by themselves. To be dropped when they do."""
+    functional = torch.nn.functional
+    original = functional.scaled_dot_product_attention
+
+    def attention(
+        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+        scale: float | None = None, enable_gqa: bool = False,
+    ) -> Any:  # fmt: skip
+        if autocast is not None and autocast.active:
+            query, key, value = autocast.lower(query), autocast.lower(key), autocast.lower(value)
+        if dropout_p or query.shape[-1] != value.shape[-1]:  # sdp_utils_cpp.cpp: flash takes neither
+            more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        flash: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    with replaced(functional, scaled_dot_product_attention=attention):
+        yield
+
+
+@contextmanager
+def own_quantization_maps(scenario: Scenario) -> Iterator[None]:
+    """bitsandbytes keeps one table of 8-bit values for the process, on the device that first asked for it.
+
+    A trace that asked first would leave one on the meta device, and every later quantization would fail on it; inside,
+    the trace has its own. bitsandbytes/functional.py, quantize_blockwise; to be dropped when the table is kept for each
+    device.
+    """
+    if not scenario.quantized:
+        yield
+        return
+    from bitsandbytes import functional
+
+    kept = dict(functional.name2qmap)
+    functional.name2qmap.clear()
+    try:
+        yield
+    finally:
+        functional.name2qmap.clear()
+        functional.name2qmap.update(kept)
