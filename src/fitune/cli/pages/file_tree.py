@@ -27,13 +27,14 @@ def tree_text() -> str:
     rooms = {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.name: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
     order = _layers()
+    width = max(map(len, [*rooms, *modules])) + 3
     lines = ["src/fitune/"]
     for name, path in sorted(
         [*((f"{name}/", path) for name, path in rooms.items()), *modules.items()],
         key=lambda one: (order.get(one[0].removesuffix("/").removesuffix(".py"), len(order)), one[0]),
     ):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        lines.append(f"  {name:<17}{text.partition(chr(10))[0]}".rstrip())
+        lines.append(f"  {name:<{width}}{text.partition(chr(10))[0]}".rstrip())
     return "\n".join(lines) + "\n"
 
 
