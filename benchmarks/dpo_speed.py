@@ -23,10 +23,10 @@ from transformers import TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from fitune.config.sections import DataSettings, EvalSettings, RunSettings, Settings, TrainSettings
-from fitune.methods.registry import method_of
+from fitune.methods.registry import METHODS
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.callbacks import StopOnInterrupt
-from fitune.training.components import load, make_arguments, make_schedule
+from fitune.training.components import context_of, load, make_arguments, make_schedule
 from fitune.training.setup import prepare_run
 
 
@@ -73,13 +73,13 @@ class Clock(TrainerCallback):
 
 
 def ours(settings: Settings) -> dict:
-    run, setup = RunFolder.create(Path(settings.run.folder) / "ours"), prepare_run(settings)
-    schedule = make_schedule(settings, len(setup.data.train))
-    arguments = make_arguments(settings, setup, schedule, run)
+    run, setup = RunFolder.create(Path(settings.run.folder) / "ours"), prepare_run(settings, fit=False)
+    schedule = make_schedule(setup)
+    arguments = make_arguments(setup, schedule, run)
     set_seed(settings.train.seed)
-    base, method = load(settings, setup), method_of("dpo")
-    model = method.adapt(settings, base)
-    trainer = method.make_trainer(settings, run, setup, base, model, arguments, StopOnInterrupt())
+    context = context_of(setup, run, load(setup), arguments, schedule, StopOnInterrupt())
+    method = METHODS["dpo"].runtime()
+    trainer = method.make_trainer(context, method.adapt(context))
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
@@ -88,8 +88,8 @@ def ours(settings: Settings) -> dict:
 
 
 def theirs(settings: Settings, folder: Path) -> dict:
-    setup = prepare_run(settings)
-    model = load(settings, setup).model
+    setup = prepare_run(settings, fit=False)
+    model = load(setup).model
     pairs = setup.data.train
     prompts = [len(pair.chosen.input_ids) - pair.chosen.num_trained for pair in pairs]
     columns = {

@@ -30,11 +30,12 @@ from fitune.config.sections import (
     Settings,
     TrainSettings,
 )
+from fitune.methods.adapt import adapt
 from fitune.methods.sft.trainer import make_trainer
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.sampler import epoch_order
-from fitune.training.components import adapt, load, make_arguments, make_schedule
+from fitune.training.components import context_of, load, make_arguments, make_schedule
 from fitune.training.setup import prepare_run
 
 RELATIVE_TOLERANCE = 1e-5
@@ -59,38 +60,39 @@ def main() -> int:
         eval=EvalSettings(samples=0),
         run=RunSettings(),
     )
-    setup = prepare_run(settings)
+    setup = prepare_run(settings, fit=False)
     used = [setup.data.train[index] for index in epoch_order(len(setup.data.train), settings.train.seed, 0)]
     used = used[: given.steps * given.batch]
     if len(used) < given.steps * given.batch:
         parser.error(f"{given.data} has {len(used)} rows; {given.steps} steps of {given.batch} need more")
     with tempfile.TemporaryDirectory() as scratch:
-        ours = fitune_losses(settings, setup, Path(scratch) / "fitune")
-        theirs = trl_losses(settings, setup, used, Path(scratch) / "trl")
+        ours = fitune_losses(setup, Path(scratch) / "fitune")
+        theirs = trl_losses(setup, used, Path(scratch) / "trl")
     return compare(ours, theirs, judged=given.precision == "fp32")
 
 
-def fresh_model(settings, setup):
-    base = load(settings, setup)
-    set_seed(settings.train.seed)
-    return base, adapt(settings, base)
+def context_and_model(setup, folder):
+    run, schedule = RunFolder.create(folder), make_schedule(setup)
+    base = load(setup)
+    set_seed(setup.settings.train.seed)
+    context = context_of(setup, run, base, make_arguments(setup, schedule, run), schedule, StopOnInterrupt())
+    return context, adapt(context)
 
 
-def fitune_losses(settings, setup, folder):
-    run = RunFolder.create(folder)
-    arguments = make_arguments(settings, setup, make_schedule(settings, len(setup.data.train)), run)
-    base, model = fresh_model(settings, setup)
-    trainer = make_trainer(settings, run, setup, base, model, arguments, StopOnInterrupt())
-    trainer.train()
+def fitune_losses(setup, folder):
+    context, model = context_and_model(setup, folder)
+    make_trainer(context, model).train()
+    run = context.folder
     return [row["loss"] for row in read_rows(run.metrics) if row["kind"] == "train"]
 
 
-def trl_losses(settings, setup, rows, folder):
+def trl_losses(setup, rows, folder):
     labels = [[t if on else -100 for t, on in zip(row.input_ids, row.trained, strict=True)] for row in rows]
     dataset = Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
-    schedule, train = make_schedule(settings, len(setup.data.train)), settings.train
+    settings = setup.settings
+    schedule, train = make_schedule(setup), settings.train
     fp32 = replace(setup.precision, dtype=torch.float32)
-    base, model = fresh_model(settings, replace(setup, precision=fp32))
+    context, model = context_and_model(replace(setup, precision=fp32), folder.with_name("trl-start"))
     arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=schedule.micro_batch_rows,
@@ -112,7 +114,7 @@ def trl_losses(settings, setup, rows, folder):
         max_length=None,
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(model, arguments, train_dataset=dataset, processing_class=base.tokenizer)
+    trainer = SFTTrainer(model, arguments, train_dataset=dataset, processing_class=context.base.tokenizer)
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 

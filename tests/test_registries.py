@@ -12,6 +12,7 @@ import fitune
 from fitune.data.read.forms import DATA_FORMS
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+from fitune.methods.registry import METHODS
 
 SRC = Path(str(fitune.__file__)).parent
 # Registry → its names. The owner's own file or folder needs no exception: it writes each name once, in its object.
@@ -19,6 +20,7 @@ REGISTRIES: dict[str, Collection[str]] = {
     "export forms": EXPORT_FORMS,
     "GGUF types": GGUF_TYPES,
     "data forms": DATA_FORMS,
+    "methods": METHODS,
 }
 
 

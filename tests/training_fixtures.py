@@ -84,7 +84,7 @@ def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] 
         "mixed_precision": "fp32", "device": "cpu", "evaluates": bool(test_rows), "best_metric": "loss",
         "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
     }  # fmt: skip
-    schedule = schedule_of(len(rows), batch, micro, epochs, max_steps, 0.1, every, saves)
+    schedule = schedule_of(len(rows), batch, micro or batch, epochs, max_steps, 0.1, every, saves)
     logged: list[dict[str, Any]] = []
     callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
     if test_rows:
@@ -93,8 +93,6 @@ def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] 
         model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(test_rows), collate, extra_metrics,
         keep, callbacks,
     )  # fmt: skip
-    for callback in callbacks:
-        callback.trainer = trainer
     trainer.logged = logged
     return trainer
 
@@ -179,7 +177,7 @@ def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any
         put_head(adapted, offset=True, spread=0.0)
     prompts = [PromptRow(PROMPT, ({"role": "user", "content": "?"},), None, {}, number) for number in range(rows)]
     arguments = training_arguments(
-        folder, schedule_of(rows, rows, None, 1.0, steps, 0.0, None, checkpoints), epochs=1.0, max_steps=steps,
+        folder, schedule_of(rows, rows, rows, 1.0, steps, 0.0, None, checkpoints), epochs=1.0, max_steps=steps,
         learning_rate=rate, schedule_name="linear", optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0,
         gradient_checkpointing=False, seed=seed, mixed_precision="fp32", device="cpu", evaluates=False,
         best_metric="loss", log_steps=1, report_to=[], run_name="bandit", overrides={},

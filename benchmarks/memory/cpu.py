@@ -5,7 +5,7 @@
 
 Each case is a run of `fitune train`; both figures are those of its manifest. Measured is VmHWM of /proc/self/status
 when training has ended, less VmRSS just before the base is loaded, when everything is imported and the rows are prepared
-(fitune.trainers.memory). Both count the file pages of mapped weights and libraries. Linux only. One JSON line a case.
+(fitune.training.memory_report). Both count the file pages of mapped weights and libraries. Linux only. One JSON line a case.
 """
 
 from __future__ import annotations

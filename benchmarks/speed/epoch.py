@@ -43,7 +43,7 @@ def demo_epoch() -> tuple[list[list[Any]], Any, Any]:
     from fitune.training.setup import prepare_run
 
     settings = Settings.model_validate(RECIPE)
-    setup = prepare_run(settings, ())
+    setup = prepare_run(settings, fit=False)
     rows, size = setup.data.train, settings.train.batch_size
     ordered = [rows[index] for index in epoch_order(len(rows), settings.train.seed, 0)]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)], setup.tokenizer, settings

@@ -152,6 +152,31 @@ def test_pissa_starts_as_an_identity_and_a_second_save_is_the_same(tiny_llama: P
     assert model.peft_config["default"].r == 4  # the live model is untouched by the conversion
 
 
+@pytest.mark.parametrize("rank", [4, 24])
+def test_pissa_fills_the_rank_with_what_can_learn(tiny_llama: Path, tmp_path: Path, rank: int):
+    """Over a layer of zeros, as blocks added to a trained model begin, and with k_proj and v_proj of 16 outputs."""
+    bases = [open_base(tiny_llama) for _ in range(2)]
+    for base in bases:
+        base.model.get_submodule("model.layers.1.self_attn.o_proj").weight.data.zero_()
+    base, ids_BS = bases[0], some_ids(bases[0])
+    before = logits(base.model, ids_BS)
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"init": "pissa", "new_token_ids": base.new_token_ids}
+    model = attach(base.model, lora_config(base.model, rank=rank, alpha=2 * rank, **options))
+    torch.testing.assert_close(logits(model, ids_BS), before, atol=1e-5, rtol=0)
+    began = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".lora_" in name}
+    train(model, ids_BS)
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            directions = 0 if ".lora_A." in name else 1
+            assert weight.shape[directions] == rank
+            assert ((weight - began[name]).abs().amax(dim=1 - directions) > 0).all(), name
+    after = logits(model, ids_BS)
+    save_adapter(model, base.tokenizer, base.template, tmp_path / "a", base_facts(base))
+    again = logits(load_adapter(bases[1].model, tmp_path / "a"), ids_BS)
+    torch.testing.assert_close(again, after, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("spare_rows", [20, 0])
 def test_only_the_new_rows_are_trained_on_both_sides(tiny_model, tmp_path: Path, spare_rows: int):
     """GPT-NeoX has an untied head: the new tokens' input rows and output rows learn, and no other row."""

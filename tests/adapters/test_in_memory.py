@@ -294,6 +294,21 @@ def test_norms_of_one_part_are_weighed_and_of_two_refused(folder: Path, saved: C
         combine(model, [("default", 1.0), ("second", 1.0)], "new")
 
 
+@pytest.mark.parametrize("kind", ["cat", "svd"])
+def test_a_combination_of_more_directions_than_a_layer_has_is_opened_again(
+    folder: Path, saved: Callable[..., Path], tmp_path: Path, kind: str
+):
+    """k_proj has 32 outputs, so a decomposition of its update ends there."""
+    model = both(folder, saved, rank=36)
+    combine(model, [("default", 0.5), ("second", 0.5)], "new", kind, rank=40 if kind == "svd" else None)
+    layer: Any = model.get_submodule("base_model.model.model.layers.0.self_attn.k_proj")
+    assert layer.lora_A["new"].weight.shape == (40, 64) and layer.lora_B["new"].weight.shape == (32, 40)
+    in_memory.use(model, "new")
+    base = open_base(folder)
+    save_adapter(model, base.tokenizer, base.template, tmp_path / "new", base_facts(base), name="new")
+    torch.testing.assert_close(logits(load_adapter(base.model, tmp_path / "new")), logits(model), atol=0, rtol=0)
+
+
 def test_a_combination_is_saved_and_opened(folder: Path, saved: Callable[..., Path], tmp_path: Path):
     model = both(folder, saved, rank=6)
     combine(model, [("default", 0.5), ("second", 0.5)], "new")

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
 from fitune.adapters.inject import attach, lora_config
-from fitune.adapters.loftq import low_rank, start_loftq
+from fitune.adapters.low_rank_start import low_rank, start_loftq
 from fitune.config.settings_loader import load_settings
 from fitune.errors import ModelError, SettingsError
 from fitune.models.hardware import Precision, detect
@@ -57,35 +57,75 @@ def test_best_approximation_of_a_rank(shape: tuple[int, int], rank: int):
     b, a = low_rank(matrix, rank, scale=2.0)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     torch.testing.assert_close(2 * b @ a, u[:, :rank] * s[:rank] @ v[:rank], atol=1e-4, rtol=0)
-    kept = min(rank, *shape)
-    assert b.shape == (shape[0], kept) and a.shape == (kept, shape[1])
+    k = min(rank, *shape)
+    assert b.shape == (shape[0], k) and a.shape == (k, shape[1])
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 5])
-@pytest.mark.parametrize("shape", [(64, 128), (128, 64)])
-def test_directions_that_are_rounding_are_left_out(shape: tuple[int, int], rank: int):
-    """Their eigenvalues are noise around zero: on some CPUs a division by one of their roots gave 1.5e32."""
-    generator = torch.Generator().manual_seed(1)
-    matrix = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
-    b, a = low_rank(matrix, 16, scale=2.0)
-    assert b.shape[1] == a.shape[0] == rank
-    torch.testing.assert_close(2 * b @ a, matrix, atol=1e-4, rtol=1e-3)
+def with_singular_values(sigma: list[float], out: int, inner: int, seed: int = 0) -> torch.Tensor:
+    """A matrix in fp32, (out, inner), with these singular values and zeros, and random singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.linalg.qr(torch.randn(size, len(sigma), generator=generator).double())[0] for size in (out, inner))
+    return (u * torch.tensor(sigma, dtype=torch.float64) @ v.T).float()
 
 
-def test_directions_without_an_error_begin_as_lora_does_and_can_be_trained(folder: Path, monkeypatch: Any):
+@pytest.mark.parametrize("shape", [(64, 64), (48, 128), (128, 48)])
+@pytest.mark.parametrize("rank", [16, 48])
+def test_directions_below_rounding_are_left_out(shape: tuple[int, int], rank: int):
+    """A matrix of rank 3: of the other eigenvalues some are zero, some rounding above it, some below."""
+    matrix = with_singular_values([1.0, 0.5, 0.1], *shape)
+    b, a = low_rank(matrix, rank, scale=2.0)
+    assert b.shape == (shape[0], 3) and a.shape == (3, shape[1])
+    torch.testing.assert_close(2 * b @ a, matrix, atol=1e-6, rtol=0)
+    expected = torch.tensor([1.0, 0.5, 0.1]).div(2).sqrt()
+    torch.testing.assert_close(b.norm(dim=0), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(a.norm(dim=1), expected, atol=1e-4, rtol=0)
+
+
+def test_a_matrix_of_zeros_has_no_direction():
+    b, a = low_rank(torch.zeros(8, 24), 4, scale=2.0)
+    assert b.shape == (8, 0) and a.shape == (0, 24)
+
+
+def test_small_directions_whose_eigenvalues_come_out_negative():
+    """σ of 3e-5 is more than fp32's rounding of the matrix, and its square less than that of the Gram matrix."""
+    sigma, negative = [1.0] * 24 + [3e-5] * 8, 0
+    for seed in range(10):
+        matrix = with_singular_values(sigma, 32, 32, seed)
+        negative += int((torch.linalg.eigvalsh(matrix @ matrix.T) <= 0).sum())
+        b, a = low_rank(matrix, 32, scale=2.0)
+        assert b.shape == a.shape == (32, 32)
+        torch.testing.assert_close(2 * b @ a, matrix, atol=1e-6, rtol=0)
+        torch.testing.assert_close(b.norm(dim=0), torch.tensor(sigma).div(2).sqrt(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1), atol=1e-6, rtol=0)
+    assert negative  # or this tests nothing
+
+
+def test_layers_with_little_or_no_error_can_learn_with_the_whole_rank(folder: Path):
+    """One layer's weight is what its quantized form holds, another's is off in two directions; all else as it is."""
     base = open_base(folder, keep_dense=True)
-    for name, weight in base.dense.items():  # an error of rank 2
-        rough = dense_weight(base.model.get_submodule(name)).float()
-        base.dense[name] = (
-            rough + 0.1 * torch.ones_like(weight).float().cumsum(0) + torch.ones_like(weight).float().cumsum(1)
-        )
     model = attach(base.model, lora_config(base.model, rank=8, alpha=16))
+    exact, near = "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"
+    for path in (exact, near):
+        base.dense[path] = dense_weight(base.model.get_submodule(path).get_base_layer()).float()
+    base.dense[near] += with_singular_values([0.1, 0.01], *base.dense[near].shape)
     start_loftq(model, base.dense)
-    layer = model.get_base_model().model.layers[1].self_attn.o_proj
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    assert (b[:, :2].norm(dim=0) > 0).all() and (b[:, 2:] == 0).all()
-    assert (a.norm(dim=1) > 0).all() and a.abs().max() < 100
+    layers: dict[str, Any] = {path: base.model.get_submodule(path) for path in (exact, near)}
+    for path, k in {exact: 0, near: 2}.items():
+        a, b = layers[path].lora_A["default"].weight, layers[path].lora_B["default"].weight
+        assert a.shape == (8, 128) and b.shape == (64, 8)
+        assert (a.norm(dim=1) > 0.01).all() and (b.norm(dim=0) > 0.01).tolist() == [True] * k + [False] * (8 - k)
+        assert not b[:, k:].any()
+    found = layers[near].get_delta_weight("default").float()
+    torch.testing.assert_close(found, with_singular_values([0.1, 0.01], 64, 128), atol=1e-4, rtol=0)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    for _ in range(2):  # A's gradient is a product with B, which has moved in the second step
+        optimizer.zero_grad()
+        model.train()(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    for layer in layers.values():
+        assert (layer.lora_A["default"].weight.grad.abs().amax(dim=1) > 0).all()
+        assert (layer.lora_B["default"].weight.grad.abs().amax(dim=0) > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
 from fitune.adapters.inject import attach, lora_config
@@ -90,6 +92,27 @@ def test_compare_against_the_products_themselves(runs: Path, llama: Path):
     assert q["cosine"] == pytest.approx(torch.cosine_similarity(*updates, dim=0).item(), abs=1e-4)
     assert found["same_base"] and found["options"]["rank"] == [4, 6]
     assert told(runs, "compare", "one", "one")["modules"]["q_proj"]["cosine"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("moved", [0, 1e-6, 1e-5])
+def test_compare_after_little_training_from_pissa(runs: Path, llama: Path, moved: float):
+    """Saved are B·A − B₀·A₀, whose norm's square is the small rest of large terms; against the products in fp64."""
+    for seed in range(3):
+        base = open_base(llama)
+        torch.manual_seed(seed)
+        model = attach(base.model, lora_config(base.model, init="pissa", rank=4, alpha=8))
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.data += moved * torch.randn_like(weight)
+        folder = runs / f"pissa{seed}" / "adapter"
+        save_adapter(model, base.tokenizer, base.template, folder, base_facts(base))
+        saved = load_file(folder / "adapter_model.safetensors")
+        sizes = []
+        for name in (name for name in saved if "o_proj.lora_A" in name):
+            a, b = saved[name], saved[name.replace("lora_A", "lora_B")]
+            sizes.append(2 * (b.double() @ a.double()).norm().item())  # alpha / rank
+        found = told(runs, "compare", f"pissa{seed}", f"pissa{seed}")["modules"]["o_proj"]
+        assert found["norms"] == pytest.approx([math.hypot(*sizes)] * 2, rel=1e-3, abs=1e-6)
 
 
 def test_proofs_of_merge_unmerge_and_unload(runs: Path):

@@ -14,6 +14,7 @@ import fitune
 from fitune.cli import cli
 from fitune.cli.pages.doc_tables import data_forms
 from fitune.config.fields import all_fields
+from fitune.data.prepare import PREPARE
 from fitune.data.read.files import read_rows
 from fitune.data.read.forms import DATA_FORMS
 from fitune.data.read.forms.cells import Cells, Messages, say
@@ -40,7 +41,7 @@ def test_a_form_recognises_and_reads_its_own_example(form: DataForm):
 def test_the_facts_of_a_form_fit_together(form: DataForm):
     assert sum(read is not None for read in (form.conversation, form.text, form.pair)) == 1
     assert set(form.example) <= {*form.needs, *form.may_have} and set(form.needs) <= set(form.example)
-    assert set(form.first_for) <= set(form.kinds) <= {"rows", "pairs", "prompts"} and form.kinds
+    assert set(form.first_for) <= set(form.kinds) <= set(PREPARE) and form.kinds
     assert form.answer_column is None or form.answer_column in form.needs
 
 

@@ -96,7 +96,7 @@ def test_the_check_finds_pairs_that_teach_nothing(tmp_path, renderer):
         {"prompt": "four", "chosen": "yes", "rejected": "yes, and more"},
         {"prompt": "one", "chosen": "good", "rejected": "bad"},
     ]
-    data = prepare(write(tmp_path / "pairs.jsonl", rows), None, renderer=renderer, method="reward")
+    data = prepare(write(tmp_path / "pairs.jsonl", rows), None, renderer=renderer, reads="pairs")
     report = data.train_report
     assert (report.equal_pairs, report.empty_pairs, report.pairs_that_differ_in_length_only) == (1, 1, 1)
     assert report.duplicate_rows == 1
@@ -108,7 +108,7 @@ def test_the_check_finds_pairs_that_teach_nothing(tmp_path, renderer):
 
 def test_only_the_answers_are_trained_and_rows_end_with_the_end_token(tmp_path, renderer):
     rows = [{"prompt": "say hi", "chosen": "hi", "rejected": "ho"}]
-    (pair,) = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, method="dpo").train
+    (pair,) = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs").train
     for row, answer in ((pair.chosen, "hi"), (pair.rejected, "ho")):
         trained = [token for token, on in zip(row.input_ids, row.trained, strict=True) if on]
         assert renderer.tokenizer.decode(trained) == f"{answer}<|im_end|>"
@@ -118,7 +118,7 @@ def test_only_the_answers_are_trained_and_rows_end_with_the_end_token(tmp_path, 
 
 def test_pairs_of_one_prompt_stay_on_one_side(tmp_path, renderer):
     rows = [{"prompt": f"p{number % 5}", "chosen": f"a{number}", "rejected": f"b{number}"} for number in range(20)]
-    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, method="reward", test_share=0.4)
+    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs", test_share=0.4)
     prompts = [
         {example.messages[-2]["content"] for example in side} for side in (data.train_examples, data.test_examples)
     ]
@@ -127,7 +127,7 @@ def test_pairs_of_one_prompt_stay_on_one_side(tmp_path, renderer):
 
 def test_length_that_gives_the_better_answer_away_is_said(tmp_path, renderer):
     rows = [{"prompt": f"p{number}", "chosen": "x" * 30 + str(number), "rejected": "no"} for number in range(25)]
-    report = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, method="reward").train_report
+    report = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs").train_report
     assert any("could learn length alone" in text for text in report.warnings)
     assert report.chosen_is_longer == 1.0
 
@@ -137,15 +137,15 @@ def test_a_pair_over_the_limit_stops_the_run_or_is_left_out(tmp_path, renderer):
     path = write(tmp_path / "p.jsonl", rows)
     for too_long in ("error", "cut"):
         with pytest.raises(DataError, match=r"1 pair \(row 1\) with a side longer than 40 tokens"):
-            prepare(path, None, renderer=renderer, method="reward", max_length=40, too_long=too_long)
-    kept = prepare(path, None, renderer=renderer, method="reward", max_length=40, too_long="drop")
+            prepare(path, None, renderer=renderer, reads="pairs", max_length=40, too_long=too_long)
+    kept = prepare(path, None, renderer=renderer, reads="pairs", max_length=40, too_long="drop")
     assert [row.row_number for row in kept.train] == [2]
 
 
 def test_rows_without_pairs_are_refused_with_what_is_needed(tmp_path, renderer):
     path = write(tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(DataError, match="needs pairs of a better and a worse answer"):
-        prepare(path, None, renderer=renderer, method="reward")
+        prepare(path, None, renderer=renderer, reads="pairs")
 
 
 def test_the_demo_pairs_are_right_against_slightly_wrong(renderer):
@@ -162,26 +162,26 @@ def test_the_demo_pairs_are_right_against_slightly_wrong(renderer):
 
 def test_prompts_come_out_of_rows_with_answers_too(tmp_path, renderer):
     rows = [{"prompt": "a", "completion": "b", "kind": 3}, {"prompt": "c", "completion": "d", "kind": 4}]
-    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, method="grpo")
+    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="prompts")
     first = data.train[0]
     assert (first.reference, first.columns["kind"], first.row_number) == ("b", 3, 1)
     assert list(first.input_ids) == renderer.prompt_ids([said("user", "a")])
     assert data.train_report.rows_with_reference == 2
-    alone = prepare(write(tmp_path / "q.jsonl", [{"prompt": "a"}]), None, renderer=renderer, method="ppo").train[0]
+    alone = prepare(write(tmp_path / "q.jsonl", [{"prompt": "a"}]), None, renderer=renderer, reads="prompts").train[0]
     assert alone.reference is None
     with pytest.raises(DataError, match="longer than 3 tokens"):
-        prepare(str(tmp_path / "q.jsonl"), None, renderer=renderer, method="ppo", max_length=3)
+        prepare(str(tmp_path / "q.jsonl"), None, renderer=renderer, reads="prompts", max_length=3)
 
 
 def test_both_sides_of_a_pair_are_shown(tmp_path, renderer):
     path = write(tmp_path / "p.jsonl", [{"prompt": "say hi", "chosen": "hi", "rejected": "ho"}])
-    shown = rows_to_show(path, renderer, DataOptions(method="dpo"), 3)
+    shown = rows_to_show(path, renderer, DataOptions(reads="pairs"), 3)
     assert [side for side, _ in shown] == ["chosen", "rejected"]
     (_, row) = shown[1]
     assert (
         renderer.tokenizer.decode([t for t, on in zip(row.input_ids, row.trained, strict=True) if on]) == "ho<|im_end|>"
     )
-    ((side, prompt),) = rows_to_show(path, renderer, DataOptions(method="ppo"), 1)
+    ((side, prompt),) = rows_to_show(path, renderer, DataOptions(reads="prompts"), 1)
     assert side == "prompt" and not any(prompt.trained)
 
 

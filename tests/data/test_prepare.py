@@ -119,10 +119,10 @@ def test_rows_without_an_answer_are_listed_together(tmp_path: Path, renderer: Re
 
 
 def test_lm_takes_plain_text_only(tmp_path: Path, renderer: Renderer):
-    with pytest.raises(DataError, match="method lm trains on plain text"):
-        prepare(write(tmp_path / "a.jsonl", pairs(2)), None, renderer=renderer, method="lm")
+    with pytest.raises(DataError, match="the method needs plain text"):
+        prepare(write(tmp_path / "a.jsonl", pairs(2)), None, renderer=renderer, reads="text")
     (tmp_path / "a.txt").write_text("the pig eats\nthe dog\n")
-    data = prepare(str(tmp_path / "a.txt"), None, renderer=renderer, method="lm")
+    data = prepare(str(tmp_path / "a.txt"), None, renderer=renderer, reads="text")
     assert all(all(row.trained) for row in data.train)
 
 

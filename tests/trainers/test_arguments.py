@@ -11,7 +11,7 @@ from fitune.trainers.arguments import check_trackers, schedule_of, training_argu
 
 
 def schedule(num_rows=100, batch_size=8, micro=None, epochs=1.0, max_steps=None, warmup=0.03, every=None, saves=None):
-    return schedule_of(num_rows, batch_size, micro, epochs, max_steps, warmup, every, saves)
+    return schedule_of(num_rows, batch_size, micro or batch_size, epochs, max_steps, warmup, every, saves)
 
 
 def arguments(folder, **changed):

@@ -177,7 +177,7 @@ def test_what_is_logged_of_a_step(tiny: Any, tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     trainer = tiny.bandit(tmp_path, PpoTrainer, PpoOptions(kl_target=6.0), steps=2, mix=mix_of(by_length), **LONG)
     log = RunLog(logged.append, lambda: 0)
-    log.trainer = trainer
+    log.bind(trainer)
     trainer.add_callback(log)
     trainer.train()
     names = {

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from fitune.errors import DoesNotFit
+from fitune.evaluation.generation import Sampling
+from fitune.methods.grpo.trainer import GrpoOptions, GrpoTrainer
 from fitune.trainers.arguments import schedule_of, training_arguments
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, RunLog
-from fitune.trainers.memory import is_out_of_memory
+from fitune.trainers.oom_recovery import PassSize, is_out_of_memory
 from fitune.trainers.packed import PackedTrainer
 from fitune.trainers.packing_support import choose_packing
 from fitune.trainers.worst_case_batch import Batches, largest_rows
@@ -70,7 +73,7 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
         "best_metric": "loss", "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
     }  # fmt: skip
     arguments = training_arguments(folder, schedule, **values)
-    model = tiny.llama()
+    model = tiny.llama(dropout=changed.get("dropout", 0.0))
     memory = Memory(model, None, changed.get("half", False), changed.get("late", False))
     logged: list[dict[str, Any]] = []
     callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
@@ -93,8 +96,6 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
         on_step_down=events.append,
         largest_rows=partial(largest_rows, rows, batches) if trial else None,
     )
-    for callback in callbacks:
-        callback.trainer = trainer
     trainer.logged, trainer.memory, trainer.events = logged, memory, events
     memory.sizes.clear()
     return trainer
@@ -174,3 +175,71 @@ def test_other_errors_are_not_taken_for_it(tmp_path, tiny):
     trainer.model.get_base_model().model.embed_tokens.register_forward_hook(lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
+
+
+SAID = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+    "driver": RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "bitsandbytes": RuntimeError("Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, trainer: Any, place: str, number: int, error: Exception) -> list[int]:
+    """The ``number``-th loss or backward pass of a trainer fails; gives the list of those that were begun."""
+    owner, name = (trainer, "compute_loss") if place == "forward" else (trainer.accelerator, "backward")
+    real, begun = getattr(owner, name), [0]
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        begun[0] += 1
+        done = real(*args, **kwargs)
+        if begun[0] == number:
+            raise error
+        return done
+
+    monkeypatch.setattr(owner, name, failing)
+    return begun
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_a_step_begun_again_is_the_step_to_the_bit(tmp_path, tiny, monkeypatch, said, place):
+    """Of single rows there is nothing to cut: checkpointing computes the same numbers in the same order, and dropout
+    draws what it drew."""
+    runs = [make(tmp_path / name, tiny, micro_batch_size=1, dropout=0.2) for name in ("free", "tight")]
+    begun = fail_once(monkeypatch, runs[1], place, 8 + 5, SAID[said])  # the fifth of eight micro-batches of step 2
+    for run in runs:
+        torch.manual_seed(7)
+        run.train()
+    free, tight = runs
+    assert begun == [8 + 5 + 8]
+    assert [event["at"] for event in tight.events] == ["at step 2"]
+    assert tiny.losses(tight) == tiny.losses(free)
+    assert torch.equal(weights(tight), weights(free))
+
+
+def test_processes_that_train_together_do_not_go_on(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    trainer = make(tmp_path / "run", tiny)
+    begun = fail_once(monkeypatch, trainer, "forward", 1, SAID["torch"])
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
+    assert begun == [1] and trainer.events == []
+
+
+@pytest.mark.parametrize("sampling", [Sampling(6, 1.0), Sampling(6, 0.7, 0.9), Sampling(6)])
+def test_answers_do_not_depend_on_how_many_are_sampled_at_once(tmp_path, tiny, sampling):
+    """Fifteen answers in batches of six, some of which end early; cut batches draw what whole ones draw."""
+    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), sampling=sampling, answers=5, prompts=3, rows_at_once=6)
+    assert len(trainer.train_dataset.rows) == 3
+    with torch.no_grad():  # the end token is as likely as the others of the ten likeliest
+        head = trainer.model.get_base_model().lm_head.weight
+        head[2] = head[tiny.first_token(trainer.model).topk(3).indices[-1]]
+    whole = trainer.sample(trainer.train_dataset.rows)
+    if sampling.temperature:
+        assert len(set(whole.lengths)) > 1 and len({row.input_ids for row in whole.rows}) > 5
+    recovery = trainer.sampling_recovery
+    for most in range(1, 6):
+        recovery.size = PassSize(most, "answer")
+        assert trainer.sample(trainer.train_dataset.rows).rows == whole.rows

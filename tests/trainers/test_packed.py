@@ -55,8 +55,6 @@ def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, test
     trainer = PackedTrainer(
         model, twin.args, rows, list(test_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
     )
-    for callback in ours:
-        callback.trainer = trainer
     trainer.logged = logged
     return trainer
 

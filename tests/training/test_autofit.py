@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,10 +136,10 @@ def on_a_card(monkeypatch):
         original = runs_fit.autofit_run
 
         def autofit_run(settings: Settings, ready: Any) -> Any:
-            card: Any = SimpleNamespace(**{**vars(ready), "hardware": SimpleNamespace(device="cuda", fast_bf16=True)})
-            return original(settings, card)
+            card: Any = SimpleNamespace(device="cuda", fast_bf16=True)
+            return original(settings, replace(ready, hardware=card))
 
-        monkeypatch.setattr("fitune.training.run.autofit_run", autofit_run)
+        monkeypatch.setattr("fitune.training.setup.autofit_run", autofit_run)
 
     return set_up
 
@@ -233,3 +234,17 @@ def test_a_cpu_without_a_budget_is_predicted_too_and_trained_as_asked(settings_o
     memory = manifests.read(result.folder / "manifest.json")["memory"]
     assert memory["predicted"]["resident_growth_bytes"] > 0 < memory["measured"]["resident_growth_bytes"]
     assert "growth of the process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        ({}, "tree"),
+        ({"attention_dropout": 0.1}, "off"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "tree"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "off"),
+        ({"text_config": {"layer_types": ["conv", "full_attention"]}}, "off"),
+    ],
+)
+def test_the_plan_expects_the_layout_that_training_will_find(config: dict[str, Any], mode: str):
+    assert runs_fit.likely_mode(Settings(), config) == mode

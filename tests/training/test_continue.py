@@ -126,7 +126,7 @@ def test_a_new_adapter_over_a_merged_one(first: Path, settings_of: Any):
 
 
 def evaluate_loss(target: Any, data: str) -> float:
-    return evaluate(target, data, DataOptions(method="sft"), max_new_tokens=1).metrics["loss"]
+    return evaluate(target, data, DataOptions(), max_new_tokens=1).metrics["loss"]
 
 
 def test_faults(first: Path, settings_of: Any, tmp_path: Path, tiny_model: Any):

@@ -38,8 +38,8 @@ def test_a_template_that_ollama_cannot_hold_is_refused_before_training(settings_
     )
     asked = settings_of(export__to=["ollama"], model__chat_template=str(template))
     with pytest.raises(ModelError, match="cannot be written as Ollama's"):
-        prepare_run(asked)
-    prepare_run(settings_of(export__to=["gguf"], model__chat_template=str(template)))
+        prepare_run(asked, fit=False)
+    prepare_run(settings_of(export__to=["gguf"], model__chat_template=str(template)), fit=False)
 
 
 def test_an_export_that_fails_leaves_the_run_finished(settings_of, monkeypatch, capfd):

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+from fitune.config.sections import Settings
 from fitune.config.settings_loader import load_settings
-from fitune.config.stages import is_chain, load_chain
+from fitune.config.stages import Chain, load_recipe
 from fitune.errors import RunError, SettingsError
-from fitune.methods.registry import method_of
+from fitune.methods.dpo import trainer as dpo
 from fitune.runs import manifest as manifests
 from fitune.training.pipeline import saved_chain, train_chain
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def load_chain(path, overrides=None):
+    chain = load_recipe(path, overrides)
+    assert isinstance(chain, Chain)
+    return chain
 
 
 def write(path, **top):
@@ -49,7 +57,7 @@ def test_stages_inherit_and_start_from_the_last_policy(tmp_path):
     assert dpo.settings.run.folder == str(Path("all/c")) and dpo.settings.run.name == "3-dpo"
     assert {stage.settings.train.batch_size for stage in chain.stages} == {2}
     assert {stage.settings.train.seed for stage in chain.stages} == {3}
-    assert is_chain(path) and not is_chain(RECIPES / "pig-latin.yaml")
+    assert isinstance(load_recipe(RECIPES / "pig-latin.yaml"), Settings)
 
 
 def test_a_stage_can_start_elsewhere(tmp_path):
@@ -118,12 +126,10 @@ def test_a_chain_runs_and_goes_on_at_the_unfinished_stage(tmp_path, neox_folder,
     )
     chain = load_chain(path)
 
-    def fails_at_dpo(name):
-        if name == "dpo":
-            raise RunError("the power went")
-        return method_of(name)
+    def fails(run):
+        raise RunError("the power went")
 
-    monkeypatch.setattr("fitune.training.run.method_of", fails_at_dpo)
+    monkeypatch.setattr(dpo, "RUNTIME", replace(dpo.RUNTIME, adapt=fails))
     with pytest.raises(RunError, match="the power went"):
         train_chain(chain)
     monkeypatch.undo()

@@ -20,6 +20,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from fitune.models.base_model import base_model_of
 from fitune.models.quantization.quantize import dense_weight, is_quantized, scales
 
 # PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
@@ -92,7 +93,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name in the bare model, frozen layer) of every layer that an adapter lies over."""
-    root = _root(model)
+    root = base_model_of(model)
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield _plain(name), module.get_base_layer()
@@ -165,15 +166,11 @@ def _dense(layer: Any, state: dict[str, Any]) -> Tensor:
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    root = _root(model)
+    root = base_model_of(model)
     for name, module in root.named_modules():
         parts = name.split(".")
         if not any(part.startswith("lora_") or part in TRAINED for part in parts):
             yield _plain(name), module
-
-
-def _root(model: Any) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _plain(name: str) -> str:

@@ -88,6 +88,7 @@ def combine(
         )
         if kind == "cat":
             _unrounded(model, ordered, new)
+        _fill_rank(model, new)
         _plain_scale(model, new)
         _add_full_parts(model, parts, new)
     model.requires_grad_(False)
@@ -153,9 +154,22 @@ def _unrounded(model: PeftModel, parts: Sequence[tuple[str, float]], new: str) -
         held = [(name, weight * layer.scaling[name]) for name, weight in parts if name in layer.lora_A]
         a = torch.cat([factor * layer.lora_A[name].weight.float() for name, factor in held])
         b = torch.cat([layer.lora_B[name].weight.float() for name, _ in held], dim=1)
-        missing = layer.r[new] - a.shape[0]  # a part that leaves this layer alone
-        layer.lora_A[new].weight.data = torch.nn.functional.pad(a, (0, 0, 0, missing))
-        layer.lora_B[new].weight.data = torch.nn.functional.pad(b, (0, missing))
+        layer.lora_A[new].weight.data, layer.lora_B[new].weight.data = a, b
+
+
+def _fill_rank(model: PeftModel, new: str) -> None:
+    """Zeros up to the rank that the result's file promises, without which it does not open again.
+
+    A concatenation has fewer directions where a part leaves the layer alone. A decomposition by PEFT 0.21 has no more
+    than the layer's own rank.
+    """
+    for module in model.modules():
+        if not isinstance(module, LoraLayer) or new not in module.lora_A:
+            continue
+        layer: Any = module
+        a, b = layer.lora_A[new].weight, layer.lora_B[new].weight
+        if missing := layer.r[new] - len(a):
+            a.data, b.data = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
 
 
 def _plain_scale(model: PeftModel, new: str) -> None:

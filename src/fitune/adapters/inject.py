@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fitune.adapters.low_rank_start import above_rounding, begin
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import is_quantized, numel
@@ -87,10 +89,27 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     cast_trained_to_fp32(adapted)
     compute_in(adapted, dtype)
     if config.init_lora_weights == "pissa":
+        _fill_pissa(adapted)
         adapted.fitune_initial = {  # type: ignore[assignment]
             name: parameter.detach().clone() for name, parameter in adapted.named_parameters() if ".lora_" in name
         }
     return adapted
+
+
+def _fill_pissa(model: PeftModel) -> None:
+    """Give each layer as many directions as the rank, all of which can learn.
+
+    PEFT 0.21 gives A and B no more rows and columns than the layer's own rank (an adapter that does not open again
+    where the rank is larger), and zeros in both for a singular value of zero, as in a layer that was begun with zeros.
+    """
+    for module in model.modules():
+        layer: Any = module
+        if not isinstance(module, LoraLayer) or "default" not in layer.lora_A:
+            continue
+        a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        kept = above_rounding(a.norm(dim=1) * b.norm(dim=0), (b.shape[0], a.shape[1]))  # σ/s
+        if not kept.all() or len(a) < layer.r["default"]:
+            begin(layer, "default", b[:, kept], a[kept])
 
 
 def cast_trained_to_fp32(model: nn.Module) -> None:

@@ -110,6 +110,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             found[place] += _product(*pair)
     modules = {}
     for module, (aa, bb, ab) in sorted(sums.items()):
+        aa, bb = max(aa, 0.0), max(bb, 0.0)  # a sum of terms that cancel may end below zero
         cosine = ab / (aa * bb) ** 0.5 if aa > 0 and bb > 0 else None
         modules[module] = {"norms": [aa**0.5, bb**0.5], "cosine": cosine}
     same = facts[0]["base"] == facts[1]["base"] and facts[0]["revision"] == facts[1]["revision"]
@@ -216,7 +217,12 @@ def _updates(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _product(first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> float:
-    """Inner product of two updates: tr((B₁A₁)ᵀ B₂A₂) = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ)."""
+    """Inner product of two updates: tr((B₁A₁)ᵀ B₂A₂) = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), summed in fp64.
+
+    An adapter that PiSSA began is saved as the difference of two products, alike after little training. The terms of
+    its square then cancel, and in fp32 what is left is rounding, of either sign.
+    """
     if first is None or second is None:
         return 0.0
-    return float(((first[0].T @ second[0]) * (first[1] @ second[1].T)).sum())
+    (b1, a1), (b2, a2) = ((b.double(), a.double()) for b, a in (first, second))
+    return float(((b1.T @ b2) * (a1 @ a2.T)).sum())

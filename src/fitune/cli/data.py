@@ -188,9 +188,10 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
 
 def _options(settings: Any) -> Any:
     from fitune.data.read.sources import DataOptions
+    from fitune.methods.registry import METHODS
 
     return DataOptions(
-        method=settings.method, form=settings.data.form, columns=settings.data.columns, system=settings.data.system,
+        reads=METHODS[settings.method].reads, form=settings.data.form, columns=settings.data.columns, system=settings.data.system,
         loss_on=settings.data.loss_on, response_template=settings.data.response_template,
         hub_split=settings.data.hub_split, seed=settings.train.seed,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -31,15 +31,22 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     starting from the last; resumed, it goes on at the stage that is not finished.
     """
     overrides = ctx.meta["settings"]
-    if (results := _chain(recipe, resume, overrides)) is not None:
-        if as_json:
-            click.echo(json.dumps([_plain(result) for result in results], default=str, ensure_ascii=False))
-        ctx.exit(max((result.exit_code for result in results), default=0))
-    settings = None
-    if resume is None or recipe is not None or overrides:
+    from fitune.config.stages import Chain, load_recipe
+
+    if resume is not None and (begun := _begun_chain(resume, overrides)) is not None:
+        if recipe is not None or overrides.keys() - {"run.folder"}:
+            raise click.UsageError("a chain is resumed with its own settings; leave the recipe and the flags away")
+        _end(ctx, _run_chain(begun, resume=True), as_json)
+    if resume is None and recipe is not None:
+        settings = load_recipe(recipe, overrides)
+    elif resume is None or recipe is not None or overrides:
         from fitune.config.settings_loader import load_settings
 
         settings = load_settings(recipe or _own_settings(resume, overrides), overrides)
+    else:
+        settings = None
+    if isinstance(settings, Chain):
+        _end(ctx, _run_chain(settings), as_json)
     from fitune.training.run import train as run
 
     result = run(settings, resume=resume or False)
@@ -48,31 +55,32 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     ctx.exit(result.exit_code)
 
 
+def _end(ctx: click.Context, results: list[Any], as_json: bool) -> NoReturn:
+    """Print the results of a chain's runs, where that was asked for, and end with the highest exit code."""
+    if as_json:
+        click.echo(json.dumps([_plain(result) for result in results], default=str, ensure_ascii=False))
+    ctx.exit(max((result.exit_code for result in results), default=0))
+
+
 def _plain(result: Any) -> dict[str, Any]:
     return {**asdict(result), "folder": str(result.folder)}
 
 
-def _chain(recipe: str | None, resume: str | None, overrides: dict[str, str]) -> list[Any] | None:
-    """Run the chain that the words name; None when they name a single run."""
-    from fitune.config.stages import is_chain, load_chain
-
-    if resume is not None:
-        root = Path(overrides.get("run.folder", "runs"))
-        begun = next((path for path in (Path(resume), root / resume) if (path / "chain.json").is_file()), None)
-        if begun is None:
-            return None
-        if recipe is not None or overrides.keys() - {"run.folder"}:
-            raise click.UsageError("a chain is resumed with its own settings; leave the recipe and the flags away")
-        from fitune.training.pipeline import saved_chain, train_chain
-
-        chain = saved_chain(begun)
-        return train_chain(chain, resume=True) if chain is not None else None
-    if recipe is None or not is_chain(recipe):
+def _begun_chain(resume: str, overrides: dict[str, str]) -> Any:
+    """The chain that was begun under that name or in that folder; None when the word names a single run."""
+    root = Path(overrides.get("run.folder", "runs"))
+    begun = next((path for path in (Path(resume), root / resume) if (path / "chain.json").is_file()), None)
+    if begun is None:
         return None
-    chain = load_chain(recipe, overrides)
+    from fitune.training.pipeline import saved_chain
+
+    return saved_chain(begun)
+
+
+def _run_chain(chain: Any, resume: bool = False) -> list[Any]:
     from fitune.training.pipeline import train_chain
 
-    return train_chain(chain)
+    return train_chain(chain, resume)
 
 
 def _own_settings(resume: str | None, overrides: dict[str, str]) -> Path | None:

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fitune.config.choices import OneOf
 from fitune.config.sections import Settings
+from fitune.methods.registry import METHODS
 
 FREE = "trainer"  # the one section whose keys are not ours
 
@@ -109,6 +110,18 @@ def sections() -> dict[str, str]:
     return found
 
 
+def _with_method_defaults(key: str, doc: str) -> str:
+    """The text of a setting whose null is each method's own value, with these values at its end: `` (ppo 4, grpo 8)``."""
+    section, _, name = key.rpartition(".")
+    own = {
+        method.name: getattr(method.sampling, name)
+        for method in METHODS.values()
+        if method.sampling and method.section == section and hasattr(method.sampling, name)
+    }
+    values = ", ".join(f"{method} {value:g}" for method, value in own.items())
+    return f"{doc.removesuffix('.')} ({values})." if own else doc
+
+
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[Field]:
     for name, info in model.model_fields.items():
         kind = info.annotation
@@ -157,7 +170,7 @@ def _field(key: str, info: FieldInfo) -> Field:
     return Field(
         key=key,
         default=info.get_default(call_default_factory=True),
-        doc=" ".join((info.description or "").split()),
+        doc=_with_method_defaults(key, " ".join((info.description or "").split())),
         kinds=tuple(kinds),
         choices=tuple(choices),
         item_choices=tuple(items),

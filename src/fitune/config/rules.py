@@ -12,9 +12,9 @@ from fitune.config.fields import all_fields
 from fitune.config.method_rules import method_faults
 from fitune.config.sections import Settings
 from fitune.exporting.forms import EXPORT_FORMS
+from fitune.methods.method import Fault
+from fitune.methods.registry import METHODS
 from fitune.sizes import parse_bytes
-
-Fault = tuple[tuple[str, ...], str]  # the first key is where the fault is shown
 
 
 def cross_faults(settings: Settings) -> Iterator[Fault]:
@@ -57,16 +57,11 @@ def _loss_on(settings: Settings) -> Iterator[Fault]:
             ("data.response_template", "data.loss_on"),
             f"is set, and data.loss_on is {loss_on}; set data.loss_on to response_template, or remove this",
         )
-    if settings.method == "lm" and loss_on not in ("auto", "all"):
-        yield (
-            ("data.loss_on", "method"),
-            f"is {loss_on}, and method lm trains on all tokens; use all, or method sft",
-        )
 
 
 def _evaluation(settings: Settings) -> Iterator[Fault]:
     metric, held_out = settings.eval.best_metric, settings.data.test is not None or settings.data.test_share > 0
-    if metric != "loss" and settings.eval.samples == 0:
+    if metric in METHODS[settings.method].answer_metrics and settings.eval.samples == 0:
         yield (
             ("eval.best_metric", "eval.samples"),
             f"is {metric}, which needs generated answers, and eval.samples is 0; use samples of 1 or more, or loss",

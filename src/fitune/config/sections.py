@@ -8,25 +8,36 @@ that decides them prints what it chose and why.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, create_model
 
 from fitune.config.choices import one_of
 from fitune.data.read.forms import DATA_FORMS
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+from fitune.methods.method import Method
+from fitune.methods.registry import METHODS
+from fitune.section import PositiveInt, Section, Share
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def rates_in_words(methods: Mapping[str, Method]) -> str:
+    """``2e-4 (sft, lm) with LoRA, 2e-5 (sft, lm) with full fine-tuning``: the learning rates that methods bring."""
+    told = []
+    for tuning, words in (("lora", "LoRA"), ("full", "full fine-tuning")):
+        names: dict[float, list[str]] = {}
+        for method in methods.values():
+            if tuning in method.learning_rates:
+                names.setdefault(method.learning_rates[tuning], []).append(method.name)
+        rates = ", ".join(f"{rate:.0e}".replace("e-0", "e-") + f" ({', '.join(some)})" for rate, some in names.items())
+        told.append(f"{rates} with {words}")
+    return ", ".join(told)
 
 
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys and values of another type are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+def every_metric(methods: Mapping[str, Method]) -> tuple[str, ...]:
+    """What any method measures."""
+    return tuple(dict.fromkeys(metric for method in methods.values() for metric in method.metrics))
 
 
 class ModelSettings(Section):
@@ -133,8 +144,9 @@ class TrainSettings(Section):
     """Rows per optimizer step."""
     micro_batch_size: PositiveInt | None = None
     """Rows per forward pass, a divisor of `batch_size`; null takes the whole batch. The result is the same."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes 2e-4 for LoRA and 2e-5 for full fine-tuning."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description=f"Peak learning rate; null takes {rates_in_words(METHODS)}."
+    )
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate over the run."""
     warmup_share: Share = 0.03
@@ -150,61 +162,10 @@ class TrainSettings(Section):
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of initial weights, dropout and row order."""
 
-
-class RlSettings(Section):
-    """Learning from rewards (ppo, grpo): what is rewarded, how answers are sampled, how far the policy may move."""
-
-    rewards: list[str] = []
-    """What is rewarded, each with its weight before it: `[pig_latin, 0.2*length:20]`. A word of the library (exact, words,
-    chrf, regex:PATTERN, length:WORDS, json, json:KEY+KEY, pig_latin), a function (`package.module.function` or
-    `file.py:function`), or a reward run (`run:RUN`)."""
-    reward_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest that a reward may take for the answers of a step; then the run stops, and can be resumed."""
-    answers: PositiveInt | None = None
-    """Answers sampled to each of a step's `train.batch_size` prompts; null samples 4 (ppo) or 8 (grpo)."""
-    max_new_tokens: PositiveInt = 128
-    """Longest sampled answer in tokens."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature; log-probabilities are taken at the same one."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the likeliest tokens that make up this share; below 1 the policy that samples is no longer quite the one
-    that is trained."""
-    rows_at_once: PositiveInt = 64
-    """Answers sampled in one batch; fewer need less memory."""
-    endless_reward: float | None = 0.0
-    """An answer cut off at `max_new_tokens` earns this at most; null scores it like any other."""
-    passes: PositiveInt | None = None
-    """Passes over the answers of a step; null makes 4 (ppo) or 1 (grpo)."""
-    minibatches: PositiveInt = 1
-    """Optimizer updates in each pass."""
-    kl_coef: Annotated[float, Field(ge=0)] | None = None
-    """Price of the distance from the reference; null takes 0.05 (ppo) or 0.04 (grpo)."""
-    kl_target: Annotated[float, Field(gt=0)] | None = None
-    """ppo: adapt `kl_coef` so that an answer's KL comes near this (Ziegler et al. 2019, arXiv 1909.08593); null keeps it."""
-    clip: Annotated[float, Field(gt=0)] = 0.2
-    """How far a token's probability may fall, or rise, in the updates of a step before its gradient stops."""
-    clip_high: Annotated[float, Field(gt=0)] | None = None
-    """The same for rising alone (DAPO's clip-higher, arXiv 2503.14476, takes 0.28); null takes `clip`."""
-    ratio: Literal["token", "answer"] = "token"
-    """Clip each token's ratio, or that of the whole answer (GSPO, arXiv 2507.18071)."""
-    loss_over: Literal["token", "answer", "constant"] = "token"
-    """Mean over all tokens (DAPO), over each answer first (GRPO, arXiv 2402.03300), or over the longest length allowed
-    (Dr. GRPO, arXiv 2503.20783)."""
-    advantage: Literal["group", "rloo"] = "group"
-    """grpo: an answer against its group's mean, or against the mean of the others with the KL paid out of the reward
-    (RLOO, arXiv 2402.14740)."""
-    scale_rewards: bool = True
-    """grpo: divide by the standard deviation of the group's rewards; Dr. GRPO does not."""
-    gamma: Share = 1.0
-    """ppo: discount of later tokens."""
-    lam: Share = 0.95
-    """ppo: λ of generalized advantage estimation (arXiv 1506.02438)."""
-    value_coef: Annotated[float, Field(ge=0)] = 0.1
-    """ppo: weight of the value loss."""
-    value_clip: Annotated[float, Field(gt=0)] | None = 0.2
-    """ppo: how far a value may move in the updates of a step; null does not clip."""
-    keep_samples: Annotated[int, Field(ge=0)] = 4
-    """Answers of each step kept in the run folder, half of them the worst and half the best."""
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a forward pass."""
+        return self.micro_batch_size or self.batch_size
 
 
 class EvalSettings(Section):
@@ -216,9 +177,9 @@ class EvalSettings(Section):
     """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
-    best_metric: Literal["loss", "exact_match", "word_accuracy", "chrf", "accuracy", "reward"] = "loss"
-    """Metric that picks the best checkpoint and decides early stopping; ppo and grpo, which have no loss on held-out rows,
-    take the reward instead of it."""
+    best_metric: Annotated[str, one_of(every_metric(METHODS))] = "loss"
+    """Metric that picks the best checkpoint and decides early stopping; a method without a loss on held-out rows
+    takes its first metric instead, such as the reward."""
     patience: PositiveInt | None = None
     """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
 
@@ -242,31 +203,6 @@ class MemorySettings(Section):
     ] = []
     """What `fit` may change though it was set: train.tuning takes LoRA instead of full fine-tuning, data.max_length leaves
     the longest rows out."""
-
-
-class RewardSettings(Section):
-    """How a reward model learns (method reward): Bradley and Terry's loss on pairs."""
-
-    center: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of (r_chosen + r_rejected)², which keeps rewards around 0 (arXiv 2312.09244); 0 leaves it out."""
-
-
-class DpoSettings(Section):
-    """Preferences without a reward model (method dpo; arXiv 2305.18290)."""
-
-    loss: Literal["sigmoid", "robust", "ipo"] = "sigmoid"
-    """sigmoid: the paper's. robust: unbiased when `label_smoothing` of the pairs are judged wrongly (arXiv 2403.00409).
-    ipo: squared, per answer token (arXiv 2310.12036)."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dear it is to leave the reference; for ipo the paper's τ."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """With sigmoid or robust: the share of pairs that are taken for judged wrongly."""
-    sft_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the supervised loss on the chosen answers beside it (arXiv 2404.19733 takes 1): keeps their probability
-    from falling where the two answers of a pair are much alike."""
-    reference: Literal["precomputed", "live"] = "precomputed"
-    """precomputed: the reference's log-probabilities are taken once before step one. live: each step asks the reference
-    again, with the adapter off (or the earlier run's, frozen). The losses are the same."""
 
 
 class RunSettings(Section):
@@ -295,13 +231,12 @@ class ExportSettings(Section):
     """How gguf and ollama store the weights."""
 
 
-class Settings(Section):
-    """A run. A YAML file holds the differences from these defaults."""
+class TrainedAs(Section):
+    """The settings that stand before the methods' own sections."""
 
-    method: Literal["sft", "lm", "reward", "dpo", "ppo", "grpo"] = "sft"
-    """sft: prompts and responses, loss on the responses. lm: next-token prediction on plain text. reward: a reward model
-    from pairs of a better and a worse answer. dpo: the preferences of such pairs, without a reward model. ppo,
-    grpo: the model's own answers to prompts, rewarded."""
+    method: Annotated[str, one_of(METHODS)] = Field(
+        default="sft", description=". ".join(f"{method.name}: {method.help}" for method in METHODS.values()) + "."
+    )
     fit: Literal["auto", "off"] = "auto"
     """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
     loaded; what was set stays as it was set. off: train as asked, nothing is planned."""
@@ -309,12 +244,29 @@ class Settings(Section):
     data: DataSettings = DataSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
-    rl: RlSettings = RlSettings()
+
+
+OWN_SECTIONS: dict[str, type[Section]] = {
+    method.section: method.settings for method in METHODS.values() if method.section and method.settings
+}
+"""The sections that methods bring, each beside its method (`fitune.methods`)."""
+_FIELDS: dict[str, Any] = {name: (kind, kind()) for name, kind in OWN_SECTIONS.items()}
+# A type checker cannot see fields that a registry makes; who reads a method's section gets it from `Settings.own`.
+_WithOwnSections = create_model("_WithOwnSections", __base__=TrainedAs, **_FIELDS)
+
+
+class Settings(_WithOwnSections):
+    """A run. A YAML file holds the differences from these defaults."""
+
     eval: EvalSettings = EvalSettings()
     memory: MemorySettings = MemorySettings()
-    reward: RewardSettings = RewardSettings()
-    dpo: DpoSettings = DpoSettings()
     run: RunSettings = RunSettings()
     export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}
     """Any other field of `transformers.TrainingArguments`, by its own name."""
+
+    @property
+    def own(self) -> Section | None:
+        """The section of the run's method, where it has one."""
+        name = METHODS[self.method].section
+        return getattr(self, name) if name else None

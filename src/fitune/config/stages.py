@@ -16,10 +16,12 @@ from typing import Any
 
 import yaml
 
+from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
 from fitune.config.settings_loader import settings_of
 from fitune.config.yaml_source import Given, Sheet, read_mapping, read_root
 from fitune.errors import SettingsError, did_you_mean
+from fitune.methods.registry import METHODS
 
 STAGES, NAME, FROM, BASE = "stages", "name", "from", "base"
 
@@ -41,35 +43,33 @@ class Chain:
     stages: tuple[Stage, ...]
 
 
-def is_chain(path: str | Path) -> bool:
-    """Whether a YAML file has ``stages:`` at its top; a file that cannot be read has not."""
-    try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return isinstance(root, yaml.MappingNode) and any(key.value == STAGES for key, _ in root.value)
-
-
-def load_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Chain:
-    """The chain in a file.
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settings | Chain:
+    """What a recipe holds: the settings of one run, or a chain of runs.
 
     Args:
-        overrides: dotted key → value, stronger than the file, for every stage.
+        overrides: dotted key → value, stronger than the file; of a chain, for every stage.
 
     Raises:
-        SettingsError: with every fault of every stage.
+        SettingsError: with every fault, of a chain of every stage.
     """
-    path = Path(path)
-    shared, node = Sheet(), read_root(path, Sheet(), stages=True)
-    if not isinstance(node, yaml.MappingNode):
-        raise SettingsError([f"{path} holds no chain; write `stages:` and below it a list of runs"])
-    listed = next(value for key, value in node.value if key.value == STAGES)
-    rest = yaml.MappingNode(node.tag, [(key, value) for key, value in node.value if key.value != STAGES])
+    path, sheet = Path(path), Sheet()
+    root = read_root(path, sheet, stages=True)
+    if isinstance(root, yaml.MappingNode) and any(key.value == STAGES for key, _ in root.value):
+        return _chain(path, root, dict(overrides or {}))
+    if isinstance(root, yaml.MappingNode) and not sheet.faults:
+        read_mapping(sheet, path, root, "")
+    return settings_of(sheet, overrides)
+
+
+def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, Any]) -> Chain:
+    """A chain, each stage with whole settings."""
+    shared = Sheet()
+    listed = next(value for key, value in root.value if key.value == STAGES)
+    rest = yaml.MappingNode(root.tag, [(key, value) for key, value in root.value if key.value != STAGES])
     read_mapping(shared, path, rest, "")
-    overrides = dict(overrides or {})
     name = str(overrides.pop("run.name", None) or _taken(shared.given, "run.name") or path.stem)
-    root = str(overrides.pop("run.folder", None) or _taken(shared.given, "run.folder") or "runs")
-    folder = Path(root) / name
+    above = str(overrides.pop("run.folder", None) or _taken(shared.given, "run.folder") or "runs")
+    folder = Path(above) / name
     if not isinstance(listed, yaml.SequenceNode) or not listed.value:
         raise SettingsError(
             [f"{path}: stages is no list; write `stages:` and below it `- method: sft`, `- method: dpo`"]
@@ -99,7 +99,7 @@ def _stage(
     read_mapping(own, path, yaml.MappingNode(node.tag, plain), "")
     words = {key.value: value.value for key, value in node.value if key.value in (NAME, FROM)}
     given = {**shared.given, **own.given}
-    method = str(given["method"].value) if "method" in given else "sft"
+    method = str(given["method"].value) if "method" in given else all_fields()["method"].default
     name = words.get(NAME) or f"{number}-{method}"
     place = f"{path}:{node.start_mark.line + 1}"
     if any(stage.name == name for stage in before):
@@ -116,8 +116,9 @@ def _stage(
         given["lora.continue_from"] = Given("lora.continue_from", str(folder / start.name), place)
         for key in [key for key in shared.given if key.startswith("lora.")]:
             del given[key]  # what is shared describes the first adapter; those after it are that adapter
-    judge = next((stage for stage in reversed(before) if stage.settings.method == "reward"), None)
-    if judge is not None and method in ("ppo", "grpo") and "rl.rewards" not in given:
+    judge = next((stage for stage in reversed(before) if METHODS[stage.settings.method].makes_judge), None)
+    samples = method in METHODS and METHODS[method].sampling is not None
+    if judge is not None and samples and "rl.rewards" not in given:
         given["rl.rewards"] = Given("rl.rewards", [f"run:{folder / judge.name}"], place)
     return Stage(name, settings_of(Sheet(given, own.faults), overrides))
 
@@ -133,7 +134,7 @@ def _start(named: str | None, before: list[Stage], place: str) -> Stage | None:
             said = f"from is {named}, which is no stage before this one{did_you_mean(named, names)}"
             raise SettingsError([f"{place}: {said}; use {', '.join(names)}"])
         return known[named]
-    return next((stage for stage in reversed(before) if stage.settings.method != "reward"), None)
+    return next((stage for stage in reversed(before) if not METHODS[stage.settings.method].makes_judge), None)
 
 
 def _taken(given: dict[str, Given], key: str) -> Any:

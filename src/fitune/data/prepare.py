@@ -10,14 +10,14 @@ from typing import Any
 
 from fitune.data.preferences import prepare_pairs, show_pairs
 from fitune.data.prompts import prepare_prompts, show_prompts
-from fitune.data.read.sources import KINDS, DataOptions, PreparedData
+from fitune.data.read.sources import DataOptions, PreparedData
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import TokenRow
 from fitune.data.sft import prepare_rows, show_rows
 
 # Kind of data → its way from a file's name to rows, and its first rows as training sees them.
-PREPARE = {"rows": prepare_rows, "pairs": prepare_pairs, "prompts": prepare_prompts}
-SHOW = {"rows": show_rows, "pairs": show_pairs, "prompts": show_prompts}
+PREPARE = {"rows": prepare_rows, "text": prepare_rows, "pairs": prepare_pairs, "prompts": prepare_prompts}
+SHOW = {"rows": show_rows, "text": show_rows, "pairs": show_pairs, "prompts": show_prompts}
 
 
 def prepare(
@@ -40,7 +40,7 @@ def prepare(
         DataError: with every fault found, before a model is loaded.
     """
     how = DataOptions(**options)
-    return PREPARE[KINDS[how.method]](train, test, renderer, how, test_share, exclude)
+    return PREPARE[how.reads](train, test, renderer, how, test_share, exclude)
 
 
 def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
@@ -49,4 +49,4 @@ def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int
     Raises:
         DataError: as `prepare`; what only the check finds wrong is shown all the same.
     """
-    return SHOW[KINDS[options.method]](name, renderer, options, count)
+    return SHOW[options.reads](name, renderer, options, count)

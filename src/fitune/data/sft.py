@@ -13,7 +13,6 @@ from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import (
     DataOptions,
     PreparedData,
-    can_read,
     convert_all,
     example_key,
     read_source,
@@ -69,11 +68,6 @@ def load_examples(
         DataError: unreadable, not recognised, or rows that are not of the form (several are listed).
     """
     rows, form = read_source(name, renderer.tokenizer, options, exclude)
-    if not can_read(options.method, form.facts):
-        raise DataError(
-            f"method lm trains on plain text (a column named text), and {name} has the form {form.name}; "
-            "use method: sft, or data.columns={text: COLUMN}"
-        )
     return rows, form, convert_all(rows, form, lambda row, number: form.to_example(row, options.system, number))
 
 
@@ -87,7 +81,7 @@ def show_rows(name: str, renderer: Renderer, options: DataOptions, count: int) -
 
 def loss_target(options: DataOptions, form: RecognisedForm) -> str:
     """Which tokens are trained, `auto` resolved."""
-    if form.is_text or options.method == "lm":
+    if form.is_text:
         return "all"
     return form.facts.loss_on if options.loss_on == "auto" else options.loss_on
 

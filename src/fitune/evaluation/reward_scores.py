@@ -22,6 +22,7 @@ from fitune.data.rows import Example, TokenRow
 from fitune.demo.tasks import is_demo
 from fitune.errors import DataError, ModelError
 from fitune.evaluation.inference_model import Target
+from fitune.models.base_model import base_model_of
 from fitune.models.heads import ScalarHead, read_head
 
 
@@ -81,7 +82,7 @@ class RewardModel:
 
 def end_states(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
     """Hidden states behind the last norm at each row's last token: (rows, hidden size)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_model_of(model)
     device = next(model.parameters()).device
     batch = pad_collate(rows, pad_id=0)
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}

@@ -65,13 +65,13 @@ def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message
     settings = read_settings(run)
     data, seed = settings["data"], settings["train"]["seed"]
     options = DataOptions(
-        method=settings["method"],
         form=data["form"],
         columns=data["columns"],
         system=data["system"],
         hub_split=data["hub_split"],
         seed=seed,
     )
+    # Pairs and prompts without answers are no conversations: then plain questions are asked.
     _, _, examples = load_examples(data["test"] or data["train"], renderer, options)
     if data["test"] is None:
         rest, held_out = set_aside(examples, data["test_share"], seed, example_key)

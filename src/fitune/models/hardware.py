@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def detect(device: str = "auto") -> Hardware:
     if device == "mps":
         return Hardware("mps", platform.processor() or "Apple GPU", memory.total, memory.available, cores, True)
     return Hardware("cpu", _cpu_name(), memory.total, memory.available, cores, _cpu_has_bf16())
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Peak of memory: allocated tensors on a CUDA GPU, else the resident size of the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def settle_cpu() -> None:

@@ -84,6 +84,7 @@ def load_base(
     trust_remote_code: bool = False,
     quantization: Quantization = NO_QUANTIZATION,
     keep_dense: bool = False,
+    config: PretrainedConfig | None = None,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
@@ -93,13 +94,14 @@ def load_base(
     Args:
         keep_dense: with a quantization, the weights of its layers as they were, in `LoadedBase.dense` (LoftQ); they
             take as much of the host's memory as the model without quantization.
+        config: what `load_config` found; None reads it.
 
     Raises:
         ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
     """
     if hardware.device == "cpu":
         settle_cpu()
-    config = load_config(source, trust_remote_code)
+    config = load_config(source, trust_remote_code) if config is None else config
     refuse_second_quantization(source, config, quantization)
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}
     # One device by its number: the bare word "cuda" accelerate 1.15 takes for another one than cuda:0.

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fitune.models.base_model import base_model_of
+
 IGNORED = -100
 
 
@@ -81,7 +83,7 @@ def selected_loss(
 def takes_position_mask(model: Any) -> bool:
     """Whether the model's ``logits_to_keep`` takes a bool mask BS (transformers 5.24; older ones take a count or 1-D
     indices, some models take none)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_model_of(model)
     return _forward_takes_mask(type(inner))
 
 

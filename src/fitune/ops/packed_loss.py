@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fitune.data.packing.tree import Tree
+from fitune.models.base_model import base_model_of
 from fitune.ops.chunked_cross_entropy import Entries, Head, Recompute, chunked_cross_entropy
 from fitune.ops.tree_attention import no_mask
 from fitune.ops.tree_attention_layout import TreeLayout, make_layout
@@ -91,7 +92,7 @@ def split_model(model: Any) -> tuple[Any, Head]:
 
     Models that do something else between body and logits are found out by `self_check`, not here.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_model_of(model)
     config = inner.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite

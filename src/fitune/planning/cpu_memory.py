@@ -1,7 +1,7 @@
 """Training on this machine's CPU: config and scenario → by how much the process will grow.
 
 In: a transformers config, a `Scenario`, the length of a row. Out: bytes of resident memory above what the process held
-just before the base was loaded, imports done: `fitune.trainers.memory` measures the same. Coarser than a card's plan:
+just before the base was loaded, imports done: `fitune.training.memory_report` measures the same. Coarser than a card's plan:
 the C library gives memory back when it likes, and libraries touch more of their pages as they are used.
 Importing this module does not import torch.
 """

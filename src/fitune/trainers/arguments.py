@@ -24,7 +24,6 @@ OPTIMIZERS = {
     "sgd": "sgd",
 }
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-LEARNING_RATES = {"lora": 2e-4, "full": 2e-5}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Schedule:
 def schedule_of(
     num_rows: int,
     batch_size: int,
-    micro_batch_size: int | None,
+    micro_rows: int,
     epochs: float,
     max_steps: int | None,
     warmup_share: float,
@@ -52,16 +51,18 @@ def schedule_of(
 ) -> Schedule:
     """Steps of a run over ``num_rows`` rows.
 
+    Args:
+        micro_rows: rows of a forward pass.
+
     Raises:
         SettingsError: the micro-batch does not divide the batch.
     """
-    micro = micro_batch_size or batch_size
-    if batch_size % micro:
+    if batch_size % micro_rows:
         divisors = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
-        near = min(divisors, key=lambda size: abs(size - micro))
+        near = min(divisors, key=lambda size: abs(size - micro_rows))
         raise SettingsError(
             [
-                f"train.micro_batch_size is {micro}, which does not divide train.batch_size {batch_size}; "
+                f"train.micro_batch_size is {micro_rows}, which does not divide train.batch_size {batch_size}; "
                 f"use a divisor, for example {near}"
             ]
         )
@@ -69,8 +70,8 @@ def schedule_of(
     steps = max_steps or math.ceil(epochs * per_epoch)
     eval_steps = every_steps or min(per_epoch, steps)
     return Schedule(
-        micro_batch_rows=micro,
-        accumulation=batch_size // micro,
+        micro_batch_rows=micro_rows,
+        accumulation=batch_size // micro_rows,
         steps_per_epoch=per_epoch,
         steps=steps,
         warmup_steps=min(math.ceil(warmup_share * steps), steps),

@@ -33,6 +33,7 @@ from transformers import (
 from fitune.errors import RunError, TrainingHalted
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
+from fitune.trainers.callbacks import TrainerListener
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
 from fitune.trainers.sampler import ShuffledByEpoch
 
@@ -75,7 +76,7 @@ class FituneTrainer(Trainer):
         collate: rows → input_ids BS, attention_mask BS, labels BS.
         extra_metrics: called at each evaluation with the model and the step; returns more metrics (generation).
         keep_checkpoints: whole checkpoints kept, the best one always among them.
-        callbacks: more callbacks of transformers.
+        callbacks: more callbacks of transformers; each `TrainerListener` among them is bound to this trainer.
         pass_size: what a forward pass takes at first; None takes a micro-batch of rows.
         on_step_down: told when memory ran out and passes got smaller (oom_recovery.py).
         largest_rows: makes the rows of the run's largest pass, to be tried before step one.
@@ -108,6 +109,9 @@ class FituneTrainer(Trainer):
         self.step_metrics: dict[str, float] = {}
         self.last_row_numbers: list[int] = []
         self.extra_state: dict[str, Any] = {}
+        for callback in callbacks or ():
+            if isinstance(callback, TrainerListener):
+                callback.bind(self)
         super().__init__(
             model=model,
             args=args,
@@ -150,7 +154,8 @@ class FituneTrainer(Trainer):
     @property
     def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """Makes of training rows what `training_step` takes; held-out rows always go through `data_collator`."""
-        return self.data_collator
+        collate: Any = self.data_collator
+        return collate
 
     def get_train_dataloader(self) -> DataLoader:
         of_evaluation, self.data_collator = self.data_collator, self.train_collator

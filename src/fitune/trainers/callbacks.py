@@ -22,7 +22,17 @@ from fitune.console import log, stderr_console, warn
 WriteRow = Callable[[dict[str, Any]], None]
 
 
-class RunLog(TrainerCallback):
+class TrainerListener(TrainerCallback):
+    """A callback that reads more than transformers hands it: the trainer itself, which binds it when it is made."""
+
+    trainer: Any
+
+    def bind(self, trainer: Any) -> None:
+        """Called once by `FituneTrainer`, before the first event."""
+        self.trainer = trainer
+
+
+class RunLog(TrainerListener):
     """Writes one row a logged step and one an evaluation; what spans several steps survives a resume.
 
     A training row: step, kind "train", loss (mean over the steps since the row before), learning_rate, grad_norm,
@@ -34,7 +44,6 @@ class RunLog(TrainerCallback):
     def __init__(self, write: WriteRow, memory_bytes: Callable[[], int]):
         self.write = write
         self.memory_bytes = memory_bytes
-        self.trainer: Any = None
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,14 +101,13 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: math.fsum(values) / len(values) for name, values in held.items()}
 
 
-class BestKept(TrainerCallback):
+class BestKept(TrainerListener):
     """Saves a checkpoint at each new best, and stops when there has been none for ``patience`` evaluations."""
 
     def __init__(self, metric: str, higher_is_better: bool, patience: int | None):
         self.metric = metric
         self.higher_is_better = higher_is_better
         self.patience = patience
-        self.trainer: Any = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> Any:
         if not self.trainer.is_in_train:
@@ -124,7 +132,6 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
-        self.trainer: Any = None
         self._before: Any = None
 
     def __enter__(self) -> StopOnInterrupt:
@@ -154,12 +161,11 @@ class StopOnInterrupt(TrainerCallback):
         return self._stop(control)
 
 
-class ProgressLine(TrainerCallback):
+class ProgressLine(TrainerListener):
     """A live bar on a terminal, elsewhere a line every ``quiet_seconds``: loss, tokens a second, time left."""
 
     def __init__(self, quiet_seconds: float = 10.0):
         self.quiet_seconds = quiet_seconds
-        self.trainer: Any = None
         self.bar: Progress | None = None
         self.task: Any = None
         self.said = 0.0

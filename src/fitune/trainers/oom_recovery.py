@@ -14,6 +14,7 @@ their own, since each is limited by a memory of its own.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from transformers import TrainerCallback
 
 from fitune.console import log, warn
 from fitune.errors import DoesNotFit
-from fitune.trainers.memory import free_memory, is_out_of_memory
+from fitune.models.base_model import base_model_of
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -34,6 +35,14 @@ RandomState = tuple[Tensor, list[Tensor]]
 
 # Bytes that an optimizer keeps for each trained value from the first step on; paged ones move to the host when needed.
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.05}
+# What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
+OTHER_WORDS = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "out of memory at line",
+)
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,10 @@ class OomRecovery:
     def _can_checkpoint(self) -> bool:
         if self._model is None or self.checkpoints_activations:
             return False
-        return getattr(_inner(self._model), "supports_gradient_checkpointing", True)
+        return getattr(base_model_of(self._model), "supports_gradient_checkpointing", True)
 
     def _checkpoint_activations(self) -> None:
-        _inner(self._model).activation_checkpointing_enable({"use_reentrant": False})
+        base_model_of(self._model).activation_checkpointing_enable({"use_reentrant": False})
         self.checkpoints_activations = True
 
     def _way_out(self, where: str) -> str:
@@ -166,6 +175,18 @@ class OomRecovery:
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OTHER_WORDS)
+
+
+def free_memory() -> None:
+    """Let go of what a failed pass held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def random_state() -> RandomState:
     """State of torch's own random numbers, of the CPU and of every CUDA device."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all()
@@ -175,10 +196,6 @@ def put_back(state: RandomState) -> None:
     """Draw from here on what was drawn after ``state`` was taken."""
     torch.set_rng_state(state[0])
     torch.cuda.set_rng_state_all(state[1])
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 # ---- before the first step

@@ -18,6 +18,7 @@ from torch import nn
 from fitune.data.packing.bins import Mode
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
+from fitune.models.base_model import base_model_of
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -82,7 +83,7 @@ def _refusal(model: Any, processes: int) -> str | None:
     """Why packing is not even tried."""
     if processes > 1:
         return f"{processes} processes train together"
-    inner = _inner(model)
+    inner = base_model_of(model)
     config = inner.config.get_text_config()
     if layer := recurrent_layer(inner):
         return f"its {layer} layers carry a state from token to token, which would run on from one row into the next"
@@ -135,7 +136,7 @@ def self_check(
     sample = _sample(rows)
     if not sample:
         return "no row has a trained token"
-    inner = _inner(model)
+    inner = base_model_of(model)
     before = str(inner.config._attn_implementation)
     low = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
     context = autocast or nullcontext()
@@ -174,10 +175,6 @@ def self_check(
     if fault is not None and inner.config._attn_implementation != before:
         inner.set_attn_implementation(before)
     return fault
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:

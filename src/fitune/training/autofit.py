@@ -19,17 +19,23 @@ from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.planning.cpu_memory import plan_cpu
 from fitune.planning.gpus import catalogue
 from fitune.planning.gpus.step_time import with_time
-from fitune.planning.model_config import config_of
 from fitune.planning.predict import Card, Plan, predict
 from fitune.planning.scenario import Scenario
 from fitune.planning.search.ladder import format_ladder
 from fitune.sizes import parse_bytes, size_in
 from fitune.trainers.generation_eval import questions_of
-from fitune.trainers.packing_support import ATTENTION_DROPOUTS
+from fitune.trainers.packing_support import ATTENTION_DROPOUTS, RECURRENT_LAYERS
 from fitune.trainers.worst_case_batch import Batches, largest_pass
 from fitune.training.autofit_search import AutofitResult, Room, Rows, facts_of, room_on, search
-from fitune.training.plan_scenario import SAMPLED, largest_pass_of, packs_rows, row_sizes, scenario_of, with_changes
-from fitune.training.setup import RunSetup
+from fitune.training.plan_scenario import (
+    largest_pass_of,
+    packs_rows,
+    row_sizes,
+    sampled_by,
+    scenario_of,
+    with_changes,
+)
+from fitune.training.run_setup import RunSetup
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000
@@ -50,7 +56,7 @@ def autofit_run(settings: Settings, setup: RunSetup) -> AutofitResult:
     asked = with_precision(settings, setup)
     room = room_of(asked, setup)
     try:
-        values = config_values(asked)
+        values = setup.plan_config
         log(f"memory: planning the run in {_in_words(room)}, before its weights are loaded")
         one_plan, small, made = _plan_on_cpu if device == "cpu" else _plan_on_card, room.less_margin(), []
 
@@ -100,11 +106,6 @@ def with_precision(settings: Settings, setup: RunSetup) -> Settings:
     return with_changes(settings, {"model.precision": setup.precision.name})
 
 
-def changes_rows(fitted: AutofitResult, settings: Settings) -> bool:
-    """Whether the rows must be read anew: the ladder left the longest ones out."""
-    return fitted.settings.data != settings.data
-
-
 def room_of(settings: Settings, setup: RunSetup) -> Room:
     """The memory that the run may take: the card's, what is free of it, or the budget."""
     hardware, budget = setup.hardware, settings.memory.budget
@@ -116,11 +117,6 @@ def room_of(settings: Settings, setup: RunSetup) -> Room:
     return room_on(gpu, hardware.free_bytes, budget, settings.memory.margin)
 
 
-def config_values(settings: Settings) -> dict[str, Any]:
-    """The model's config, by the same way as `fitune plan` takes it, so that both find the same traces."""
-    return config_of(settings.model.name, settings.model.revision).values
-
-
 def rows_of(settings: Settings, setup: RunSetup) -> Rows:
     """The rows as the ladder must know them."""
     prompts = prompt_tokens(settings, setup)
@@ -128,29 +124,32 @@ def rows_of(settings: Settings, setup: RunSetup) -> Rows:
     @lru_cache(maxsize=64)
     def largest(micro: int, limit: int | None, mode: str) -> LargestPass:
         train, test = (_within(rows, limit) for rows in (setup.data.train, setup.data.test))
-        return largest_pass(train, test, batches_of(settings, micro, mode, len(train)), prompts)
+        epochs = epochs_of(settings, len(train))
+        return largest_pass(
+            train, test, Batches(settings.train.batch_size, micro, settings.train.seed, epochs, mode), prompts
+        )
 
     def largest_of(changed: Settings) -> LargestPass:
-        if changed.method in SAMPLED:
+        if sampled_by(changed) is not None:
             return sampled_pass(changed, setup.data.train)
-        micro = changed.train.micro_batch_size or changed.train.batch_size
         limit = changed.data.max_length if changed.data != settings.data else None
-        return largest(micro, limit, likely_mode(changed, config_values(settings)))
+        return largest(changed.train.micro_rows, limit, likely_mode(changed, setup.plan_config))
 
     lengths = [longest_side(row) for row in setup.data.train]
     return Rows(lengths, largest_of, len(setup.template.added_tokens))
 
 
-def batches_of(settings: Settings, micro_rows: int, mode: str, num_rows: int) -> Batches:
-    """How this run deals out its rows."""
+def epochs_of(settings: Settings, num_rows: int) -> float:
+    """Passes over the rows, also where the steps are limited instead."""
     steps = settings.train.max_steps
-    epochs = settings.train.epochs if steps is None else steps * settings.train.batch_size / num_rows
-    return Batches(settings.train.batch_size, micro_rows, settings.train.seed, epochs, mode)
+    return settings.train.epochs if steps is None else steps * settings.train.batch_size / num_rows
 
 
 def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
-    """The layout that packing.choose_packing will most likely find, before there is a model to ask."""
-    if not packs_rows(settings) or any((config.get("text_config") or config).get(name) for name in ATTENTION_DROPOUTS):
+    """The layout that `choose_packing` will most likely find, before there is a model to ask."""
+    text = config.get("text_config") or config
+    recurrent = RECURRENT_LAYERS.intersection(text.get("layer_types") or ())
+    if not packs_rows(settings) or recurrent or any(text.get(name) for name in ATTENTION_DROPOUTS):
         return "off"
     return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
 
@@ -161,31 +160,31 @@ def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:
     return max((len(setup.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
 
 
-def predicted_run(settings: Settings, setup: RunSetup, mode: str, total_parameters: int) -> dict[str, Any]:
+def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str, Any]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
     On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
     """
-    device = setup.hardware.device
+    settings, device = setup.settings, setup.hardware.device
     planned_here = total_parameters >= SMALLEST_ON_CPU if device == "cpu" else device == "cuda"
     if settings.fit == "off" or not planned_here:
         return {}
     settings = with_precision(settings, setup)
-    micro = settings.train.micro_batch_size or settings.train.batch_size
     try:
         train, test = setup.data.train, setup.data.test
-        if settings.method in SAMPLED:
+        if sampled_by(settings) is not None:
             largest = sampled_pass(settings, train)
         else:
-            batches = batches_of(settings, micro, mode, len(train))
+            epochs, how = epochs_of(settings, len(train)), settings.train
+            batches = Batches(how.batch_size, how.micro_rows, how.seed, epochs, mode)
             largest = largest_pass(train, test, batches, prompt_tokens(settings, setup))
         scenario = scenario_of(
             settings, **vars(largest), new_tokens=len(setup.template.added_tokens), fast_bf16=setup.hardware.fast_bf16
         )
         if device == "cpu":
-            cpu = plan_cpu(config_values(settings), scenario, largest.longest_tokens)
+            cpu = plan_cpu(setup.plan_config, scenario, largest.longest_tokens)
             return {"resident_growth_bytes": cpu.growth_peak_bytes, "moment": cpu.moment, "parts": cpu.parts}
-        plan = predict(config_values(settings), scenario, room_of(settings, setup).gpu)
+        plan = predict(setup.plan_config, scenario, room_of(settings, setup).gpu)
     except Exception as error:  # the run is over and saved: a fault of its plan takes nothing from it
         warn(f"memory: no plan can be made: {type(error).__name__}: {error}")
         return {}

@@ -64,7 +64,7 @@ def start_of(settings: Settings, lengths: Sequence[int], base_is_quantized: bool
         fixed.add(ladder.QUANTIZATION)
     return ladder.Start(
         values={
-            ladder.MICRO: train.micro_batch_size or train.batch_size,
+            ladder.MICRO: train.micro_rows,
             ladder.CHECKPOINTING: train.gradient_checkpointing,
             ladder.OPTIMIZER: train.optimizer,
             ladder.TUNING: train.tuning,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.console import log, warn
-from fitune.models.load_base import LoadedBase
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import is_complete, step_of
 from fitune.runs.html_report import write_report
@@ -21,9 +17,12 @@ from fitune.training.memory_report import compare
 
 
 def finish(
-    run: RunFolder, trainer: FituneTrainer, base: LoadedBase, tuning: str, save: Callable[..., Path]
+    run: RunFolder, trainer: FituneTrainer, save: Callable[[FituneTrainer, Any], Path]
 ) -> tuple[Path, dict[str, Any]]:
-    """Save what the run is for, as ``save`` of its method does.
+    """Save what the run is for.
+
+    Args:
+        save: writes the trained model as its method does, and names the folder.
 
     Returns:
         The saved folder, and the results for the manifest: steps, best_step, after, final_loss.
@@ -33,7 +32,7 @@ def finish(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
-    saved = save(trainer, model, base, run, tuning)
+    saved = save(trainer, model)
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
@@ -51,14 +50,6 @@ def log_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, in
         if warning := comparison.warning():
             warn(warning)
     manifests.update(run.manifest, memory=facts)
-
-
-def save_result(trainer: FituneTrainer, model: Any, base: LoadedBase, run: RunFolder, tuning: str) -> Path:
-    """The adapter, or the whole model after full fine-tuning; returns its folder."""
-    if tuning == "full":
-        return save_whole_model(model, base, run.model)
-    save_adapter(model, base.tokenizer, base.template, run.adapter, base_facts(base))
-    return run.adapter
 
 
 def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:
@@ -84,19 +75,6 @@ def metrics_after(run: RunFolder, trainer: FituneTrainer, step: int) -> dict[str
     samples = [row for row in read_rows(run.samples) if row["step"] == step and row["moment"] == "during"]
     run.log_samples([{**row, "moment": "after"} for row in samples])
     return {name: value for name, value in rows[-1].items() if name not in ("step", "kind")}
-
-
-def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
-    """A full fine-tune: weights in fp32 as they were trained, tokenizer, template; whole or not at all."""
-    tokenizer: Any = base.tokenizer
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / "model"
-        tokenizer.chat_template = base.template.text
-        model.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
-        shutil.rmtree(folder, ignore_errors=True)
-        whole.rename(folder)
-    return folder
 
 
 def write_pages(run: RunFolder, defaults: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from fitune.models.hardware import peak_memory_bytes
 from fitune.sizes import size_in
-from fitune.trainers.memory import peak_memory_bytes
 
 GPU_TOLERANCE = 0.05
 # Process memory is coarser: the C allocator keeps what was freed, libraries make threads and buffers when first called.

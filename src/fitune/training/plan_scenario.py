@@ -13,23 +13,18 @@ from typing import Any
 from fitune.adapters.locate import find_adapter, lora_options
 from fitune.config.sections import LoraSettings, Settings
 from fitune.data.packing.largest_pass import LargestPass
+from fitune.methods.registry import METHODS
+from fitune.methods.rl_config import RlSettings
 from fitune.planning.scenario import Scenario
 
-# Method → the loss path that is traced. A pair's two sides are rows of one pass.
-LOSSES: dict[str, Any] = {
-    "sft": "labels", "lm": "labels", "reward": "rewards", "dpo": "pairs", "ppo": "pairs", "grpo": "pairs",
-}  # fmt: skip
-PAIRS = ("reward", "dpo")
-# rl_build.ANSWERS: answers to a prompt, which in a pack has its tokens once.
-SAMPLED = {"ppo": 4, "grpo": 8}
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
 NEVER = {
     "kbit_preparation": "models/quantization/quantize.py does not lift what stays in 16 bits",
     "frozen_layers": "there is no such setting: full trains every layer",
-    "trained_dtype": "what is trained is fp32 (build.load, adapters.attach)",
+    "trained_dtype": "what is trained is fp32 (components.load, inject.attach)",
     "optimizer_step": "a run ends with an optimizer step",
     "reentrant": "arguments._checkpointing asks for the kind without re-entry",
-    "use_cache": "loss.py passes use_cache=False",
+    "use_cache": "ops/label_loss.py passes use_cache=False",
     "lift_outputs": "Trainer's accelerate always lifts them",
     "keep_outputs": "a step's outputs go with its loss",
     "steps": "the second step has every state",
@@ -58,13 +53,14 @@ def scenario_of(
     Raises:
         ValueError: a combination that cannot be trained.
     """
-    if settings.method not in LOSSES:
+    loss = METHODS[settings.method].traced_loss
+    if loss is None:
         raise ValueError(
             f"the plan does not know method {settings.method} yet; plan method sft at twice the batch for a lower bound"
         )
     train = settings.train
     precision = precision_on_card(settings.model.precision, fast_bf16)
-    micro = train.micro_batch_size or train.batch_size
+    micro = train.micro_rows
     packed = pack_tokens is not None
     sides = sides_of(settings)
     return Scenario(
@@ -83,7 +79,7 @@ def scenario_of(
         batch=1 if packed else micro * sides,
         seq_len=pack_tokens if pack_tokens is not None else longest_tokens,
         label_share=label_share,
-        loss=LOSSES[settings.method],
+        loss=loss,
         save=True,
         **_evaluation(settings, longest_tokens, pack_tokens, eval_pack_tokens, prompt_tokens),
     )
@@ -101,13 +97,13 @@ def packs_rows(settings: Settings) -> bool:
 
 def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) -> LargestPass:
     """The largest pass when every row has ``tokens`` tokens, for a plan without data."""
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    if settings.method in SAMPLED:  # of a row's tokens the last rl.max_new_tokens are the answer
-        unit, answers = sampled_sizes(settings, max(tokens - settings.rl.max_new_tokens, 1))[0]
+    micro = settings.train.micro_rows
+    if (rl := sampled_by(settings)) is not None:  # of a row's tokens the last rl.max_new_tokens are the answer
+        unit, answers = sampled_sizes(settings, rl, max(tokens - rl.max_new_tokens, 1))[0]
         pack = micro * unit
         if packs_rows(settings):
             return LargestPass(unit, answers / unit, pack, pack)
-        return LargestPass(tokens, min(1.0, settings.rl.max_new_tokens / tokens))
+        return LargestPass(tokens, min(1.0, rl.max_new_tokens / tokens))
     micro *= sides_of(settings)
     pack = micro * tokens if packs_rows(settings) else None
     return LargestPass(tokens, label_share, pack, pack)
@@ -122,7 +118,7 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     Args:
         rows: (tokens, trained tokens) of each row.
     """
-    micro = settings.train.micro_batch_size or settings.train.batch_size
+    micro = settings.train.micro_rows
     lengths = sorted((length for length, _ in rows), reverse=True)
     trained = sorted((count for _, count in rows), reverse=True)
     padded = micro * lengths[0]
@@ -149,14 +145,20 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 def sides_of(settings: Settings) -> int:
     """Rows of a padded pass for each row of the batch: both answers of a pair, or all that are sampled to a prompt."""
-    if settings.method in SAMPLED:
-        return settings.rl.answers or SAMPLED[settings.method]
-    return 2 if settings.method in PAIRS else 1
+    method, rl = METHODS[settings.method], sampled_by(settings)
+    if rl is not None and method.sampling is not None:
+        return rl.answers or method.sampling.answers
+    return method.row_sides
 
 
-def sampled_sizes(settings: Settings, prompt_tokens: int) -> list[tuple[int, int]]:
+def sampled_by(settings: Settings) -> RlSettings | None:
+    """How the method samples its own answers; None for one that does not."""
+    return settings.own if isinstance(settings.own, RlSettings) else None
+
+
+def sampled_sizes(settings: Settings, rl: RlSettings, prompt_tokens: int) -> list[tuple[int, int]]:
     """(tokens, trained tokens) of a prompt with all its answers as one unit of a pack; padded, of each of its rows."""
-    new, count = settings.rl.max_new_tokens, sides_of(settings)
+    new, count = rl.max_new_tokens, sides_of(settings)
     if packs_rows(settings):
         return [(prompt_tokens + count * new, count * new)]
     return [(prompt_tokens + new, new)] * count
@@ -170,7 +172,7 @@ def _base(settings: Settings, precision: str) -> dict[str, Any]:
                 "quantized weights cannot be trained; train.tuning is full and model.quantization "
                 f"{settings.model.quantization}: use train.tuning lora, or model.quantization none"
             )
-        return {"weights": "fp32"}  # build.load: the masters of full fine-tuning
+        return {"weights": "fp32"}  # components.load: the masters of full fine-tuning
     if settings.model.quantization == "none":
         return {"weights": precision}
     double = settings.model.quantization != "int8" and getattr(settings.model, "double_quant", False)
@@ -209,23 +211,23 @@ def _evaluation(
     settings: Settings, longest: int, pack: int | None, eval_pack: int | None, prompt: int | None
 ) -> dict[str, Any]:
     """Batches beside the step; without held-out rows only the answers that a method samples."""
-    if settings.method in SAMPLED:  # rollout.sample_answers; the reference's pass has no gradients, as an evaluation
-        new, count = settings.rl.max_new_tokens, sides_of(settings)
+    if (rl := sampled_by(settings)) is not None:  # rollout.sample_answers; the reference's pass has no gradients either
+        new, count = rl.max_new_tokens, sides_of(settings)
         asked = longest - (new if pack is None else count * new)
         return {
-            "eval_batch": 1
-            if pack is not None
-            else count * (settings.train.micro_batch_size or settings.train.batch_size),
-            "generate_batch": min(settings.rl.rows_at_once, settings.train.batch_size * count),
+            "eval_batch": 1 if pack is not None else count * settings.train.micro_rows,
+            "generate_batch": min(rl.rows_at_once, settings.train.batch_size * count),
             "prompt_tokens": max(asked, 1),
             "new_answer_tokens": new,
         }
     if settings.data.test is None and settings.data.test_share == 0:
         return {}
-    micro = (settings.train.micro_batch_size or settings.train.batch_size) * sides_of(settings)
+    micro = settings.train.micro_rows * sides_of(settings)
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
-    answers = min(settings.eval.samples, settings.train.batch_size)  # build.make_trainer: rows answered at once
-    if answers and settings.method in ("sft", "dpo"):
+    answers = min(
+        settings.eval.samples, settings.train.batch_size
+    )  # trainer_parts.generation_eval_of: rows answered at once
+    if answers and METHODS[settings.method].answer_metrics:
         values |= {
             "generate_batch": answers,
             "prompt_tokens": longest if prompt is None else prompt,
@@ -236,9 +238,9 @@ def _evaluation(
 
 def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row as a pass sees it: a pair in a pack has its prompt once, padded it is two rows."""
-    if settings.method in SAMPLED:
-        return tuple(size for row in rows for size in sampled_sizes(settings, row.num_tokens))
-    if settings.method not in PAIRS:
+    if (rl := sampled_by(settings)) is not None:
+        return tuple(size for row in rows for size in sampled_sizes(settings, rl, row.num_tokens))
+    if METHODS[settings.method].reads != "pairs":
         return tuple((row.num_tokens, row.num_trained) for row in rows)
     if packs_rows(settings):
         return tuple((pair.packed_tokens, pair.num_trained) for pair in rows)

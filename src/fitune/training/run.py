@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from transformers import TrainingArguments, set_seed
@@ -19,7 +20,7 @@ from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
 from fitune.exporting.export import export
-from fitune.methods.registry import method_of
+from fitune.methods.registry import METHODS
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
@@ -28,13 +29,13 @@ from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
-from fitune.training.autofit import autofit_run, changes_rows, predicted_run
-from fitune.training.autofit_search import AutofitResult
-from fitune.training.components import load, log_schedule, make_arguments, make_schedule
+from fitune.training.autofit import predicted_run
+from fitune.training.components import context_of, load, log_schedule, make_arguments, make_schedule
 from fitune.training.finalize import finish, log_memory, write_pages
 from fitune.training.memory_report import begin_measuring
 from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
-from fitune.training.setup import RunSetup, prepare_run
+from fitune.training.run_setup import RunSetup
+from fitune.training.setup import prepare_run
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,16 @@ def train(
     resumed = run.manifest.exists()
     if resumed:
         exclude = manifests.read(run.manifest)["data"]["exclude"]
-    setup = prepare_run(settings, exclude)
-    fitted = AutofitResult(settings) if resumed else autofit_run(settings, setup)
-    if changes_rows(fitted, settings):
-        setup = prepare_run(fitted.settings, exclude)
-    settings = fitted.settings
-    schedule = make_schedule(settings, len(setup.data.train))
-    arguments = make_arguments(settings, setup, schedule, run)
-    log_schedule(settings, schedule, len(setup.data.train))
+    setup = prepare_run(settings, exclude, fit=not resumed)
+    schedule = make_schedule(setup)
+    arguments = make_arguments(setup, schedule, run)
+    log_schedule(setup, schedule)
     if not resumed:
         run = RunFolder.create(run.path)
     with run.locked():
-        checkpoint = _go_on(run, setup) if resumed else _begin(run, fitted, setup, exclude)
+        checkpoint = _go_on(run, setup) if resumed else _begin(run, setup)
         try:
-            result = _train(settings, run, setup, schedule, arguments, checkpoint)
+            result = _train(run, setup, schedule, arguments, checkpoint)
         except KeyboardInterrupt:
             _interrupted(run)
             raise
@@ -103,8 +100,9 @@ def train(
             else:
                 run.discard()  # nothing was done yet: the name stays free for the next attempt
             raise
-    if result.status == "finished" and settings.export.to:
-        exports = _export(run, list(settings.export.to), settings.export.gguf_type, settings.model.device)
+    wanted = setup.settings.export
+    if result.status == "finished" and wanted.to:
+        exports = _export(run, list(wanted.to), wanted.gguf_type, setup.settings.model.device)
         return replace(result, exports=exports)
     return result
 
@@ -158,9 +156,9 @@ def _new_name(settings: Settings) -> str:
     return "-".join([*filter(None, words), datetime.now().strftime("%Y%m%d-%H%M%S")])
 
 
-def _begin(run: RunFolder, fitted: AutofitResult, setup: RunSetup, exclude: Sequence[str]) -> None:
+def _begin(run: RunFolder, setup: RunSetup) -> None:
     """Write down what this run is."""
-    settings = fitted.settings
+    settings = setup.settings
     run.write_settings(settings.model_dump(mode="json"))
     manifests.write(
         run.manifest,
@@ -174,9 +172,9 @@ def _begin(run: RunFolder, fitted: AutofitResult, setup: RunSetup, exclude: Sequ
             "versions": manifests.versions(),
             "hardware": setup.hardware.to_dict(),
             "model": setup.base_facts,
-            "data": setup.data_facts(settings.data.train, settings.data.test, exclude),
+            "data": setup.data_facts(),
             "seeds": {"seed": settings.train.seed},
-            "memory": fitted.facts,
+            "memory": setup.fit_facts,
             "resumed": [],
         },
     )
@@ -194,7 +192,6 @@ def _go_on(run: RunFolder, setup: RunSetup) -> Path | None:
 
 
 def _train(
-    settings: Settings,
     run: RunFolder,
     setup: RunSetup,
     schedule: Schedule,
@@ -202,12 +199,14 @@ def _train(
     checkpoint: Path | None,
 ) -> RunResult:
     """From prepared rows to the saved result."""
-    meter = begin_measuring(setup.hardware.device)
+    settings, meter = setup.settings, begin_measuring(setup.hardware.device)
     set_seed(settings.train.seed)  # grown embedding rows start at random
-    base = load(settings, setup)
+    base = load(setup)
     set_seed(settings.train.seed)
-    method = method_of(settings.method)
-    model = method.adapt(settings, base)
+    interrupt = StopOnInterrupt()
+    context = context_of(setup, run, base, arguments, schedule, interrupt)
+    method = METHODS[settings.method].runtime()
+    model = method.adapt(context)
     trained, total = trained_share(model)
     log(f"training {trained:,} of {total:,} parameters ({trained / total:.2%})")
     final_bytes = 4 * (total if settings.train.tuning == "full" else trained)
@@ -219,8 +218,7 @@ def _train(
         training={**asdict(schedule), "learning_rate": arguments.learning_rate, "precision": setup.precision.name},
     )
 
-    interrupt = StopOnInterrupt()
-    trainer = method.make_trainer(settings, run, setup, base, model, arguments, interrupt)
+    trainer = method.make_trainer(context, model)
     if checkpoint is not None and is_over(checkpoint, schedule.steps):
         trainer.load_finished_state(checkpoint)
     else:
@@ -230,9 +228,9 @@ def _train(
         _interrupted(run, f" at step {step} of {schedule.steps}")
         return RunResult(run.path, "interrupted", step)
 
-    saved, results = finish(run, trainer, base, settings.train.tuning, method.save)
+    saved, results = finish(run, trainer, partial(method.save, context))
     measured = meter.measured()
-    log_memory(run, predicted_run(settings, setup, trainer.layout, total), measured)
+    log_memory(run, predicted_run(setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run, Settings().model_dump(mode="json"))
     before = whole["results"].get("before")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +15,47 @@ from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_in
 from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.data.prepare import prepare
-from fitune.data.read.sources import KINDS, PreparedData
+from fitune.data.read.sources import PreparedData
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
-from fitune.models.hardware import Hardware, Precision, choose_precision, detect
+from fitune.methods.registry import METHODS
+from fitune.models.hardware import Precision, choose_precision, detect
 from fitune.models.load_base import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.trainers.generation_eval import questions_of
-
-# Metrics that are measured without generating answers to the held-out questions.
-WITHOUT_ANSWERS = ("loss", "accuracy", "reward")
-
-
-@dataclass(frozen=True)
-class RunSetup:
-    """What a run has before its model."""
-
-    hardware: Hardware
-    precision: Precision
-    source: ModelSource
-    tokenizer: Any
-    template: Template
-    renderer: Renderer
-    data: PreparedData
-    base_facts: dict[str, Any]
-
-    def data_facts(self, train: str, test: str | None, exclude: Sequence[str]) -> dict[str, Any]:
-        """For the manifest."""
-        return {
-            "train": train,
-            "test": test,
-            "exclude": list(exclude),
-            "train_rows": len(self.data.train),
-            "test_rows": len(self.data.test),
-            "hashes": dict(self.data.hashes),
-            "report": self.data.train_report.to_dict(),
-            "test_report": self.data.test_report.to_dict() if self.data.test_report else None,
-        }
+from fitune.training.autofit import autofit_run
+from fitune.training.plan_scenario import sampled_by
+from fitune.training.run_setup import RunSetup
 
 
-def prepare_run(settings: Settings, exclude: Sequence[str] = ()) -> RunSetup:
-    """Find the model, read and check the data.
+def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = True) -> RunSetup:
+    """Find the model, read and check the data, fit the settings to the memory: what is returned will be trained.
+
+    Args:
+        exclude: sentences that the demo task must not make.
+        fit: False for a resumed run, whose settings were fitted when it began.
 
     Raises:
         ModelError, DataError, SettingsError: with the place, the value and the fix.
+        DoesNotFit: nothing that the user left open fits the memory.
     """
+    setup = _find(settings, exclude)
+    if not fit:
+        return setup
+    fitted = autofit_run(settings, setup)
+    if fitted.settings.data != settings.data:  # the ladder left the longest rows out
+        data = read_data(fitted.settings, setup.config, setup.renderer, exclude)
+        setup = replace(setup, data=data)
+    return replace(setup, settings=fitted.settings, fit_facts=fitted.facts)
+
+
+def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
+    """The setup of a run that is trained as it was asked for."""
     start, merges = (
         start_of(settings),
         merges_of(settings),
@@ -87,13 +78,26 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = ()) -> RunSetup:
     )
     refuse_unconvertible(settings.export.to, exportable)
     data = read_data(settings, config, renderer, exclude)
-    check_best_metric(settings.eval.best_metric, settings.eval.samples, data)
+    check_best_metric(settings, data)
     found = facts(source, template, precision)
     if start is not None:
         found["continues"] = {"adapter": str(start.resolve()), "sha256": digest(start)}
     if merges:
         found["merged"] = merged_facts(merges)
-    return RunSetup(hardware, precision, source, tokenizer, template, renderer, data, found)
+    return RunSetup(
+        settings=settings,
+        fit_facts={},
+        exclude=tuple(exclude),
+        hardware=hardware,
+        precision=precision,
+        source=source,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        renderer=renderer,
+        data=data,
+        base_facts=found,
+    )
 
 
 def merges_of(settings: Settings) -> list[Path]:
@@ -117,7 +121,7 @@ def start_of(settings: Settings) -> Path | None:
 
 def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:
     """Rows read, rendered, masked and checked; what is worth knowing about them is said."""
-    asked, data = settings.data.max_length, settings.data
+    method, data, asked = METHODS[settings.method], settings.data, settings.data.max_length
     max_length = asked or getattr(config, "max_position_embeddings", None)
     prepared = prepare(
         data.train,
@@ -125,7 +129,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
         renderer=renderer,
         test_share=data.test_share,
         exclude=exclude,
-        method=settings.method,
+        reads=method.reads,
         form=data.form,
         columns=data.columns,
         system=data.system,
@@ -136,16 +140,16 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
         hub_split=data.hub_split,
         seed=settings.train.seed,
     )
-    if KINDS[settings.method] == "prompts":
+    if (rl := sampled_by(settings)) is not None:
         context = getattr(config, "max_position_embeddings", None)
-        check_context([*prepared.train, *prepared.test], settings.rl.max_new_tokens, context)
+        check_context([*prepared.train, *prepared.test], rl.max_new_tokens, context)
     for warning in prepared.warnings:
         warn(warning)
     trained = sum(row.num_trained for row in prepared.train)
     tokens = sum(row.num_tokens for row in prepared.train)
     limit = "no limit" if max_length is None else f"{max_length:,} tokens"
     limit_from = "data.max_length" if asked else "the model's context length"
-    what = {"pairs": "training pairs", "prompts": "prompts"}.get(KINDS[settings.method], "training rows")
+    what = {"pairs": "training pairs", "prompts": "prompts"}.get(method.reads, "training rows")
     said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     log(
         f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "
@@ -167,14 +171,16 @@ def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | No
         )
 
 
-def check_best_metric(metric: str, samples: int, data: PreparedData) -> None:
+def check_best_metric(settings: Settings, data: PreparedData) -> None:
     """Raise `SettingsError` when the metric that picks the best checkpoint will never be measured."""
-    if metric in WITHOUT_ANSWERS and (metric == "loss" or data.test):
+    metric = settings.eval.best_metric
+    if metric == "loss":
         return
     if not data.test:
         fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"
         raise SettingsError([fault])
-    if not questions_of(data.test_examples, samples):
+    needs_answers = metric in METHODS[settings.method].answer_metrics
+    if needs_answers and not questions_of(data.test_examples, settings.eval.samples):
         raise SettingsError(
             [
                 f"eval.best_metric is {metric}, which needs answers; set eval.samples to 1 or more "

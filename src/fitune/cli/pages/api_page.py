@@ -91,10 +91,12 @@ def _members(kind: type) -> list[str]:
 def _attributes(kind: Any) -> Iterator[tuple[str, str, str]]:
     """(name, type, what it is) of fields and properties."""
     if hasattr(kind, "model_fields"):
-        annotations = inspect.get_annotations(kind)
+        annotations = {
+            name: one for base in reversed(kind.__mro__) for name, one in inspect.get_annotations(base).items()
+        }
         for name, field in kind.model_fields.items():
             text = " ".join(field.description.split()) if field.description else _sentence(field.annotation)
-            yield name, _cell(annotations[name]), text
+            yield name, _cell(getattr(annotations[name], "__name__", annotations[name])), text
     elif is_dataclass(kind):
         for field in fields(kind):
             default = "" if field.default is MISSING else f" = {field.default!r}"

@@ -15,6 +15,7 @@ from fitune.data.read.forms import DATA_FORMS
 from fitune.data.read.forms.data_form import DataForm
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+from fitune.methods.registry import METHODS
 
 CLONE = Path(str(fitune.__file__)).parents[2]
 TRAINED = {"assistant": "every assistant turn", "completion": "the completion", "all": "every token"}
@@ -37,14 +38,12 @@ def with_tables(text: str) -> str:
 
 def data_forms() -> Iterator[str]:
     """A row a data form: its columns, the methods that read it, what is trained, an example."""
-    from fitune.data.read.sources import KINDS, can_read
-
     yield from _head("`data.form`", "columns", "methods", "trained on", "a row")
     for form in DATA_FORMS.values():
         columns = ", ".join(f"`{column}`" for column in form.needs)
         if form.may_have:
             columns += f"; maybe {', '.join(f'`{column}`' for column in form.may_have)}"
-        methods = ", ".join(method for method in KINDS if can_read(method, form))
+        methods = ", ".join(method for method, facts in METHODS.items() if facts.reads in form.kinds)
         row = json.dumps(form.example, ensure_ascii=False)
         yield _row(f"`{form.name}`", columns, methods, _trained(form), f"`{row}`")
 

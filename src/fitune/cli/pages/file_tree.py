@@ -27,7 +27,7 @@ def tree_text() -> str:
     rooms = {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.name: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
     order = _layers()
-    width = max(map(len, [*rooms, *modules])) + 3
+    width = 1 + max(len(name) for name in [*(f"{name}/" for name in rooms), *modules])
     lines = ["src/fitune/"]
     for name, path in sorted(
         [*((f"{name}/", path) for name, path in rooms.items()), *modules.items()],

@@ -148,7 +148,7 @@ def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:
     width = config.width
     start, ceiling, step, unit = {
         "seq-len": (asked.tokens, config.context_tokens or MOST_TOKENS, LENGTH_STEP, "tokens a row"),
-        "batch": (settings.train.micro_batch_size or settings.train.batch_size, MOST_ROWS, 1, "rows a forward pass"),
+        "batch": (settings.train.micro_rows, MOST_ROWS, 1, "rows a forward pass"),
         "rank": (settings.lora.rank, width, 1, "rank"),
     }[what]
 

@@ -62,7 +62,7 @@ class PlanQuestion:
 
     def heading(self) -> str:
         """Model and rows, for answers of many plans."""
-        count = self.settings.train.micro_batch_size or self.settings.train.batch_size
+        count = self.settings.train.micro_rows
         return f"{self.config.name}: {count} {'row' if count == 1 else 'rows'} of {self.tokens:,} tokens"
 
     def view(self, scenario: Any, made: Any) -> Any:

@@ -19,6 +19,7 @@ from fitune.errors import DataError, did_you_mean
 # Kind → what a method that reads it needs, for the messages.
 NEEDS = {
     "rows": "rows with answers",
+    "text": "plain text",
     "pairs": "pairs of a better and a worse answer",
     "prompts": "prompts",
 }
@@ -85,7 +86,7 @@ class RecognisedForm:
 
 
 def forms_of(kind: str) -> list[DataForm]:
-    """The forms that hold what a method reads (rows, pairs or prompts), in the order in which they are tried."""
+    """The forms that hold what a method reads (a kind of `DataForm`), in the order in which they are tried."""
     found = [form for form in DATA_FORMS.values() if kind in form.kinds]
     return sorted(found, key=lambda form: kind not in form.first_for)
 
@@ -104,7 +105,7 @@ def recognise(
     Args:
         form: a key of DATA_FORMS, or auto.
         mapping: the form's column → the file's.
-        kind: what the method reads: rows, pairs or prompts.
+        kind: what the method reads, a kind of `DataForm`.
 
     Raises:
         DataError: none fits, or a preference form, or a mapping to columns that are not there.

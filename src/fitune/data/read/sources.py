@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from fitune.data.counting import DataReport
 from fitune.data.read.files import Rows, read_rows, write_jsonl
-from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.recognise import RecognisedForm, recognise
 from fitune.data.rows import Example
 from fitune.demo.tasks import demo_rows as make_demo_rows
@@ -21,11 +20,6 @@ from fitune.demo.tasks import is_demo
 from fitune.errors import DataError
 
 FAULTS_SHOWN = 5
-# Method → what it reads, the kind of the data form.
-KINDS = {
-    "sft": "rows", "lm": "rows", "reward": "pairs", "dpo": "pairs", "ppo": "prompts",
-    "grpo": "prompts",
-}  # fmt: skip
 Item = TypeVar("Item")
 
 
@@ -55,7 +49,8 @@ class PreparedData:
 class DataOptions:
     """How rows are read, rendered and limited; the plain values of the settings' data section."""
 
-    method: str = "sft"
+    reads: str = "rows"
+    """What the method reads, a kind of `DataForm`."""
     form: str = "auto"
     columns: Mapping[str, str] | None = None
     system: str | None = None
@@ -77,11 +72,6 @@ def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ())
     return Rows(name=name, rows=rows, numbers=tuple(range(1, len(rows) + 1)), sha256=f"generated, seed {seed}")
 
 
-def can_read(method: str, form: DataForm) -> bool:
-    """Whether a method reads a form: the kind is right, and lm reads nothing but text."""
-    return KINDS[method] in form.kinds and (method != "lm" or form.text is not None)
-
-
 def read_source(
     name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()
 ) -> tuple[Rows, RecognisedForm]:
@@ -91,7 +81,7 @@ def read_source(
         DataError: unreadable, or of no form that fits the method.
     """
     rows = demo_rows(name, tokenizer, options.seed, exclude) if is_demo(name) else read_rows(name, options.hub_split)
-    return rows, recognise(rows.columns, options.form, options.columns, KINDS[options.method])
+    return rows, recognise(rows.columns, options.form, options.columns, options.reads)
 
 
 def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:

@@ -19,79 +19,60 @@ asks it anew (adapters/reference.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
-from fitune.config.sections import Settings
 from fitune.console import log
 from fitune.data.rows import PairRow
-from fitune.methods.registry import Method
-from fitune.models.load_base import LoadedBase
+from fitune.methods.adapt import adapt as adapt_plainly
+from fitune.methods.adapt import adapt_with_reference
+from fitune.methods.context import RunContext
+from fitune.methods.dpo.config import DpoSettings
+from fitune.methods.runtime import Runtime
+from fitune.methods.trainer_parts import generation_eval_of, largest_rows_of, lay_out, listeners, note_step_down
 from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
-from fitune.runs import manifest as manifests
-from fitune.runs.run_folder import RunFolder
-from fitune.trainers.base import FituneTrainer
-from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
 from fitune.trainers.sampler import epoch_order
-from fitune.trainers.worst_case_batch import largest_rows
-from fitune.training import components
-from fitune.training.autofit import batches_of
-from fitune.training.setup import RunSetup
 
 
-def adapt(settings: Settings, base: LoadedBase) -> Any:
+def adapt(run: RunContext) -> Any:
     """The model with its trained parameters marked; a live reference lies beside an adapter that is trained further."""
-    return (components.adapt_with_reference if settings.dpo.reference == "live" else components.adapt)(settings, base)
+    return (adapt_with_reference if run.own(DpoSettings).reference == "live" else adapt_plainly)(run)
 
 
-def make_trainer(
-    settings: Settings,
-    run: RunFolder,
-    setup: RunSetup,
-    base: LoadedBase,
-    model: Any,
-    arguments: TrainingArguments,
-    interrupt: StopOnInterrupt,
-) -> FituneTrainer:
+def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    callbacks = components.listeners(settings, run, setup, interrupt)
-    every = sides(setup.data.train)
-    packing = components.lay_out(settings, setup, model, arguments, every)
+    dpo, train, test = run.own(DpoSettings), run.data.train, run.data.test
+    every = sides(train)
+    packing = lay_out(run, model, every)
     check_row_batch(model, every, packing.mode)
-    precomputed, met = settings.dpo.reference == "precomputed", list(setup.data.train)
+    precomputed, met = dpo.reference == "precomputed", list(train)
     if precomputed:  # the reference of no other pair is measured
-        steps = components.make_schedule(settings, len(met)).steps
-        met = pairs_met(met, steps, settings.train.batch_size, settings.train.seed)
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
-    can_tell = setup.hardware.device == "cuda"  # a CPU kills the process instead of telling it
+        met = pairs_met(train, run.schedule.steps, run.batch_size, run.seed)
     trainer = DpoTrainer(
         model,
-        arguments,
-        train_rows=setup.data.train,
-        test_rows=setup.data.test,
+        run.arguments,
+        train_rows=train,
+        test_rows=test,
         packing=packing,
-        loss=settings.dpo.loss,
-        beta=settings.dpo.beta,
-        label_smoothing=settings.dpo.label_smoothing,
-        sft_weight=settings.dpo.sft_weight,
-        extra_metrics=components.generation_eval_of(settings, run, setup),
-        keep_checkpoints=settings.run.keep_checkpoints,
-        callbacks=callbacks,
-        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
-        largest_rows=partial(largest_rows, met, batches) if can_tell else None,
+        loss=dpo.loss,
+        beta=dpo.beta,
+        label_smoothing=dpo.label_smoothing,
+        sft_weight=dpo.sft_weight,
+        extra_metrics=generation_eval_of(run),
+        keep_checkpoints=run.keep_checkpoints,
+        callbacks=listeners(run),
+        on_step_down=note_step_down(run),
+        largest_rows=largest_rows_of(run, met, packing.mode),
     )
     if precomputed:
-        log(f"reference: log-probabilities of {len(met) + len(setup.data.test):,} pairs before step one")
-        trainer.take_reference([*met, *setup.data.test])
-    return components.bind_callbacks(trainer, callbacks)
+        log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
+        trainer.take_reference([*met, *test])
+    return trainer
 
 
 def pairs_met(rows: Sequence[PairRow], steps: int, batch_size: int, seed: int) -> list[PairRow]:
@@ -197,9 +178,4 @@ def dpo_loss(
     return (1 - label_smoothing) * right + label_smoothing * wrong
 
 
-METHOD = Method(
-    adapt=adapt,
-    make_trainer=make_trainer,
-    learning_rates={"lora": 5e-5, "full": 1e-6},
-    metrics=("loss", "accuracy", "exact_match", "word_accuracy", "chrf"),
-)
+RUNTIME = Runtime(make_trainer=make_trainer, adapt=adapt)

@@ -21,8 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitune.config.sections import Settings
-from fitune.methods.registry import Method
+from fitune.methods.context import RunContext
+from fitune.methods.grpo.config import GRPO
+from fitune.methods.rl_config import RlSettings
+from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
+from fitune.methods.runtime import Runtime
 from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     group_advantages,
@@ -31,7 +34,6 @@ from fitune.trainers.rl.losses import (
     policy_loss,
     rloo_advantages,
 )
-from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
 from fitune.trainers.rl.rollout import RolloutBatch
 
 
@@ -100,18 +102,18 @@ class GrpoTrainer(OnlineRLTrainer):
         return {**learnt, **watched}
 
 
-def make_grpo(settings: Settings, *everything: Any) -> OnlineRLTrainer:
+def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
-    rl = settings.rl
+    rl, chosen = run.own(RlSettings), choose_rl(run, GRPO)
     options = GrpoOptions(
-        kl_coef=kl_coef_of(settings),
+        kl_coef=chosen.kl_coef,
         clip=rl.clip,
         clip_high=rl.clip_high or rl.clip,
         advantage=rl.advantage,
         scale_rewards=rl.scale_rewards,
         ratio=rl.ratio,
     )
-    return make_trainer(GrpoTrainer, options, settings, *everything)
+    return make_online_trainer(GrpoTrainer, options, chosen, run, model)
 
 
-METHOD = Method(adapt=adapt_policy, make_trainer=make_grpo, learning_rates=LEARNING_RATES, metrics=METRICS)
+RUNTIME = Runtime(make_trainer=make_trainer, adapt=adapt_policy)

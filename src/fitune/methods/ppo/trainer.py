@@ -17,10 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fitune.config.sections import Settings
-from fitune.methods.registry import Method
+from fitune.methods.context import RunContext
+from fitune.methods.ppo.config import PPO
+from fitune.methods.rl_config import RlSettings
+from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
+from fitune.methods.runtime import Runtime
 from fitune.models.heads import put_head
-from fitune.models.load_base import LoadedBase
 from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     adapted_coefficient,
@@ -33,7 +35,6 @@ from fitune.trainers.rl.losses import (
     value_loss,
     whiten,
 )
-from fitune.trainers.rl.rl_setup import LEARNING_RATES, METRICS, adapt_policy, kl_coef_of, make_trainer
 from fitune.trainers.rl.rollout import RolloutBatch
 
 
@@ -105,18 +106,18 @@ class PpoTrainer(OnlineRLTrainer):
         }
 
 
-def adapt(settings: Settings, base: LoadedBase) -> Any:
+def adapt(run: RunContext) -> Any:
     """The policy with a value head that knows nothing yet."""
-    model = adapt_policy(settings, base)
+    model = adapt_policy(run)
     put_head(model, offset=True, spread=0.0)
     return model
 
 
-def make_ppo(settings: Settings, *everything: Any) -> OnlineRLTrainer:
+def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
-    rl = settings.rl
+    rl, chosen = run.own(RlSettings), choose_rl(run, PPO)
     options = PpoOptions(
-        kl_coef=kl_coef_of(settings),
+        kl_coef=chosen.kl_coef,
         kl_target=rl.kl_target,
         clip=rl.clip,
         clip_high=rl.clip_high or rl.clip,
@@ -126,7 +127,7 @@ def make_ppo(settings: Settings, *everything: Any) -> OnlineRLTrainer:
         value_clip=rl.value_clip,
         ratio=rl.ratio,
     )
-    return make_trainer(PpoTrainer, options, settings, *everything)
+    return make_online_trainer(PpoTrainer, options, chosen, run, model)
 
 
-METHOD = Method(adapt=adapt, make_trainer=make_ppo, learning_rates=LEARNING_RATES, metrics=METRICS)
+RUNTIME = Runtime(make_trainer=make_trainer, adapt=adapt)

@@ -11,32 +11,24 @@ the second part after Eisenstein et al. 2023 (arXiv 2312.09244, equation 2): rew
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
-from fitune.config.sections import Settings
 from fitune.console import warn
 from fitune.data.rows import PairRow
-from fitune.methods.registry import Method
+from fitune.methods.adapt import adapt as adapt_plainly
+from fitune.methods.context import RunContext
+from fitune.methods.reward.config import RewardSettings
+from fitune.methods.runtime import Runtime
+from fitune.methods.trainer_parts import largest_rows_of, lay_out, listeners, note_step_down
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
-from fitune.models.load_base import LoadedBase
 from fitune.ops.token_logprobs import RowBatch, end_states
-from fitune.runs import manifest as manifests
-from fitune.runs.run_folder import RunFolder
-from fitune.trainers.base import FituneTrainer
-from fitune.trainers.callbacks import StopOnInterrupt
 from fitune.trainers.preference import Measured, PairTrainer, sides
-from fitune.trainers.worst_case_batch import largest_rows
-from fitune.training import components
-from fitune.training.autofit import batches_of
-from fitune.training.setup import RunSetup, start_of
 
 # Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
 LENGTH_WARNING = 0.6
@@ -44,43 +36,30 @@ LENGTH_WARNING = 0.6
 SCALE_PAIRS = 256
 
 
-def adapt(settings: Settings, base: LoadedBase) -> Any:
+def adapt(run: RunContext) -> Any:
     """The base with a LoRA adapter and a head: a fresh one, or that of the reward model that is trained further."""
-    model = components.adapt(settings, base)
-    head, start = put_head(model), start_of(settings)
-    if start is not None and (start / HEAD_FILE).exists():
-        head.load_state_dict(read_head(start, len(head.weight)).state_dict())
+    model = adapt_plainly(run)
+    head = put_head(model)
+    if run.start is not None and (run.start / HEAD_FILE).exists():
+        head.load_state_dict(read_head(run.start, len(head.weight)).state_dict())
     return model
 
 
-def make_trainer(
-    settings: Settings,
-    run: RunFolder,
-    setup: RunSetup,
-    base: LoadedBase,
-    model: Any,
-    arguments: TrainingArguments,
-    interrupt: StopOnInterrupt,
-) -> FituneTrainer:
+def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
     """The trainer with everything that listens to it."""
-    callbacks = components.listeners(settings, run, setup, interrupt)
-    packing = components.lay_out(settings, setup, model, arguments, sides(setup.data.train))
-    micro = settings.train.micro_batch_size or settings.train.batch_size
-    batches = batches_of(settings, micro, packing.mode, len(setup.data.train))
-    can_tell = setup.hardware.device == "cuda"  # a CPU kills the process instead of telling it
-    trainer = RewardTrainer(
+    packing = lay_out(run, model, sides(run.data.train))
+    return RewardTrainer(
         model,
-        arguments,
-        train_rows=setup.data.train,
-        test_rows=setup.data.test,
+        run.arguments,
+        train_rows=run.data.train,
+        test_rows=run.data.test,
         packing=packing,
-        center=settings.reward.center,
-        keep_checkpoints=settings.run.keep_checkpoints,
-        callbacks=callbacks,
-        on_step_down=partial(manifests.append, run.manifest, "memory", "step_downs"),
-        largest_rows=partial(largest_rows, setup.data.train, batches) if can_tell else None,
+        center=run.own(RewardSettings).center,
+        keep_checkpoints=run.keep_checkpoints,
+        callbacks=listeners(run),
+        on_step_down=note_step_down(run),
+        largest_rows=largest_rows_of(run, run.data.train, packing.mode),
     )
-    return components.bind_callbacks(trainer, callbacks)
 
 
 class RewardTrainer(PairTrainer):
@@ -139,7 +118,7 @@ def correlation(one: Tensor, other: Tensor) -> float:
     return (a @ b).item() / norm if norm > 0 else 0.0
 
 
-def save(trainer: RewardTrainer, model: Any, base: LoadedBase, run: RunFolder, tuning: str) -> Path:
+def save(run: RunContext, trainer: RewardTrainer, model: Any) -> Path:
     """The adapter, with the head beside it, and in fitune.json the scale of the rewards over the held-out pairs."""
     dataset: Any = trainer.eval_dataset or trainer.train_dataset
     rows = dataset.rows[:SCALE_PAIRS]
@@ -161,16 +140,11 @@ def save(trainer: RewardTrainer, model: Any, base: LoadedBase, run: RunFolder, t
         "answers": len(every),
         "length_correlation": follows,
     }
+    base, folder = run.base, run.folder.adapter
     facts = {**base_facts(base), "reward": scale}
     head = {HEAD_FILE: head_tensors(head_of(model))}
-    save_adapter(model, base.tokenizer, base.template, run.adapter, facts, beside=head)
-    return run.adapter
+    save_adapter(model, base.tokenizer, base.template, folder, facts, beside=head)
+    return folder
 
 
-METHOD = Method(
-    adapt=adapt,
-    make_trainer=make_trainer,
-    learning_rates={"lora": 2e-4},
-    save=save,
-    metrics=("loss", "accuracy"),
-)
+RUNTIME = Runtime(make_trainer=make_trainer, adapt=adapt, save=save)

@@ -1,1 +1,1 @@
-"""sft and lm: next-token prediction on the trained tokens of each row."""
+"""sft: next-token prediction on the responses of conversations."""

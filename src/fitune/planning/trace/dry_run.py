@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fitune.models.base_model import base_model_of
 from fitune.planning.scenario import Scenario
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -265,7 +266,7 @@ class Program:
 
     def bare(self) -> Any:
         """The model without PEFT around it."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return base_model_of(self.model)
 
     def _recompute_within(self, context: Callable[[], Any]) -> None:
         """Enter ``context`` around each recomputed layer: a function mode is off in the backward pass."""

@@ -18,7 +18,7 @@ class DataForm:
         name: as in `data.form`.
         needs: columns that every file of this form has; it is recognised by them.
         may_have: columns that are read where a file has them.
-        kinds: what methods may read it as: rows, pairs or prompts.
+        kinds: what methods may read it as: rows (conversations or plain text), text (plain text alone), pairs or prompts.
         first_for: kinds for which it is tried before the forms that stand before it.
         answer_column: the column that holds the answer and nothing else; a file of questions may lack it.
         loss_on: the tokens that `data.loss_on: auto` trains.

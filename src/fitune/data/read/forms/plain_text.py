@@ -13,7 +13,7 @@ def _text(row: Cells) -> str:
 TEXT = DataForm(
     name="text",
     needs=("text",),
-    kinds=("rows",),
+    kinds=("rows", "text"),
     loss_on="all",
     text=_text,
     example={"text": "The birch canoe slid on the smooth planks."},

@@ -1,0 +1,1 @@
+"""lm: next-token prediction on plain text, by the trainer of sft."""

@@ -1,0 +1,37 @@
+"""What was trained, written into the run's folder.
+
+In: a `RunContext` and the trained model. Out: the folder of the adapter, or of the whole model.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.methods.context import RunContext
+from fitune.models.load_base import LoadedBase
+
+
+def save_result(run: RunContext, trainer: Any, model: Any) -> Path:
+    """The adapter, or the whole model after full fine-tuning; returns its folder."""
+    base = run.base
+    if run.tuning == "full":
+        return save_whole_model(model, base, run.folder.model)
+    save_adapter(model, base.tokenizer, base.template, run.folder.adapter, base_facts(base))
+    return run.folder.adapter
+
+
+def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
+    """A full fine-tune: weights in fp32 as they were trained, tokenizer, template; whole or not at all."""
+    tokenizer: Any = base.tokenizer
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / "model"
+        tokenizer.chat_template = base.template.text
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+    return folder

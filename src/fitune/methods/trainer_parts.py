@@ -1,0 +1,76 @@
+"""What every method's trainer is given: who listens to it, the layout of its rows, questions to answer, what happens out
+of memory.
+
+In: a `RunContext`. Out: callbacks, a `Packing`, a `GenerationEval`, functions for `OomRecovery`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from fitune.console import log
+from fitune.data.packing.tree import Row
+from fitune.methods.context import RunContext
+from fitune.models.hardware import peak_memory_bytes
+from fitune.runs import manifest as manifests
+from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
+from fitune.trainers.generation_eval import GenerationEval, questions_of
+from fitune.trainers.oom_recovery import StepDown
+from fitune.trainers.packing_support import Packing, choose_packing
+from fitune.trainers.worst_case_batch import largest_rows
+
+
+def listeners(run: RunContext) -> list[TrainerCallback]:
+    """What listens to a trainer, which binds them when it is made."""
+    metrics = RunLog(run.folder.log_metrics, partial(peak_memory_bytes, run.device))
+    callbacks: list[TrainerCallback] = [metrics, ProgressLine(), run.interrupt]
+    if run.data.test:
+        metric = run.best_metric
+        callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=run.patience))
+    return callbacks
+
+
+def generation_eval_of(run: RunContext) -> GenerationEval | None:
+    """Held-out questions answered by generation at each evaluation; None when there are none."""
+    questions = questions_of(run.data.test_examples, run.eval_samples)
+    if not questions:
+        return None
+    return GenerationEval(run.renderer, questions, run.eval_new_tokens, run.batch_size, run.folder.log_samples)
+
+
+def lay_out(run: RunContext, model: Any, rows: Sequence[Row]) -> Packing:
+    """How rows are laid out, tried on this model; said aloud."""
+    packing = choose_packing(
+        model.to(run.device),
+        rows,
+        run.packing,
+        run.arguments.per_device_train_batch_size,
+        run.arguments.world_size,
+        torch.autocast(run.device, dtype=torch.bfloat16, enabled=run.arguments.bf16),
+    )
+    for note in packing.notes:
+        log(note)
+    if packing.mode != "off":
+        shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
+        log(f"rows are packed without padding, {shared}: checked against the model's plain forward")
+    return packing
+
+
+def note_step_down(run: RunContext) -> StepDown:
+    """Takes down in the manifest that memory ran out and what was given up."""
+    return partial(manifests.append, run.folder.manifest, "memory", "step_downs")
+
+
+def largest_rows_of(run: RunContext, rows: Sequence[Any], mode: str) -> Callable[[], Sequence[Any]] | None:
+    """Makes the rows of the run's largest pass, to be tried before step one; None on a CPU, which kills a process that
+    runs out of memory instead of telling it.
+
+    Args:
+        mode: how rows are laid out.
+    """
+    return partial(largest_rows, rows, run.batches(mode)) if run.device == "cuda" else None
