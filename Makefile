@@ -20,7 +20,7 @@ install: .venv/.run
 dev: .venv/.dev
 
 test: dev
-	$(PYTEST) --cov --cov-report=term:skip-covered -m "not slow and not gpu and not wheel"
+	$(PYTEST) --cov --cov-report= -m "not slow and not gpu and not wheel"
 
 test-slow: dev
 	$(PYTEST) -m "slow and not gpu"

@@ -111,8 +111,8 @@ def tables(folder: Path, svg: Path | None) -> None:
         if not rows:
             continue
         marks = [1, 10, 25, 50, 75, 100] if group == "base" else [1, 4, 8, 12]
-        columns = ["", "base", "peak memory", "CPU s a step", *(f"loss at {mark}" for mark in marks)]
-        print("| " + " | ".join([*columns, "held-out loss", "words right"]) + " |")
+        columns = ["", "base", "peak memory", "CPU s per step", *(f"loss at {mark}" for mark in marks)]
+        print("| " + " | ".join([*columns, "held-out loss", "word accuracy"]) + " |")
         print("|---" * (len(marks) + 6) + "|")
         for name, one in rows.items():
             losses = [f"{_around(one['losses'], mark):.2f}" if mark <= len(one["losses"]) else "" for mark in marks]

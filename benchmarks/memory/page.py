@@ -36,13 +36,13 @@ def page(cases: list[Case], stacks: list[str], date: datetime.date, cpu: list[di
 OPENING = """
 # How exact the memory plan is
 
-Made by `benchmarks/memory/compare.py` on {date}. No row below was measured by us on a GPU: none was at hand. They are
-published measurements, and what a publication does not say about its runs had to be read as something; what we read
-it as stands beside each table. No constant of the plan is fitted to them: each has a source or a derivation in the
-code (`src/fitune/plan/`).
+Made by `benchmarks/memory/compare.py` on {date}. No row below was measured by us on a GPU: none was available. The rows are
+published measurements. Where a publication does not say how a run was configured, we had to assume something; the
+assumptions are stated with each table. No constant of the plan is fitted to these rows: each has a source or a derivation in
+the code (`src/fitune/planning/`).
 
-The plan runs the code of the stack that is installed. The course's tables were measured with a stack of late 2024,
-so they are traced in that as well, which tells a difference of stacks from an error of ours.
+The plan runs the code of the installed packages. The course's tables were measured with packages of late 2024, so they
+are traced with those as well, which separates changes in the packages from errors of ours.
 
 - installed: {now}
 - late 2024: {then}
@@ -51,7 +51,7 @@ MB are 10⁶ bytes, as in the tables. Allocated is `torch.cuda.max_memory_alloca
 """
 CPU = """## On a CPU
 
-Growth of a process that trains the built-in model: VmHWM at the end, less VmRSS just before the base is loaded
+Growth of a process that trains the built-in model: VmHWM at the end minus VmRSS just before the base is loaded
 (imports done, rows prepared), each in a fresh process. `benchmarks/memory/cpu.py`.
 
 """

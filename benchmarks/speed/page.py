@@ -19,7 +19,7 @@ WHAT = {
     "a": "Pig Latin, short rows under a system prompt",
     "b": "instructions of 50 to 1,000 tokens",
     "c": "eight few-shot examples before each question",
-    "d": "plain text, full rows, nothing to share",
+    "d": "plain text, full rows, nothing shared",
     "e": "conversations of four turns, loss on each answer",
     "f": "preference pairs sharing their prompt",
 }
@@ -65,40 +65,39 @@ def page(data: dict[str, Any], peers: dict[str, dict[str, Any]], picture: str | 
     measured = sorted({one["where"]["date"] for one in results})
     parts = [
         "<!-- made by benchmarks/speed/page.py from benchmarks/speed/results.json -->",
-        "# Speed of training on a CPU, beside TRL",
+        "# Training speed on a CPU, compared with TRL",
         f"{' and '.join(measured)}, {first['cpu']}, {first['threads']} threads; {versions}. SmolLM2-135M-Instruct in "
         "bf16, LoRA of rank 16 on all linear layers, fp32 adapters. TRL's `SFTTrainer` at its faster setting (model "
-        "loaded in bf16, `bf16=True`, no checkpointing, its loss in chunks). Both take the same step one after the "
-        "other, so both see the same machine; figures are medians over the steps after the first.",
+        "loaded in bf16, `bf16=True`, no checkpointing, its loss in chunks). The two take turns at every step, so both "
+        "run under the same conditions; figures are medians over the steps after the first.",
         table(results),
         *data.get("notes", ()),
-        "Tokens/s: useful tokens, each row's counted once for each row. Computed: the share of them that is left when "
-        "prefixes are computed once. Floor: the matrix products that a step cannot do without, timed at their own "
-        "sizes between the steps. Peak memory: most resident memory of the process while training; about 1.0 GiB of "
-        f"it are imports and the model, on both sides. The goal for memory is {MEMORY_GOAL}× on a to e.",
+        "Tokens/s counts the tokens of all rows, shared prefixes included. Computed: the share of them that is left when "
+        "shared prefixes are computed once. Floor: the matrix products that a step cannot avoid, timed at their own "
+        "sizes between the steps. Peak memory: maximum resident memory of the process while training, of which about "
+        f"1.0 GiB are imports and the model in both. The goal for memory is {MEMORY_GOAL}× on a to e.",
         "\n".join(f"- **{key}** {text}" for key, text in WHAT.items()),
     ]
     if picture:
         parts += ["## Where a step's time goes", f"![a step's time by part, each side]({picture})"]
     if peers:
         parts += [
-            "## Beside other trainers",
-            "Workload a, the same texts, rows a step, rank and types as far as each lets one choose; whole runs in turn "
-            "(benchmarks/speed/peers.py, which tells each one's settings and why).",
+            "## Compared with other trainers",
+            "Workload a, with the same texts, rows per step, rank and dtypes as far as each trainer allows; whole runs in "
+            "turn (benchmarks/speed/peers.py has the settings of each and the reasons).",
             peers_table(peers),
         ]
     if epoch := data.get("epoch"):
         said = (
-            f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} steps: the losses lie "
-            f"{epoch['median_absolute_gap']:.3f} apart in the median ({epoch['mean_gap']:+.3f} on average), while the "
-            f"loss moves by {epoch['median_move_between_steps']:.3f} from one step to the next "
-            f"(benchmarks/speed/epoch.py). Mean of the last 50 steps: {epoch['last_50_steps'][0]:.3f} and, TRL's, "
-            f"{epoch['last_50_steps'][1]:.3f}."
+            f"The demo's recipe, same rows, order, seed and schedule, {epoch['steps']} steps: the median difference of the "
+            f"losses is {epoch['median_absolute_gap']:.3f} ({epoch['mean_gap']:+.3f} on average), while the loss changes by "
+            f"{epoch['median_move_between_steps']:.3f} from one step to the next (benchmarks/speed/epoch.py). Mean of the "
+            f"last 50 steps: {epoch['last_50_steps'][0]:.3f} for fitune and {epoch['last_50_steps'][1]:.3f} for TRL."
         )
         if noise := data.get("noise"):
             said += (
-                f" What is noise: TRL against TRL with another first draw of the adapter, {noise['steps']} steps, lies "
-                f"{noise['median_absolute_gap']:.3f} apart in the median ({noise['mean_gap']:+.3f} on average)."
+                f" For comparison, two TRL runs with different initial adapters, {noise['steps']} steps, differ by "
+                f"{noise['median_absolute_gap']:.3f} in the median ({noise['mean_gap']:+.3f} on average)."
             )
         parts += ["## The same losses", said, f"![loss curves]({epoch['picture']})"]
     commands = (
