@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fitune.methods.method import Fault, RuleInputs
+from fitune.methods.method import ANSWER_METRICS, Fault, Method, OnlineDefaults, RuleInputs
 from fitune.section import PositiveInt, Section, Share
 
 
@@ -85,3 +85,33 @@ def rl_rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
             ("rl.minibatches", "train.batch_size"),
             f"is {rl.minibatches}, and a step has train.batch_size {inputs.batch_size} prompts; use that or fewer",
         )
+
+
+def online_method(
+    *,
+    name: str,
+    help: str,
+    trainer: str,
+    unread: tuple[str, ...],
+    sampling: OnlineDefaults,
+    rules: Callable[[RlSettings, RuleInputs], Iterator[Fault]],
+) -> Method:
+    """The facts of a method that learns from the rewards of its own answers; arguments as in `Method`."""
+    return Method(
+        name=name,
+        help=help,
+        trainer=trainer,
+        unread=unread,
+        sampling=sampling,
+        rules=rules,
+        reads="prompts",
+        learning_rates={"lora": 1e-4},
+        traced_loss="pairs",
+        metrics=("reward", *ANSWER_METRICS),
+        section="rl",
+        settings=RlSettings,
+        why_lora="finds its reference by switching the adapter off",
+        reference_by_switch=True,
+        forbids_dropout=True,
+        reads_loss_on=False,
+    )

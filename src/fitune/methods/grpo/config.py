@@ -1,11 +1,11 @@
-"""grpo: its rule and its facts. Its settings section is shared (`fitune.methods.rl_config`)."""
+"""grpo: what it does not share with other methods that learn from rewards (`fitune.methods.rl_config`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fitune.methods.method import ANSWER_METRICS, Fault, Method, OnlineDefaults, RuleInputs
-from fitune.methods.rl_config import RlSettings, rl_rules
+from fitune.methods.method import Fault, OnlineDefaults, RuleInputs
+from fitune.methods.rl_config import RlSettings, online_method, rl_rules
 
 
 def rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
@@ -18,21 +18,11 @@ def rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
         )
 
 
-GRPO = Method(
+GRPO = online_method(
     name="grpo",
     help="rewards for the model's own answers, each against the others to its prompt",
     trainer="fitune.methods.grpo.trainer",
-    reads="prompts",
-    learning_rates={"lora": 1e-4},
-    traced_loss="pairs",
-    metrics=("reward", *ANSWER_METRICS),
-    section="rl",
-    settings=RlSettings,
     unread=("rl.kl_target", "rl.gamma", "rl.lam", "rl.value_coef", "rl.value_clip"),
     sampling=OnlineDefaults(answers=8, passes=1, kl_coef=0.04),
     rules=rules,
-    why_lora="finds its reference by switching the adapter off",
-    reference_by_switch=True,
-    forbids_dropout=True,
-    reads_loss_on=False,
 )
