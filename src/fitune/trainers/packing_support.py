@@ -6,7 +6,7 @@ Knows nothing of settings or trainers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -85,28 +85,36 @@ def _refusal(model: Any, processes: int) -> str | None:
         return f"{processes} processes train together"
     inner = base_model_of(model)
     config = inner.config.get_text_config()
-    if layer := recurrent_layer(inner):
-        return f"its {layer} layers carry a state from token to token, which would run on from one row into the next"
-    for name in ATTENTION_DROPOUTS:
-        if getattr(config, name, 0.0):
-            return f"the model drops attention weights ({name} is {getattr(config, name)})"
-    return None
-
-
-def recurrent_layer(model: Any) -> str | None:
-    """What mixes tokens outside attention, or None: linear attention, state spaces, short convolutions.
-
-    A pack keeps its rows apart in attention alone. The config's ``layer_types`` names such layers; models older than that
-    field have a causal convolution over the sequence beside their state.
-    """
-    for kind in getattr(model.config.get_text_config(), "layer_types", None) or ():
-        if kind in RECURRENT_LAYERS:
-            return str(kind)
-    text = getattr(model, model.base_model_prefix, model)
-    for module in text.modules():
+    if refusal := refused_by_config(lambda name: getattr(config, name, None)):
+        return refusal
+    text = getattr(inner, inner.base_model_prefix, inner)
+    for (
+        module
+    ) in text.modules():  # older than layer_types: a causal convolution over the sequence stands beside the state
         if any(isinstance(part, nn.Conv1d) for part in module.children()):
-            return type(module).__name__
+            return _carries_a_state(type(module).__name__)
     return None
+
+
+def refused_by_config(value_of: Callable[[str], Any]) -> str | None:
+    """Why a model cannot be packed, as far as its text config says; None when it says nothing against it.
+
+    A pack keeps its rows apart in attention alone: layers that mix tokens otherwise carry their state into the next row.
+
+    Args:
+        value_of: name in the text config → its value, None where there is none.
+    """
+    for kind in value_of("layer_types") or ():
+        if kind in RECURRENT_LAYERS:
+            return _carries_a_state(kind)
+    for name in ATTENTION_DROPOUTS:
+        if value_of(name):
+            return f"the model drops attention weights ({name} is {value_of(name)})"
+    return None
+
+
+def _carries_a_state(layer: str) -> str:
+    return f"its {layer} layers carry a state from token to token, which would run on from one row into the next"
 
 
 def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:

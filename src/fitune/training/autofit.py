@@ -24,7 +24,7 @@ from fitune.planning.scenario import Scenario
 from fitune.planning.search.ladder import format_ladder
 from fitune.sizes import parse_bytes, size_in
 from fitune.trainers.generation_eval import questions_of
-from fitune.trainers.packing_support import ATTENTION_DROPOUTS, RECURRENT_LAYERS
+from fitune.trainers.packing_support import refused_by_config
 from fitune.trainers.worst_case_batch import Batches, largest_pass
 from fitune.training.autofit_search import AutofitResult, Room, Rows, facts_of, room_on, search
 from fitune.training.plan_scenario import (
@@ -147,9 +147,7 @@ def epochs_of(settings: Settings, num_rows: int) -> float:
 
 def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
     """The layout that `choose_packing` will most likely find, before there is a model to ask."""
-    text = config.get("text_config") or config
-    recurrent = RECURRENT_LAYERS.intersection(text.get("layer_types") or ())
-    if not packs_rows(settings) or recurrent or any(text.get(name) for name in ATTENTION_DROPOUTS):
+    if not packs_rows(settings) or refused_by_config((config.get("text_config") or config).get):
         return "off"
     return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
 

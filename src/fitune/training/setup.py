@@ -56,10 +56,8 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
 
 def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
     """The setup of a run that is trained as it was asked for."""
-    start, merges = (
-        start_of(settings),
-        merges_of(settings),
-    )  # a name that is not there is told before the data is read
+    # A name that is not there is told before the data is read.
+    start, merges = start_of(settings), merges_of(settings)
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
     log(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
