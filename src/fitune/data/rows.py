@@ -5,19 +5,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
+
+
+class _Said(TypedDict):
+    role: str
+    content: str
+
+
+class Message(_Said, total=False):
+    """A message as every form of data is read into it, and as templates get it.
+
+    `content` is "" where a message only calls tools. `tool_calls` are in OpenAI's form with the arguments as an object:
+    `{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}` (`id` only where the data has one).
+    `tool_call_id` and `name` stand in a tool's result.
+    """
+
+    reasoning_content: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row in fitune's own form: a conversation (role and content a message) or plain text.
+    """A row in fitune's own form: a conversation or plain text.
 
-    `row_number` is the line of a JSON Lines or text file, or the 1-based position in any other.
+    `row_number` is the line of a JSON Lines or text file, or the 1-based position in any other. `tools` are the JSON
+    schemas that the model may call; `untrained` are the places in `messages` of answers that the data marks as not to
+    be trained (`weight: 0`, `train: false`).
     """
 
-    messages: tuple[dict[str, str], ...] | None
+    messages: tuple[Message, ...] | None
     text: str | None
     row_number: int
+    tools: tuple[dict[str, Any], ...] = ()
+    untrained: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
