@@ -49,8 +49,8 @@ def talk(*contents: str) -> Example:
 
 
 def trained(renderer: Renderer, example: Example, loss_on: str, marker: str | None = None) -> str:
-    (row,) = renderer.tokenize([renderer.render(example, loss_on, marker)])
-    return trained_text(row, renderer.tokenizer)
+    rows = renderer.tokenize(renderer.render(example, loss_on, marker))
+    return "".join(trained_text(row, renderer.tokenizer) for row in rows)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -76,9 +76,9 @@ def test_any_text_is_trained_whole(tokenizer, prompt: str, answer: str):
 def test_an_answer_that_repeats_the_prompt_is_found_at_its_own_place(tokenizer):
     renderer = renderer_of(tokenizer, "chatml")
     example = talk("igpay", "igpay", "igpay", "igpay")
-    spans = renderer.render(example, "assistant").spans
-    assert [renderer.render(example, "assistant").text[a:b] for a, b in spans] == ["igpay<|im_end|>"] * 2
-    assert spans[0] != spans[1]
+    (row,) = renderer.render(example, "assistant")
+    assert [row.text[a:b] for a, b in row.spans] == ["igpay<|im_end|>"] * 2
+    assert row.spans[0] != row.spans[1]
 
 
 def test_pad_equal_to_end_does_not_unteach_stopping(tokenizer):
@@ -86,7 +86,9 @@ def test_pad_equal_to_end_does_not_unteach_stopping(tokenizer):
 
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     renderer = renderer_of(tokenizer, "chatml")
-    rows = list(renderer.tokenize([renderer.render(talk("a", text), "completion") for text in ("b", "b " * 20)]))
+    rows = [
+        row for text in ("b", "b " * 20) for row in renderer.tokenize(renderer.render(talk("a", text), "completion"))
+    ]
     labels = pad_collate(rows, tokenizer.pad_token_id)["labels"]
     assert (labels == tokenizer.eos_token_id).sum(1).tolist() == [1, 1]
 
@@ -94,7 +96,7 @@ def test_pad_equal_to_end_does_not_unteach_stopping(tokenizer):
 def test_training_tokens_begin_with_the_tokens_of_chat(tokenizer):
     renderer = renderer_of(tokenizer, "default system")
     example = talk("pig", "igpay")
-    (row,) = renderer.tokenize([renderer.render(example, "completion")])
+    (row,) = renderer.tokenize(renderer.render(example, "completion"))
     prompt = renderer.prompt_ids(list(example.messages or ())[:1])
     assert list(row.input_ids[: len(prompt)]) == prompt
     assert not any(row.trained[: len(prompt)]) and row.trained[len(prompt)]
@@ -121,25 +123,35 @@ def test_bos_stands_exactly_once_in_chat_and_in_plain_text(tiny_model, template:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     renderer = Renderer(tokenizer, tokenizer.chat_template, tuple(tokenizer.convert_tokens_to_ids(["<end_of_turn>"])))
     for example in (talk("pig", "igpay"), Example(None, "the pig", 1)):
-        (row,) = renderer.tokenize([renderer.render(example, "completion")])
+        (row,) = renderer.tokenize(renderer.render(example, "completion"))
         assert row.input_ids.count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert renderer.prompt_ids([{"role": "user", "content": "x"}]).count(tokenizer.bos_token_id) == 1
     assert trained(renderer, talk("pig", " igpay "), "completion") == "igpay<end_of_turn>"
 
 
 def test_what_the_template_refuses_or_hides_is_an_error_that_says_so(tokenizer):
-    with pytest.raises(DataError, match=r"refuses a conversation of user, user, assistant: roles must alternate"):
+    with pytest.raises(
+        DataError, match=r"row 1: the chat template refuses a conversation of user, user: roles must alternate"
+    ):
         turns = ({"role": "user", "content": "a"},) * 2 + ({"role": "assistant", "content": "b"},)
         renderer_of(tokenizer, "strict roles").render(Example(turns, None, 1), "assistant")
-    hides = talk("pig", "<think>x</think>igpay", "eat", "eatway")
-    with pytest.raises(DataError, match="row 1: the chat template does not show answer 2 as it is"):
-        renderer_of(tokenizer, "rewrites").render(hides, "assistant")
-    assert trained(renderer_of(tokenizer, "rewrites"), hides, "last_assistant") == "eatway<|im_end|>"
+    shouts = Renderer(tokenizer, TEMPLATES["chatml"].replace("m.content", "m.content | upper"))
+    with pytest.raises(DataError, match="row 1: the chat template does not show the answer as it is: 'igpay' became"):
+        shouts.render(talk("pig", "igpay"), "assistant")
+
+
+def test_a_turn_whose_history_is_rewritten_is_a_row_of_its_own(tokenizer):
+    renderer = renderer_of(tokenizer, "rewrites")
+    example = talk("pig", "<think>x</think>igpay", "eat", "eatway")
+    first, second = renderer.tokenize(renderer.render(example, "assistant"))
+    assert trained_text(first, tokenizer) == "<think>x</think>igpay<|im_end|>"
+    assert trained_text(second, tokenizer) == "eatway<|im_end|>" and "x" not in tokenizer.decode(second.input_ids)
+    assert trained(renderer, example, "last_assistant") == "eatway<|im_end|>"
 
 
 def test_show_makes_every_trained_token_visible(tokenizer):
     renderer = renderer_of(tokenizer, "chatml")
-    (row,) = renderer.tokenize([renderer.render(talk("pig", "ig pay"), "completion")])
+    (row,) = renderer.tokenize(renderer.render(talk("pig", "ig pay"), "completion"))
     plain = show_row(row, tokenizer, colour=False).plain
     assert "[<|im_end|>]" in plain and "·" in plain and "↵" in plain
     coloured = show_row(row, tokenizer, colour=True)

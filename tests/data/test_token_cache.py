@@ -32,7 +32,8 @@ def rendered(renderer: Renderer, answers=("one", "two words", "", "ähm ✓"), f
     turns = [
         ({"role": "user", "content": f"say {answer}"}, {"role": "assistant", "content": answer}) for answer in answers
     ]
-    return [renderer.render(Example(messages, None, first + at), "all") for at, messages in enumerate(turns)]
+    examples = [Example(messages, None, first + at) for at, messages in enumerate(turns)]
+    return [row for example in examples for row in renderer.render(example, "all")]
 
 
 def without_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_the_second_time_no_row_is_tokenized(cache: Path, renderer: Renderer, mo
 def test_another_text_span_or_tokenizer_is_another_entry(cache: Path, renderer: Renderer, tiny_gpt_neox: Path):
     rows = rendered(renderer)
     tokenize_kept(renderer, rows)
-    other = [renderer.render(Example(({"role": "user", "content": "x"},), None, 1), "all"), *rows[1:]]
+    other = [*renderer.render(Example(({"role": "user", "content": "x"},), None, 1), "all"), *rows[1:]]
     untrained = [type(rows[0])(row.text, ((0, 3),), row.row_number) for row in rows]
     tokenizer = AutoTokenizer.from_pretrained(tiny_gpt_neox)
     tokenizer.add_tokens(["ähm"])

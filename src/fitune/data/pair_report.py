@@ -96,7 +96,7 @@ def check_pairs(
     duplicates = num_duplicates(repr((pair.prompt, pair.chosen, pair.rejected)) for pair in pairs)
     leaked = [pair.row_number for pair in pairs if repr(pair.prompt) in held_out]
     lengths = Lengths.of([len(ids) for row in rows for ids in _ids(row)])
-    ended = sum(side.input_ids[-1] in renderer.end_ids for row in rows for side in row.rows)
+    ended = sum(side.input_ids[-1] in renderer.stop_ids for row in rows for side in row.rows)
     if over and too_long == "error":
         errors.append(
             f"{_pairs(over)} with a side longer than {max_length:,} tokens (the longest has {lengths.longest:,}); raise "

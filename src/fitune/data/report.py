@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from fitune.data.counting import Lengths, named, num_duplicates, span
+from fitune.data.read.sources import example_key
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, Rendered, TokenRow
 
@@ -38,7 +39,9 @@ class CheckReport:
     rows_with_double_bos: int
     duplicate_rows: int
     rows_also_in_test: int
-    rows_whose_prompt_differs_in_chat: int
+    token_rows: int
+    rows_with_reasoning: int
+    rows_with_tools: int
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -49,17 +52,24 @@ class CheckReport:
     def lines(self) -> list[str]:
         """The report in words, a fact a line."""
         share = self.trained_tokens / self.tokens if self.tokens else 0
-        end_share = self.rows_with_trained_end / self.rows if self.rows else 0
+        end_share = self.rows_with_trained_end / self.token_rows if self.token_rows else 0
         return [
-            f"rows                  {self.rows:,} ({self.form})",
+            f"rows                  {self.rows:,} ({self.form}){self._apart()}",
             f"tokens                {self.tokens:,}; a row has {span(self)}",
             f"trained tokens        {self.trained_tokens:,} ({share:.0%}), loss on {self.loss_on}",
             f"end token trained     in {end_share:.0%} of the rows",
+            f"reasoning             in {self.rows_with_reasoning:,} rows; tools in {self.rows_with_tools:,}",
             f"over the limit        {self.rows_over_limit:,} rows, {self.answer_tokens_lost:,} answer tokens in them",
             f"nothing to train on   {self.rows_without_target:,} rows",
             f"doubled BOS           {self.rows_with_double_bos:,} rows",
             f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the test rows",
         ]
+
+    def _apart(self) -> str:
+        """A word on conversations whose turns are rows of their own."""
+        if self.token_rows == self.rows:
+            return ""
+        return f", trained as {self.token_rows:,}: the template rewrites history, so turns are rows of their own"
 
 
 def check_rows(
@@ -81,12 +91,10 @@ def check_rows(
     over = [row for row in rows if max_length and len(row.input_ids) > max_length]
     lost = sum(sum(row.trained[max_length:]) for row in over) if max_length else 0
     empty = [row for row in rows if row.num_trained == 0]
-    ended = [row for row in rows if _end_is_trained(row, renderer.end_ids)]
+    ended = [row for row in rows if _end_is_trained(row, renderer.stop_ids)]
     bos = renderer.tokenizer.bos_token_id
     double = [row for row in rows if bos is not None and row.input_ids[:2] == (bos, bos)]
-    texts = [row.text for row in rendered]
-    differing = _prompts_that_differ(examples, rows, renderer, loss_on)
-    duplicates = num_duplicates(texts)
+    duplicates = num_duplicates(map(example_key, examples))
     leaked = [row.row_number for row in rendered if row.text in test_texts]
     errors, warnings = [], _odd_roles(examples)
     if over and too_long == "error":
@@ -104,7 +112,7 @@ def check_rows(
     elif empty:
         warnings.append(f"{_rows(empty)} with nothing to train on; left out")
     if rows and len(ended) < len(rows) - len(empty):
-        missing = [row for row in rows if row.num_trained and not _end_is_trained(row, renderer.end_ids)]
+        missing = [row for row in rows if row.num_trained and not _end_is_trained(row, renderer.stop_ids)]
         warnings.append(
             f"{_rows(missing)} whose end token is not trained: the model would not learn to stop there; "
             "the template writes no end token behind the answer, or the response ends without one"
@@ -115,16 +123,14 @@ def check_rows(
         warnings.append(f"{duplicates:,} rows are there more than once")
     if leaked:
         warnings.append(f"{len(leaked):,} rows are in the test rows too, for example row {leaked[0]}")
-    if differing:
-        warnings.append(
-            f"{named(differing)} where the prompt has other tokens in chat than in training: "
-            "its last characters merge with the answer's first"
-        )
     return CheckReport(
         name=name,
         form=form,
         loss_on=loss_on,
-        rows=len(rows),
+        rows=len(examples),
+        token_rows=len(rows),
+        rows_with_reasoning=sum(any(said.get("reasoning_content") for said in one.messages or ()) for one in examples),
+        rows_with_tools=sum(bool(one.tools) for one in examples),
         tokens=lengths.total,
         trained_tokens=sum(row.num_trained for row in rows),
         shortest=lengths.shortest,
@@ -138,7 +144,6 @@ def check_rows(
         rows_with_double_bos=len(double),
         duplicate_rows=duplicates,
         rows_also_in_test=len(leaked),
-        rows_whose_prompt_differs_in_chat=len(differing),
         errors=tuple(errors),
         warnings=tuple(warnings),
     )
@@ -166,22 +171,6 @@ def _end_is_trained(row: TokenRow, end_ids: Sequence[int]) -> bool:
     return any(trained and token in end_ids for token, trained in zip(row.input_ids, row.trained, strict=True))
 
 
-def _prompts_that_differ(
-    examples: Sequence[Example], rows: Sequence[TokenRow], renderer: Renderer, loss_on: str, sample: int = 200
-) -> list[int]:
-    """Rows whose prompt, tokenized alone as chat does, is not how the training row begins (the first `sample` rows)."""
-    found = []
-    if loss_on == "all":
-        return found
-    for example, row in list(zip(examples, rows, strict=True))[:sample]:
-        messages = example.messages or ()
-        if messages and messages[-1]["role"] == "assistant":
-            prompt = tuple(renderer.prompt_ids(messages[:-1]))
-            if row.input_ids[: len(prompt)] != prompt:
-                found.append(row.row_number)
-    return found
-
-
 def _odd_roles(examples: Sequence[Example]) -> list[str]:
     """Warnings for unknown roles, empty messages, and answers that nobody asked for."""
     unknown: dict[str, int] = {}
@@ -191,7 +180,7 @@ def _odd_roles(examples: Sequence[Example]) -> list[str]:
         for message in messages:
             if message["role"] not in KNOWN_ROLES:
                 unknown.setdefault(message["role"], example.row_number)
-            if not message["content"].strip():
+            if not message["content"].strip() and not message.get("tool_calls"):
                 blank.append(example.row_number)
         roles = [message["role"] for message in messages if message["role"] != "system"]
         if roles and roles[0] == "assistant":

@@ -45,11 +45,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a row, and which characters of it are trained: half-open spans in order."""
+    """The text of a row, and which characters of it are trained: half-open spans in order.
+
+    `prompts` are the lengths of the prompts with which chat would ask for the trained answers, one a span; empty where
+    what is trained is no answer.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     row_number: int
+    prompts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,14 @@ class TokenRow:
         """Tokens of the row."""
         return len(self.input_ids)
 
-    def up_to_last_trained(self) -> TokenRow:
-        """The row without what the template writes behind the last trained token (a line break behind the end)."""
-        end = max((index for index, on in enumerate(self.trained) if on), default=len(self.trained) - 1) + 1
-        return TokenRow(self.input_ids[:end], self.trained[:end], self.row_number)
-
 
 @dataclass(frozen=True)
 class Pair:
     """A preference in messages: the prompt, and what follows it on either side."""
 
-    prompt: tuple[dict[str, str], ...]
-    chosen: tuple[dict[str, str], ...]
-    rejected: tuple[dict[str, str], ...]
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
     row_number: int
 
     def example(self, better: bool) -> Example:
@@ -137,7 +137,7 @@ class PromptRow:
     """
 
     input_ids: tuple[int, ...]
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
     reference: str | None
     columns: Mapping[str, Any]
     row_number: int

@@ -16,12 +16,13 @@ from fitune.data.read.sources import (
     convert_all,
     example_key,
     read_source,
+    refuse_rows,
     set_aside,
 )
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.report import CheckReport, check_rows
-from fitune.data.rows import Example, TokenRow
+from fitune.data.rows import Example, Rendered, TokenRow
 from fitune.errors import DataError
 
 
@@ -75,8 +76,27 @@ def show_rows(name: str, renderer: Renderer, options: DataOptions, count: int) -
     """The first rows as training sees them; what only the check finds wrong is shown all the same."""
     _, form, examples = load_examples(name, renderer, options)
     target = loss_target(options, form)
-    rendered = [renderer.render(example, target, options.response_template) for example in examples[:count]]
+    rendered = render_all(name, examples[:count], renderer, target, options.response_template)
     return [("", row) for row in renderer.tokenize(rendered)]
+
+
+def render_all(
+    name: str, examples: Sequence[Example], renderer: Renderer, loss_on: str, response_template: str | None
+) -> list[Rendered]:
+    """Every example rendered, in order; several rows for an example whose history the template rewrites.
+
+    Raises:
+        DataError: rows that cannot be trained as chat would ask for them (several are listed).
+    """
+    rendered: list[Rendered] = []
+    faults: list[str] = []
+    for example in examples:
+        try:
+            rendered += renderer.render(example, loss_on, response_template)
+        except DataError as error:
+            faults.append(str(error))
+    refuse_rows(name, faults, len(examples))
+    return rendered
 
 
 def loss_target(options: DataOptions, form: RecognisedForm) -> str:
@@ -96,7 +116,7 @@ def _tokens(
     test_texts: frozenset[str] = frozenset(),
 ) -> tuple[list[TokenRow], list[Example], CheckReport, frozenset[str]]:
     """Token rows that may be trained on (limit applied, rows without a target left out), and the check's report."""
-    rendered = [renderer.render(example, loss_on, options.response_template) for example in examples]
+    rendered = render_all(name, examples, renderer, loss_on, options.response_template)
     rows = tokenize_kept(renderer, rendered)
     report = check_rows(
         name, form.name, loss_on, examples, rendered, rows, renderer,
@@ -104,8 +124,8 @@ def _tokens(
         response_template=options.response_template, test_texts=test_texts,
     )  # fmt: skip
     refuse(name, report.errors)
-    kept_rows, kept_examples = [], []
-    for row, example in zip(rows, examples, strict=True):
+    kept_rows: list[TokenRow] = []
+    for row in rows:
         limit = options.max_length
         if limit and len(row.input_ids) > limit:
             if options.too_long == "drop":
@@ -113,7 +133,8 @@ def _tokens(
             row = TokenRow(row.input_ids[:limit], row.trained[:limit], row.row_number)
         if row.num_trained:
             kept_rows.append(row)
-            kept_examples.append(example)
     if not kept_rows:
         raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {options.max_length})")
-    return kept_rows, kept_examples, report, frozenset(row.text for row in rendered)
+    numbers = {row.row_number for row in kept_rows}
+    kept = [example for example in examples if example.row_number in numbers]
+    return kept_rows, kept, report, frozenset(row.text for row in rendered)

@@ -10,7 +10,7 @@ from fitune.answer_metrics import exact_match, score, word_accuracy
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
 from fitune.data.rows import Example, TokenRow
-from fitune.data.sft import load_examples, loss_target
+from fitune.data.sft import load_examples, loss_target, render_all
 from fitune.errors import DataError
 from fitune.evaluation.generation import Sampling, _asking, complete, follow
 from fitune.evaluation.inference_model import Target
@@ -45,7 +45,7 @@ def evaluate(
     _, form, examples = load_examples(data, target.renderer, options)
     examples = examples[:limit]
     loss_on = loss_target(options, form)
-    rendered = [target.renderer.render(example, loss_on, options.response_template) for example in examples]
+    rendered = render_all(data, examples, target.renderer, loss_on, options.response_template)
     rows = [row for row in target.renderer.tokenize(rendered) if row.num_trained]
     if not rows:
         raise DataError(f"{data}: no row has a token to measure; data.loss_on is {loss_on}")
@@ -65,7 +65,7 @@ def answer_rows(
     """Each example's last answer generated anew and set beside the wanted one; `stopped`: it ended by itself."""
     asked = [list((example.messages or ())[:-1]) for example in examples]
     wanted = [example.messages[-1]["content"].strip() if example.messages else "" for example in examples]
-    prompts = [target.renderer.prompt_ids(messages) for messages in asked]
+    prompts = [target.renderer.question_ids(example) for example in examples]
     answers = complete(target.model, target.renderer, prompts, Sampling(max_new_tokens), batch, label)
     return [
         {

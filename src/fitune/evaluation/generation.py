@@ -131,7 +131,7 @@ def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationCon
         temperature=sampling.temperature if samples else None,
         top_p=sampling.top_p if samples else None,
         top_k=0 if samples else None,
-        eos_token_id=list(renderer.end_ids) or None,
+        eos_token_id=list(renderer.stop_ids) or None,
         pad_token_id=renderer.tokenizer.pad_token_id,
     )
 
@@ -185,7 +185,7 @@ def _asking(model: Any) -> Iterator[None]:
 
 def _ended(ids: Sequence[int], renderer: Renderer) -> bool:
     """Whether new tokens hold one that ends an answer."""
-    return not set(renderer.end_ids).isdisjoint(ids)
+    return not set(renderer.stop_ids).isdisjoint(ids)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

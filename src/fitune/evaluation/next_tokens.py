@@ -44,6 +44,6 @@ def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int 
             chosen = best.indices.tolist()
             texts = tuple(renderer.tokenizer.decode([token]) for token in chosen)
             yield Step(texts, tuple(chosen), tuple(best.values.tolist()))
-            if chosen[0] in renderer.end_ids:
+            if chosen[0] in renderer.stop_ids:
                 return
             ids = best.indices[:1].unsqueeze(0)

@@ -57,8 +57,7 @@ class RewardModel:
     def token_rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """The conversations as tokens up to the end of the last answer, where a reward is read."""
         renderer = self.target.renderer
-        rendered = [renderer.render(example, "last_assistant") for example in examples]
-        return [row.up_to_last_trained() for row in renderer.tokenize(rendered)]
+        return list(renderer.tokenize([row for one in examples for row in renderer.render(one, "last_assistant")]))
 
     @torch.no_grad()
     def rewards_of_rows(self, rows: Sequence[TokenRow], batch_rows: int = 8) -> list[float]:

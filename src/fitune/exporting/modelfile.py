@@ -20,7 +20,7 @@ def modelfile(gguf_name: str, renderer: Renderer) -> str:
     turns = derive(tokenizer, renderer.template_text, tokenizer.bos_token if adds_bos(tokenizer)[0] else "")
     if "strftime_now" in renderer.template_text:
         warn("the chat template writes today's date; in the Modelfile it stays that of the export")
-    stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.end_ids))]
+    stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))]
     lines = [
         f"FROM ./{gguf_name}",
         f'TEMPLATE """{turns.go()}"""',

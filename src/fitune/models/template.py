@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitune.errors import ModelError
+from fitune.data.render.renderer import Renderer
+from fitune.data.rows import Message
+from fitune.errors import DataError, ModelError
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # ChatML as OpenAI published it (openai-python chatml.md, 2023), without a default system prompt.
@@ -56,24 +58,17 @@ def resolve_template(tokenizer, choice: str = "auto") -> Template:
 
 
 def end_of_turn(tokenizer, text: str) -> str | None:
-    """The special token that a template writes right after an answer, found by rendering one; None if there is none.
+    """The special token that ends an answer in a template, found by rendering one; None if there is none.
 
     Raises:
-        ModelError: the template cannot be rendered.
+        ModelError: the template cannot be rendered, or drops the answer.
     """
-    marker = "ANSWERHERE"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
+    renderer = Renderer(tokenizer, text)
+    turns: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWERHERE"}]
     try:
-        rendered = tokenizer.apply_chat_template(turns, chat_template=text, tokenize=False)
-    except Exception as error:  # whatever a foreign template raises is the user's answer
-        raise ModelError(f"the chat template cannot be rendered: {error}") from error
-    if marker not in rendered:
+        rendered = renderer.text_of(turns)
+    except DataError as error:
+        raise ModelError(f"the chat template cannot be rendered: {error.__cause__}") from error
+    if "ANSWERHERE" not in rendered:
         raise ModelError("the chat template drops the assistant's answer; check message['content'] in it")
-    tail = rendered.split(marker, 1)[1].lstrip()
-    specials = sorted({str(token) for token in tokenizer.all_special_tokens} | set(_added(tokenizer)), key=len)
-    return next((token for token in reversed(specials) if token and tail.startswith(token)), None)
-
-
-def _added(tokenizer) -> list[str]:
-    """Every added special token, named or not."""
-    return [str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+    return next((token for token in renderer.chat_format.stops if renderer.chat_format.end.endswith(token)), None)

@@ -99,7 +99,7 @@ class FituneTrainer(Trainer):
         on_step_down: StepDown | None = None,
         largest_rows: Callable[[], Sequence[Any]] | None = None,
     ):
-        self.order = ShuffledByEpoch(len(train_rows), args.seed)
+        self.order = ShuffledByEpoch(train_rows, args.seed)
         self.extra_metrics = extra_metrics
         self.keep_checkpoints = keep_checkpoints
         self.step_batches: list[Any] = []

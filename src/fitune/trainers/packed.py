@@ -46,8 +46,6 @@ class PackedTrainer(FituneTrainer):
         if packing.mode == "off":
             raise ValueError("PackedTrainer needs a packing other than off; use FituneTrainer")
         self.packing = packing
-        dataset: Any = self.train_dataset
-        self.rows_by_number = {row.row_number: row for row in dataset.rows}
         # Accelerate holds a number of its own, fixed when the Trainer was made.
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
         self._train_batch_size = self.args.train_batch_size
@@ -88,11 +86,10 @@ class PackedTrainer(FituneTrainer):
         """The packs that the loader made, those that have become too large packed anew."""
         most = self.recovery.size.most
         for tree in packs:
-            if tree.num_nodes <= most or len(tree.row_numbers) == 1:
+            if tree.num_nodes <= most or len(tree.rows) == 1:
                 yield tree
             else:
-                rows = [self.rows_by_number[number] for number in tree.row_numbers]
-                yield from pack_rows(rows, most, self.packing.mode == "tree")
+                yield from pack_rows(tree.rows, most, self.packing.mode == "tree")
 
     def _token_loss(self, eval_dataset: Any) -> float:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset

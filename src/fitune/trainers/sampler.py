@@ -2,28 +2,45 @@
 
 Nothing else draws from this order's random numbers, so a resumed run sees the rows that the uninterrupted one
 would have seen, and evaluating more often does not change the training.
+
+Rows made of one conversation stay behind each other, so that a step computes once what they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 
-def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of ``range(num_rows)`` for one epoch."""
+def rows_together(rows: Sequence[Any]) -> list[int]:
+    """How many rows each conversation has, in the order of the rows: neighbours of one row number belong together."""
+    return [sum(1 for _ in group) for _, group in groupby(rows, key=lambda row: row.row_number)]
+
+
+def epoch_order(rows: int | Sequence[int], seed: int, epoch: int) -> list[int]:
+    """A permutation of the rows for one epoch.
+
+    Args:
+        rows: their number, or the sizes of the groups of neighbours that stay together.
+    """
+    together = [1] * rows if isinstance(rows, int) else rows
     # Seeds of neighbouring epochs and runs must not meet: (seed 1, epoch 0) is not (seed 0, epoch 1).
     mixed = (seed * 1_000_003 + epoch * 7_919 + 12_345) % (2**63)
-    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(mixed)).tolist()
+    order = torch.randperm(len(together), generator=torch.Generator().manual_seed(mixed)).tolist()
+    ends = list(accumulate(together))
+    return [at for group in order for at in range(ends[group] - together[group], ends[group])]
 
 
 class ShuffledByEpoch(Sampler[int]):
     """Sampler over `epoch_order`; whoever runs the epochs sets ``epoch``."""
 
-    def __init__(self, num_rows: int, seed: int):
-        self.num_rows = num_rows
+    def __init__(self, rows: Sequence[Any], seed: int):
+        self.together = rows_together(rows)
+        self.num_rows = len(rows)
         self.seed = seed
         self.epoch = 0
 
@@ -31,7 +48,7 @@ class ShuffledByEpoch(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.num_rows, self.seed, self.epoch))
+        return iter(epoch_order(self.together, self.seed, self.epoch))
 
     def __len__(self) -> int:
         return self.num_rows

@@ -17,7 +17,7 @@ from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.packing.tree import Tree
 from fitune.data.rows import PairRow
-from fitune.trainers.sampler import epoch_order
+from fitune.trainers.sampler import epoch_order, rows_together
 
 # Steps are weighed by their rows' lengths, and the heaviest of them packed to see what is shared.
 STEPS_PACKED = 16
@@ -52,7 +52,7 @@ def heaviest_steps(
     """
     lengths = np.asarray([len(row.input_ids) for row in rows]) if weights is None else weights
     found = []
-    for order in _orders(len(rows), batches):
+    for order in _orders(rows, batches):
         starts = range(0, len(order), batches.batch_rows)
         tokens = np.add.reduceat(lengths[order], np.asarray(starts))
         for step in np.argsort(-tokens, kind="stable")[:count].tolist():
@@ -67,8 +67,7 @@ def largest_rows(rows: Sequence[Any], batches: Batches) -> list[Any]:
         return largest_pair_pass(rows, batches)
     if batches.mode == "off":
         return largest_micro_batch(rows, batches)
-    numbers = set(largest_pack(rows, batches).row_numbers)
-    return [row for row in rows if row.row_number in numbers]
+    return list(largest_pack(rows, batches).rows)
 
 
 def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
@@ -76,7 +75,7 @@ def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
     lengths = np.asarray([_width(row) for row in rows])
     trained = np.asarray([row.num_trained for row in rows])
     best, chosen = (-1, -1), np.empty(0, dtype=np.int64)
-    for order in _orders(len(rows), batches):
+    for order in _orders(rows, batches):
         # The micro-batch divides the batch, so that no micro-batch reaches over the end of a step.
         starts = np.arange(0, len(order), batches.micro_rows)
         counts = np.diff(np.append(starts, len(order)))
@@ -94,10 +93,11 @@ def _width(row: Any) -> int:
     return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
 
 
-def _orders(num_rows: int, batches: Batches) -> Iterator[np.ndarray]:
+def _orders(rows: Sequence[Any], batches: Batches) -> Iterator[np.ndarray]:
     """The order of each epoch."""
+    together = rows_together(rows)
     for epoch in range(min(max(int(np.ceil(batches.epochs)), 1), EPOCHS_LOOKED_AT)):
-        yield np.asarray(epoch_order(num_rows, batches.seed, epoch))
+        yield np.asarray(epoch_order(together, batches.seed, epoch))
 
 
 def largest_pack(rows: Sequence[Any], batches: Batches) -> Tree:

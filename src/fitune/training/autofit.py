@@ -155,7 +155,7 @@ def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
 def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:
     """The longest prompt that is answered in an evaluation; None when none is."""
     asked = questions_of(setup.data.test_examples, settings.eval.samples)
-    return max((len(setup.renderer.prompt_ids(list(one.messages or ())[:-1])) for one in asked), default=None)
+    return max((len(setup.renderer.question_ids(one)) for one in asked), default=None)
 
 
 def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str, Any]:

@@ -60,10 +60,15 @@ class Tree:
     """E counts of rows that train this prediction."""
     row_paths: tuple[np.ndarray, ...]
     """For each row, in the order given: all its nodes from root to the last one that is computed."""
-    row_numbers: tuple[int, ...]
-    """Numbers of the rows, in the order given."""
+    rows: tuple[Row, ...]
+    """The rows, in the order given."""
     row_tokens: int
     """Tokens of the rows when counted one by one."""
+
+    @property
+    def row_numbers(self) -> tuple[int, ...]:
+        """Numbers of the rows, in the order given."""
+        return tuple(row.row_number for row in self.rows)
 
     @property
     def num_nodes(self) -> int:
@@ -143,7 +148,7 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
         target_ids=entries & (1 << TOKEN_BITS) - 1,
         target_weights=weights.astype(np.int64),
         row_paths=tuple(row_paths),
-        row_numbers=tuple(row.row_number for row in rows),
+        rows=tuple(rows),
         row_tokens=sum(len(row.input_ids) for row in rows),
     )
 

@@ -96,13 +96,17 @@ def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str
             items.append(convert(row, number))
         except DataError as error:
             faults.append(str(error))
-    if faults:
-        more = f"\n  … and {len(faults) - FAULTS_SHOWN:,} more" if len(faults) > FAULTS_SHOWN else ""
-        listed = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
-        raise DataError(
-            f"{rows.name} ({form.name}): {len(faults):,} of {len(rows.rows):,} rows cannot be used\n{listed}{more}"
-        )
+    refuse_rows(f"{rows.name} ({form.name})", faults, len(rows.rows))
     return items
+
+
+def refuse_rows(name: str, faults: Sequence[str], rows: int) -> None:
+    """Raises DataError when there are faults: how many of the rows have one, and the first of them."""
+    if not faults:
+        return
+    more = f"\n  … and {len(faults) - FAULTS_SHOWN:,} more" if len(faults) > FAULTS_SHOWN else ""
+    listed = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
+    raise DataError(f"{name}: {len(faults):,} of {rows:,} rows cannot be used\n{listed}{more}")
 
 
 def set_aside(
@@ -124,7 +128,7 @@ def set_aside(
 
 def example_key(example: Example) -> str:
     """What makes two examples equal."""
-    return repr(example.messages or example.text)
+    return repr((example.messages or example.text, example.tools))
 
 
 def split_file(path: Path, share: float, seed: int, out_train: Path, out_test: Path) -> tuple[int, int]:

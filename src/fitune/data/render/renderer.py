@@ -1,103 +1,222 @@
 """The one renderer: the tokens of training, of evaluation and of chat are made here and nowhere else.
 
-What is trained is worked out in characters. The place of an answer in the rendered text is found by rendering the
-conversation a second time with another answer in its place: where the two texts part, the answer begins, and where
-they meet again, it ends. This needs no `{% generation %}` in the template, and holds for templates that strip
-contents, add a default system prompt, or rewrite earlier turns.
+The answer is what follows the generation prompt. A trained turn is rendered twice: the messages before it with the
+generation prompt, exactly as chat and evaluation will ask, and the messages through it. What the second writes behind
+the first, through the end tokens, is trained. The prompt's tokens are those of the prompt alone.
 
-A token is trained when its last character lies in a trained span, so a token that straddles the end of the prompt
-(a space that merges with the first word of the answer) belongs to the answer that it spells.
+Where a template writes the same history for every turn, one row trains all turns of a conversation. Where it rewrites
+history (thinking that is left out of earlier turns), each turn that differs becomes a row of its own.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from fitune.data.rows import Example, Rendered, TokenRow
+from fitune.data.render.chat_format import ChatFormat, probe_format
+from fitune.data.render.turn import Turn, make_turn
+from fitune.data.rows import Example, Message, Rendered, TokenRow
 from fitune.errors import DataError
 
 LOSS_ON = ("completion", "assistant", "last_assistant", "response_template", "all")
+THINKING = ("auto", "train", "mask", "drop")
 
 
 @dataclass(frozen=True)
 class Renderer:
     """Text and tokens of conversations, with one tokenizer and one template.
 
-    `end_ids` are the tokens that end an answer; generation stops at them, and training includes the one written.
+    `end_ids` are the tokens that end an answer by the tokenizer and the model's config.
+    `thinking` says what becomes of the reasoning of answers: train, mask (shown, not trained), drop; auto trains it.
     """
 
     tokenizer: Any
     template_text: str
     end_ids: tuple[int, ...] = ()
-    _end_texts: tuple[str, ...] = field(init=False, repr=False)
+    thinking: str = "auto"
 
-    def __post_init__(self):
-        texts = [text for text in self.tokenizer.convert_ids_to_tokens(list(self.end_ids)) if text]
-        object.__setattr__(self, "_end_texts", tuple(sorted(texts, key=len, reverse=True)))
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts of the special tokens, longest first."""
+        known = {str(token) for token in self.tokenizer.all_special_tokens}
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        known |= {str(token) for token in added if token.special}
+        known |= {text for text in self.tokenizer.convert_ids_to_tokens(list(self.end_ids)) if text}
+        return tuple(sorted((text for text in known if text), key=len, reverse=True))
 
-    def text_of(self, messages: Sequence[dict[str, str]], generation_prompt: bool = False) -> str:
-        """The conversation as the template writes it.
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """What the template does."""
+        return probe_format(self._apply, self.special_texts)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens at which generation stops: `end_ids`, and what the template writes at the end of an answer."""
+        own = self.tokenizer.convert_tokens_to_ids(list(self.chat_format.stops))
+        return tuple(sorted({*self.end_ids, *own}))
+
+    def _apply(
+        self,
+        messages: Sequence[Any],
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> str:
+        """The template's own rendering of messages that are already as it reads them.
 
         Raises:
-            DataError: the template refuses it, for example for its order of roles.
+            DataError: the template refuses them, for example for their order of roles.
         """
+        switches = {} if thinking is None else dict.fromkeys(("enable_thinking", "thinking"), thinking)
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
+                tools=list(tools) or None,
                 chat_template=self.template_text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
+                **switches,
             )
         except Exception as error:  # templates raise whatever their author chose
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
-    def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def text_of(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> str:
+        """The conversation as the template writes it.
+
+        Args:
+            thinking: True and False ask for an answer with and without reasoning; None leaves it to the template.
+
+        Raises:
+            DataError: the template refuses it.
+        """
+        return self._apply(self.chat_format.adapt(messages), generation_prompt, tools, thinking)
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None
+    ) -> list[int]:
         """Tokens to generate an answer from: the conversation and the generation prompt."""
-        return self.tokenizer(self.text_of(messages, generation_prompt=True), add_special_tokens=False)["input_ids"]
+        return self._ids(self.text_of(messages, True, tools, thinking))
+
+    def question_ids(self, example: Example) -> list[int]:
+        """Tokens to generate the last answer of an example from, asked as training asks for it."""
+        messages = self._with_reasoning(example.messages or ())
+        return self.prompt_ids(messages[:-1], example.tools, _thinks(messages[-1]))
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of plain text to continue: no template, BOS if the tokenizer begins texts with one."""
-        return self._plain_prefix() + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._plain_prefix() + self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def render(
         self, example: Example, loss_on: str, response_template: str | None = None, first_message: int = 0
-    ) -> Rendered:
-        """A row's text and its trained spans, by character.
+    ) -> list[Rendered]:
+        """A row's text and its trained spans, by character; several where the template rewrites history.
 
         Args:
             first_message: assistant turns before this message are not trained.
 
         Raises:
-            DataError: the template refuses the row, or hides an answer of it.
+            DataError: the template refuses the row, or hides an answer of it; the row is named.
         """
+        try:
+            return self._render(example, loss_on, response_template, first_message)
+        except DataError as error:
+            raise DataError(f"row {example.row_number}: {error}") from error
+
+    def _render(
+        self, example: Example, loss_on: str, response_template: str | None, first_message: int
+    ) -> list[Rendered]:
         if example.messages is None:
-            return self._render_text(example)
-        text = self.text_of(example.messages)
-        if loss_on == "all":
-            return Rendered(text, ((0, len(text)),), example.row_number)
-        if loss_on == "response_template":
-            spans = self._after(text, response_template or "")
-            return Rendered(text, spans, example.row_number)
-        answers = [index for index, message in enumerate(example.messages) if message["role"] == "assistant"]
-        answers = [index for index in answers if index >= first_message]
+            return [self._render_text(example)]
+        messages = self._with_reasoning(example.messages)
+        self._refuse_hidden_tools(example)
+        if loss_on in ("all", "response_template"):
+            text = self.text_of(messages, tools=example.tools)
+            spans = ((0, len(text)),) if loss_on == "all" else self._after(text, response_template or "")
+            return [Rendered(text, spans, example.row_number)]
+        answers = [at for at, said in enumerate(messages) if said["role"] == "assistant" and at >= first_message]
         if loss_on in ("completion", "last_assistant"):
             answers = answers[-1:]
-        spans = tuple(self._answer_span(text, example, index) for index in answers)
-        return Rendered(text, spans, example.row_number)
+        turns = [self._turn(messages, at, example.tools) for at in answers if at not in example.untrained]
+        if not turns:
+            return [Rendered(self.text_of(messages, tools=example.tools), (), example.row_number)]
+        return _as_few_rows(turns, example.row_number)
+
+    def _turn(self, messages: Sequence[Message], at: int, tools: Sequence[dict[str, Any]]) -> Turn:
+        """Answer ``at`` as chat asks for it."""
+        thinks = _thinks(messages[at])
+        prompt = self.text_of(messages[:at], True, tools, thinks)
+        written = self.text_of(messages[: at + 1], False, tools, thinks)
+        return make_turn(
+            prompt, written, messages[at], self.chat_format, self.special_texts, mask=self.thinking == "mask"
+        )
+
+    def _with_reasoning(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages, without their reasoning where it is to be left out."""
+        if self.thinking != "drop":
+            return list(messages)
+        return [_without_reasoning(message) for message in messages]
+
+    def _refuse_hidden_tools(self, example: Example) -> None:
+        """Raises DataError for tools that the template does not show."""
+        if example.tools and not self.chat_format.shows_tools:
+            raise DataError(
+                "the row has tools, and the chat template cannot show them; use a template that knows tools "
+                "(model.chat_template), or take the tools out of the data"
+            )
 
     def tokenize(self, rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
-        """Tokens and mask of many rows at once (the tokenizer works on batches in parallel)."""
+        """Tokens and mask of many rows at once (the tokenizer works on batches in parallel).
+
+        A prompt has the tokens that it has alone. Where the text behind it would merge with its end, the answer is
+        tokenized by itself; a row of several answers then becomes one row an answer.
+        """
         if not rendered:
             return
         encoded = self.tokenizer(
             [row.text for row in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
+        prompts = [row.text[:border] for row in rendered for border in row.prompts]
+        alone = iter(self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"] if prompts else ())
         for row, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield TokenRow(tuple(ids), tuple(_in_spans(offsets, row.spans)), row.row_number)
+            prompt_ids = [next(alone) for _ in row.prompts]
+            if all(ids[: len(prompt)] == prompt for prompt in prompt_ids):
+                begins = {border: len(prompt) for border, prompt in zip(row.prompts, prompt_ids, strict=True)}
+                yield TokenRow(tuple(ids), _trained(offsets, row.spans, begins), row.row_number)
+                continue
+            for prompt, border, span in zip(prompt_ids, row.prompts, row.spans, strict=True):
+                yield self._spliced(row, prompt, border, span)
+
+    def _spliced(self, row: Rendered, prompt: list[int], border: int, span: tuple[int, int]) -> TokenRow:
+        """A row of one answer: the prompt's own tokens, then the answer's.
+
+        Raises:
+            DataError: the tokenizer writes the answer differently when it stands alone.
+        """
+        start, end = span
+        encoded = self.tokenizer(row.text[border:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids = [*prompt, *encoded["input_ids"]]
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(self._ids(row.text[:end])):
+            raise DataError(
+                f"row {row.row_number}: the end of the prompt and the beginning of the answer become one token: "
+                f"{row.text[max(border - 20, 0) : border]!r} and {row.text[border : border + 20]!r}; take the blanks off "
+                "the answer's beginning"
+            )
+        offsets = [(begin + border, stop + border) for begin, stop in encoded["offset_mapping"]]
+        trained = _trained(offsets, ((start, end),), {border: 0})
+        return TokenRow(tuple(ids), (False,) * len(prompt) + trained, row.row_number)
 
     def _render_text(self, example: Example) -> Rendered:
         """Plain text, from BOS (if the tokenizer begins texts with one) to the end token, every token trained."""
@@ -113,62 +232,58 @@ class Renderer:
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
-    def _answer_span(self, text: str, example: Example, index: int) -> tuple[int, int]:
-        """From the first character of answer `index` through the end token behind it.
-
-        Two stand-ins are rendered in the answer's place; they share no first and no last character with it.
-        """
-        messages = list(example.messages or ())
-        answer = messages[index]["content"].strip()
-        stand_in = next(letter * 2 for letter in "XYZ" if not answer.startswith(letter) and not answer.endswith(letter))
-        messages[index] = {**messages[index], "content": stand_in}
-        other = self.text_of(messages)
-        start = _common_prefix(text, other)
-        end = len(text) - _common_prefix(text[: start - 1 : -1] if start else text[::-1], other[::-1])
-        if stand_in not in other or not text[start:end].strip() == answer:
-            raise DataError(
-                f"row {example.row_number}: the chat template does not show answer {index + 1} as it is: "
-                f"{answer[:40]!r} became {text[start:end][:40]!r}; check the template, or use data.loss_on: all"
-            )
-        return start, self._through_end_token(text, end)
-
-    def _through_end_token(self, text: str, position: int) -> int:
-        """Past the end token that follows `position` (blanks may stand between), or `position` if there is none."""
-        tail = text[position:]
-        blanks = len(tail) - len(tail.lstrip())
-        for end in self._end_texts:
-            if tail.startswith(end, blanks):
-                return position + blanks + len(end)
-        return position
-
     def _after(self, text: str, marker: str) -> tuple[tuple[int, int], ...]:
         """Spans behind each occurrence of the marker, through the next end token (or the end of the text)."""
+        end_texts = [text for text in self.tokenizer.convert_ids_to_tokens(list(self.stop_ids)) if text]
         spans = []
         start = text.find(marker)
         while start >= 0:
             start += len(marker)
-            ends = [(at, len(end)) for end in self._end_texts if (at := text.find(end, start)) >= 0]
+            ends = [(at, len(end)) for end in end_texts if (at := text.find(end, start)) >= 0]
             stop = sum(min(ends)) if ends else len(text)
             spans.append((start, stop))
             start = text.find(marker, stop)
         return tuple(spans)
 
 
-def _in_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Iterator[bool]:
-    """For each token's (start, end): does its last character lie in a span?"""
-    starts = [start for start, _ in spans]
-    for begin, end in offsets:
-        at = bisect_right(starts, end - 1) - 1
-        yield end > begin and at >= 0 and end - 1 < spans[at][1]
+def _thinks(message: Message) -> bool:
+    """Whether an answer is asked for with thinking: it is where it has some."""
+    return bool(message.get("reasoning_content", "").strip())
 
 
-def _common_prefix(one: str, other: str) -> int:
-    """Length of the longest common prefix."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:  # by halves: comparing slices is fast, a loop over characters is not
-        middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
-            low = middle
+def _without_reasoning(message: Message) -> Message:
+    bare = message.copy()
+    bare.pop("reasoning_content", None)
+    return bare
+
+
+def _as_few_rows(turns: Sequence[Turn], row_number: int) -> list[Rendered]:
+    """Turns whose text goes on from the turn before share a row with it; each other one begins a row of its own."""
+    rows: list[Rendered] = []
+    for turn in turns:
+        border = len(turn.prompt)
+        span = (border + turn.trained_from, len(turn.text))
+        if rows and turn.prompt.startswith(rows[-1].text):
+            before = rows.pop()
+            rows.append(replace(before, text=turn.text, spans=(*before.spans, span), prompts=(*before.prompts, border)))
         else:
-            high = middle - 1
-    return low
+            rows.append(Rendered(turn.text, (span,), row_number, (border,)))
+    return rows
+
+
+def _trained(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], begins: dict[int, int]
+) -> tuple[bool, ...]:
+    """For each token's (start, end) whether it is trained.
+
+    Args:
+        begins: character at which an answer begins → its first token. Any other span begins with the token whose last
+            character is the first one in it.
+    """
+    stops = [stop for _, stop in offsets]
+    trained = [False] * len(offsets)
+    for start, end in spans:
+        first = begins[start] if start in begins else bisect_left(stops, start + 1)
+        last = bisect_right(stops, end)
+        trained[first:last] = [offsets[at][1] > offsets[at][0] or start in begins for at in range(first, last)]
+    return tuple(trained)

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,10 @@ def tokenize_kept(renderer: Renderer, rendered: Sequence[Rendered]) -> list[Toke
 
 def content_key(tokenizer: str, rendered: Sequence[Rendered]) -> str:
     """Hash of everything that tokens and trained marks depend on; ``tokenizer`` is the whole of it as JSON."""
-    found = hashlib.sha256(f"1 {metadata.version('tokenizers')} {tokenizer}".encode())
+    found = hashlib.sha256(f"2 {metadata.version('tokenizers')} {tokenizer}".encode())
     for row in rendered:
         text = row.text.encode("utf-8", "surrogatepass")
-        found.update(f"\n{len(text)} {row.spans} ".encode() + text)
+        found.update(f"\n{len(text)} {row.spans} {row.prompts} ".encode() + text)
     return found.hexdigest()[:40]
 
 
@@ -53,19 +54,30 @@ def _read(path: Path, rendered: Sequence[Rendered]) -> list[TokenRow] | None:
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             ids, trained, ends = file["ids"], np.unpackbits(file["trained"]), np.cumsum(file["lengths"])
+            conversations = file["conversations"]
         os.utime(path)  # the ones used longest ago are dropped first
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if len(ends) != len(rendered) or ends[-1] != len(ids):
+    known = [number for number, _ in groupby(row.row_number for row in rendered)]
+    if len(ends) < len(rendered) or len(conversations) != len(ends) or ends[-1] != len(ids):
         return None
-    return list(_rows(ids.tolist(), trained[: len(ids)].astype(bool).tolist(), ends.tolist(), rendered))
+    if conversations[-1] != len(known) - 1:
+        return None
+    numbers = [known[at] for at in conversations.tolist()]
+    return list(_rows(ids.tolist(), trained[: len(ids)].astype(bool).tolist(), ends.tolist(), numbers))
 
 
-def _rows(ids: list[int], trained: list[bool], ends: list[int], rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
+def _rows(ids: list[int], trained: list[bool], ends: list[int], numbers: list[int]) -> Iterator[TokenRow]:
     start = 0
-    for row, end in zip(rendered, ends, strict=True):
-        yield TokenRow(tuple(ids[start:end]), tuple(trained[start:end]), row.row_number)
+    for number, end in zip(numbers, ends, strict=True):
+        yield TokenRow(tuple(ids[start:end]), tuple(trained[start:end]), number)
         start = end
+
+
+def _conversations(rows: Sequence[TokenRow]) -> list[int]:
+    """Which conversation each row is of, counted from 0: where a row stands in its file is not kept."""
+    grouped = groupby(rows, key=lambda row: row.row_number)
+    return [at for at, (_, group) in enumerate(grouped) for _ in group]
 
 
 def _write(path: Path, rows: Sequence[TokenRow]) -> None:
@@ -73,6 +85,7 @@ def _write(path: Path, rows: Sequence[TokenRow]) -> None:
     arrays = {
         "ids": np.fromiter((token for row in rows for token in row.input_ids), np.int32),
         "trained": np.packbits(np.fromiter((on for row in rows for on in row.trained), bool)),
+        "conversations": np.asarray(_conversations(rows), np.int64),
         "lengths": np.asarray([len(row.input_ids) for row in rows], np.int64),
     }
     keep(path, lambda file: np.savez(file, **arrays))

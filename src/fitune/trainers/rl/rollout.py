@@ -81,7 +81,7 @@ def sample_answers(
             asked = [list(prompts[index].input_ids) for index in chosen]
             found = recovery.run(partial(_answer_batch, model, renderer, sampling, recovery), asked)
             for index, ids in zip(chosen, found, strict=True):
-                answers[index].append(through_end(ids, renderer.end_ids))
+                answers[index].append(through_end(ids, renderer.stop_ids))
     pairs = [(prompts[index], ids) for index in range(len(prompts)) for ids in answers[index]]
     rows = tuple(_row(prompt, ids, number) for number, (prompt, ids) in enumerate(pairs))
     samples = tuple(_sample(prompt, ids, renderer) for prompt, ids in pairs)
@@ -146,7 +146,7 @@ def _sample(prompt: PromptRow, ids: Sequence[int], renderer: Renderer) -> Sample
         prompt=renderer.tokenizer.decode(prompt.input_ids),
         messages=prompt.messages,
         wanted=prompt.reference,
-        stopped=not set(renderer.end_ids).isdisjoint(ids),
+        stopped=not set(renderer.stop_ids).isdisjoint(ids),
         tokens=len(ids),
         token_ids=(*prompt.input_ids, *ids),
         row_number=prompt.row_number,
