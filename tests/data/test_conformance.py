@@ -172,3 +172,55 @@ def test_what_follows_the_generation_prompt_is_trained_through_the_end_token(bas
         # The last trained token is one that ends a turn, and stands nowhere in the answer itself.
         assert row.input_ids[end - 1] in renderer.stop_ids
         assert row.input_ids[end - 1] in renderer.tokenizer.all_special_ids
+
+
+# TRL's training templates mark what it trains. Beside what `same` forgives they differ from us in these, and why.
+def stated_difference(name: str, case: str, messages: list[Message]) -> str | None:
+    if name.startswith("deepseek"):
+        return "no thought: TRL trains answers behind a header that chat never ends a prompt with, and drops reasoning"
+    if name == "gptoss" and len(messages) > 2 and "tool" not in case:
+        return "earlier turns end as history does (`<|end|>`), where the model says `<|return|>`"
+    if case == "thinking in several turns" and name.startswith(("glm", "nemotron", "diffusion")):
+        return "the conversation is rendered once, so earlier turns lose their reasoning"
+    if "tool" in case and name.startswith("diffusion"):
+        return "the token at which a served model stops for the tool's result is not trained"
+    return None
+
+
+def same(theirs: str, prompt: str, ours: str) -> bool:
+    """Whether TRL trains what we train, but for what is no part of an answer that chat asks for.
+
+    Forgiven: what the generation prompt already gives (a literal header, an opened or empty thought), and the line break
+    or second end token that the template writes behind the end.
+    """
+    heads = [size for size in range(min(len(theirs), len(prompt)) + 1) if prompt.endswith(theirs[:size])]
+    behind = ("", "\n", "\n<|im_end|>", "<|im_end|>")
+    return any(theirs[size:] == ours + more for size in heads for more in behind)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [name for name in SHIPPED if (FOLDER / f"{name}_training.jinja").exists()])
+def test_what_trl_trains_is_what_we_train_but_for_a_stated_list(base_tokenizer, name: str, case: str):
+    renderer = renderer_of(base_tokenizer, name)
+    messages, tools = CASES[case]
+    if expected_refusal(name, case, renderer):
+        pytest.skip("the template cannot have the row")
+    decode = renderer.tokenizer.decode
+    rows = renderer.tokenize(renderer.render(Example(tuple(messages), None, 1, tools), "assistant"))
+    ours = [
+        (decode(row.input_ids[:start]), decode(row.input_ids[start:end]))
+        for row in rows
+        for start, end in trained_runs(row)
+    ]
+    marked = renderer.tokenizer.apply_chat_template(
+        renderer.chat_format.adapt(messages),
+        tools=list(tools) or None,
+        chat_template=(FOLDER / f"{name}_training.jinja").read_text(encoding="utf-8"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    whole = TokenRow(tuple(marked["input_ids"]), tuple(map(bool, marked["assistant_masks"])), 1)
+    theirs = [decode(whole.input_ids[start:end]) for start, end in trained_runs(whole)]
+    assert len(theirs) == len(ours)
+    differs = not all(same(text, *one) for text, one in zip(theirs, ours, strict=True))
+    assert differs == (stated_difference(name, case, messages) is not None)
