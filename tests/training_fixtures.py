@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.config.sections import Settings
+from fitune.data.render.chat_format import ChatFormat
 from fitune.data.rows import PromptRow
 from fitune.evaluation.generation import Sampling
 from fitune.methods.ppo.trainer import PpoTrainer
@@ -155,7 +156,7 @@ class Words:
         return " ".join(map(str, ids))
 
 
-RENDERER: Any = SimpleNamespace(tokenizer=Words(), end_ids=(2,))
+RENDERER: Any = SimpleNamespace(tokenizer=Words(), stop_ids=(2,), chat_format=ChatFormat(), special_texts=())
 
 
 def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any:
@@ -184,10 +185,10 @@ def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any
     )  # fmt: skip
     arms = dict(zip(first_token(adapted).topk(len(PAYS)).indices.tolist(), PAYS, strict=True))
 
-    def pay(answers: list[str]) -> list[float]:
-        return [arms.get(int(answer.split()[0]), -0.5) for answer in answers]
+    def pay(answers: list[str], token_ids: list[tuple[int, ...]]) -> list[float]:
+        return [arms.get(ids[3], -0.5) for ids in token_ids]  # the prompt has three tokens
 
-    mix = mix or Mix((Part("pay", 1.0, pay, frozenset({"answers"})),))
+    mix = mix or Mix((Part("pay", 1.0, pay, frozenset({"answers", "token_ids"})),))
     kept: list[dict[str, Any]] = []
     trainer = kind(
         adapted, arguments, train_rows=prompts, test_rows=[], collate=lambda rows: {"prompts": rows},

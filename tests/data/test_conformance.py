@@ -178,7 +178,7 @@ def test_what_follows_the_generation_prompt_is_trained_through_the_end_token(bas
 def stated_difference(name: str, case: str, messages: list[Message]) -> str | None:
     if name.startswith("deepseek"):
         return "no thought: TRL trains answers behind a header that chat never ends a prompt with, and drops reasoning"
-    if name == "gptoss" and len(messages) > 2 and "tool" not in case:
+    if name == "gptoss" and sum(said["role"] == "assistant" for said in messages) > 1 and "tool" not in case:
         return "earlier turns end as history does (`<|end|>`), where the model says `<|return|>`"
     if case == "thinking in several turns" and name.startswith(("glm", "nemotron", "diffusion")):
         return "the conversation is rendered once, so earlier turns lose their reasoning"
@@ -204,7 +204,7 @@ def test_what_trl_trains_is_what_we_train_but_for_a_stated_list(base_tokenizer, 
     renderer = renderer_of(base_tokenizer, name)
     messages, tools = CASES[case]
     if expected_refusal(name, case, renderer):
-        pytest.skip("the template cannot have the row")
+        return  # the test above holds that it is refused
     decode = renderer.tokenizer.decode
     rows = renderer.tokenize(renderer.render(Example(tuple(messages), None, 1, tools), "assistant"))
     ours = [

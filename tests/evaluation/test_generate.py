@@ -37,7 +37,7 @@ def test_greedy_is_what_a_plain_loop_over_the_likeliest_token_gives(target):
     with torch.no_grad():
         for _ in range(8):
             wanted.append(target.model(torch.tensor([wanted])).logits[0, -1].argmax().item())
-            if wanted[-1] in target.renderer.end_ids:
+            if wanted[-1] in target.renderer.stop_ids:
                 break
     said = complete(target.model, target.renderer, [ids], Sampling(8))[0].text
     assert said == target.renderer.tokenizer.decode(wanted[len(ids) :], skip_special_tokens=True).strip()
@@ -88,19 +88,18 @@ def test_sampling_draws_from_every_token_unless_told_otherwise(target):
 
 def test_an_answer_tells_whether_it_ended_or_was_cut(target):
     ids = target.renderer.prompt_ids(asked("pig")[0])
-    never = replace(target.renderer, end_ids=())
+    endless = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    never = replace(target.renderer, end_ids=(), template_text=endless)
     said = next(next_tokens(target.model, never, ids, top=1, steps=1)).ids[0]
-    at_once = replace(target.renderer, end_ids=(said,))
+    at_once = replace(never, end_ids=(said,))
     assert not complete(target.model, never, [ids], Sampling(3))[0].stopped
-    assert complete(target.model, at_once, [ids], Sampling(3))[0] == Answer(
-        target.renderer.tokenizer.decode([said], skip_special_tokens=True).strip(), True
-    )
+    assert complete(target.model, at_once, [ids], Sampling(3))[0] == Answer("", True)
     for renderer, ended in ((never, False), (at_once, True)):
         pieces = stream(target.model, renderer, ids, Sampling(3))
         with pytest.raises(StopIteration) as end:
             while True:
                 next(pieces)
-        assert end.value.value is ended
+        assert end.value.value.stopped is ended
 
 
 def test_an_fp32_adapter_on_a_bf16_base_answers(tiny_llama):

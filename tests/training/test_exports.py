@@ -34,7 +34,7 @@ def test_a_template_that_ollama_cannot_hold_is_refused_before_training(settings_
     template = tmp_path / "odd.jinja"
     template.write_text(
         "{% for m in messages %}{{ m['content'] }}{{ '|' if not loop.last else '' }}{% endfor %}"
-        "{{ 'A: ' if add_generation_prompt else '' }}"
+        "{{ '|' if add_generation_prompt else '' }}"
     )
     asked = settings_of(export__to=["ollama"], model__chat_template=str(template))
     with pytest.raises(ModelError, match="cannot be written as Ollama's"):

@@ -50,7 +50,7 @@ def test_a_base_model_without_template_learns_chatml_and_stops(tmp_path, setting
     prompt = torch.tensor([target.renderer.prompt_ids(conversations[0])])
     spoken = target.model.generate(
         input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False,
-        pad_token_id=target.renderer.tokenizer.pad_token_id, eos_token_id=list(target.renderer.end_ids),
+        pad_token_id=target.renderer.tokenizer.pad_token_id, eos_token_id=list(target.renderer.stop_ids),
     )[0, prompt.shape[1] :].tolist()  # fmt: skip
     assert spoken[-1] == end and len(spoken) < 30
     saved = AutoTokenizer.from_pretrained(result.saved)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import click
+
+from fitune.cli.options.shared import THINKING
+
+if TYPE_CHECKING:
+    from fitune.data.rows import Message
+    from fitune.evaluation.generation import Answer
 
 HELP = """/base        answer with the base model alone     /adapter     answer with the adapter again
 /adapters    adapters in memory                   /use NAME    answer with another, loaded if need be
@@ -39,6 +46,8 @@ COMMANDS = (
     type=click.FloatRange(0, 1, min_open=True),
     help="Sample among the likeliest tokens of this share.",
 )
+@THINKING
+@click.option("--tools", type=click.Path(), help="A JSON file with the tools that the model may call.")
 @click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 def chat(
@@ -47,6 +56,8 @@ def chat(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    thinking: str,
+    tools: str | None,
     seed: int | None,
     device: str,
 ) -> None:
@@ -62,13 +73,15 @@ def chat(
     from fitune.console import log
     from fitune.evaluation.generation import Sampling, fix_seed
     from fitune.evaluation.inference_model import open_target
+    from fitune.evaluation.tool_calls import read_tools
 
     fix_seed(seed)
-    opened = open_target(target, device=device)
+    listed = read_tools(tools) if tools else ()
+    opened = open_target(target, device=device, thinking=thinking)
     interactive = sys.stdin.isatty()
     if interactive:
         log(f"{opened.base_name}{' with ' + str(opened.adapter) if opened.adapter else ''}; /help lists the commands")
-    talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p))
+    talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p), listed)
     while True:
         try:
             line = input("you: ") if interactive else next(iter(sys.stdin.readline, ""))
@@ -89,11 +102,11 @@ def chat(
 class Conversation:
     """History, the adapters, and the commands."""
 
-    def __init__(self, target, system: str | None, sampling):
+    def __init__(self, target, system: str | None, sampling, tools=()):
         from fitune.evaluation.adapter_session import Desk
 
-        self.target, self.system, self.sampling = target, system, sampling
-        self.messages: list[dict[str, str]] = []
+        self.target, self.system, self.sampling, self.tools = target, system, sampling, tools
+        self.messages: list[Message] = []
         self.desk = Desk(target)
 
     def command(self, line: str) -> bool:
@@ -132,30 +145,31 @@ class Conversation:
         from fitune.errors import FituneError
         from fitune.evaluation.generation import check_fits, stream
 
-        asked = [*self.messages, {"role": "user", "content": text}]
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        said: Answer | None = None
         pieces: list[str] = []
         try:
-            prompt = self.target.renderer.prompt_ids(system + asked)
+            prompt = self.target.renderer.prompt_ids(system + asked, self.tools)
             check_fits(self.desk.model, prompt, self.sampling.max_new_tokens)
             answers = stream(self.desk.model, self.target.renderer, prompt, self.sampling)
             try:
-                stopped = self._spell(answers, pieces)
+                said = self._spell(answers, pieces)
             except KeyboardInterrupt:
                 answers.close()
-                stopped = True
             click.echo()
-            if not stopped:
+            if said and not said.stopped:
                 most = self.sampling.max_new_tokens
                 log(f"cut at {most:,} tokens: the model had not ended its answer; --max-new-tokens allows more")
         except FituneError as error:
             log(f"error: {error}")
             return
-        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+        answer: Message = {"role": "assistant", "content": said.text if said else "".join(pieces)}
+        self.messages = [*asked, {**answer, "reasoning_content": said.reasoning} if said and said.reasoning else answer]
 
     @staticmethod
-    def _spell(answers: Generator[str, None, bool], pieces: list[str]) -> bool:
-        """Print the pieces as they come and keep them; True when the answer ended by itself."""
+    def _spell(answers: Generator[str, None, Answer], pieces: list[str]) -> Answer:
+        """Print the pieces as they come and keep them; the whole answer at its end."""
         while True:
             try:
                 piece = next(answers)

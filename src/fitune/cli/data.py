@@ -183,7 +183,8 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
     source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
-    return make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config), config
+    template = resolve_template(tokenizer, settings.model.chat_template)
+    return make_renderer(tokenizer, template, config, settings.data), config
 
 
 def _options(settings: Any) -> Any:

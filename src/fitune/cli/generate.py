@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fitune.cli.options.shared import print_json
+from fitune.cli.options.shared import THINKING, print_json
 
 
 @click.command()
@@ -43,6 +43,7 @@ from fitune.cli.options.shared import print_json
     type=click.FloatRange(0, 1, min_open=True),
     help="Sample among the likeliest tokens of this share.",
 )
+@THINKING
 @click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -58,6 +59,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    thinking: str,
     seed: int | None,
     device: str,
     as_json: bool,
@@ -75,7 +77,7 @@ def generate(
     asked = _asked(prompt, file, system)
     prompts = [messages[-1]["content"] for messages in asked]
     fix_seed(seed)
-    opened = open_target(target, device=device)
+    opened = open_target(target, device=device, thinking=thinking)
     side = opened.without_adapter() if base else nullcontext()
     ids = [_ids(opened.renderer, messages, raw) for messages in asked]
     with side:
@@ -90,6 +92,7 @@ def generate(
     if as_json:
         rows = [
             {"prompt": text, "answer": answer.text, "stopped": answer.stopped}
+            | ({"reasoning": answer.reasoning} if answer.reasoning else {})
             for text, answer in zip(prompts, answers, strict=True)
         ]
         print_json(rows)

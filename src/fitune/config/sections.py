@@ -91,6 +91,11 @@ class DataSettings(Section):
     """System prompt for rows that bring none."""
     loss_on: Literal["auto", "completion", "assistant", "last_assistant", "response_template", "all"] = "auto"
     """Tokens that are trained. auto: the completion or every assistant turn (sft), all (lm)."""
+    thinking: Literal["auto", "train", "mask", "drop"] = "auto"
+    """Reasoning in answers (`<think>…</think>`, or `reasoning_content`). train: it is trained; mask: it is shown and not
+    trained; drop: it is left out. auto trains it. Rows without any are trained as the model is asked not to think."""
+    system_as_user: bool = False
+    """Put the system prompt at the head of the first user message, for templates without a system role; in chat too."""
     response_template: str | None = None
     """With `loss_on: response_template`: train what follows this text."""
     max_length: PositiveInt | None = None

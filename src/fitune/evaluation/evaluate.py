@@ -9,11 +9,13 @@ from typing import Any
 from fitune.answer_metrics import exact_match, score, word_accuracy
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
+from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, TokenRow
 from fitune.data.sft import load_examples, loss_target, render_all
 from fitune.errors import DataError
-from fitune.evaluation.generation import Sampling, _asking, complete, follow
+from fitune.evaluation.generation import Answer, Sampling, _asking, complete, follow
 from fitune.evaluation.inference_model import Target
+from fitune.evaluation.tool_calls import same_calls
 from fitune.ops.label_loss import label_loss
 
 
@@ -56,6 +58,8 @@ def evaluate(
     if answered:
         metrics |= score([row["answer"] for row in answered], [row["wanted"] for row in answered])
         metrics["stopped"] = sum(row["stopped"] for row in answered) / len(answered)
+    if calls := [row["calls_right"] for row in answered if "calls_right" in row]:
+        metrics["calls_right"] = sum(calls) / len(calls)
     return Evaluation({**metrics, "rows": len(examples)}, answered)
 
 
@@ -63,22 +67,31 @@ def answer_rows(
     target: Target, examples: Sequence[Example], max_new_tokens: int, batch: int, label: str = ""
 ) -> list[dict[str, Any]]:
     """Each example's last answer generated anew and set beside the wanted one; `stopped`: it ended by itself."""
-    asked = [list((example.messages or ())[:-1]) for example in examples]
-    wanted = [example.messages[-1]["content"].strip() if example.messages else "" for example in examples]
     prompts = [target.renderer.question_ids(example) for example in examples]
     answers = complete(target.model, target.renderer, prompts, Sampling(max_new_tokens), batch, label)
-    return [
-        {
-            "row": example.row_number,
-            "asked": question[-1]["content"] if question else "",
-            "answer": said.text,
-            "stopped": said.stopped,
-            "wanted": right,
-            "exact_match": exact_match([said.text], [right]),
-            "word_accuracy": word_accuracy([said.text], [right]),
-        }
-        for example, question, said, right in zip(examples, asked, answers, wanted, strict=True)
-    ]
+    return [_answer_row(example, said, target.renderer) for example, said in zip(examples, answers, strict=True)]
+
+
+def _answer_row(example: Example, said: Answer, renderer: Renderer) -> dict[str, Any]:
+    """An answer beside the wanted one; of calls, the texts as the template writes them, and whether they are the same."""
+    messages = example.messages or ()
+    answer, wanted = said.text, messages[-1]["content"].strip()
+    more: dict[str, Any] = {}
+    if messages[-1].get("tool_calls"):
+        answer, wanted = said.raw.strip(), renderer.without_end(renderer.last_turn(example).answer).strip()
+        more["calls_right"] = same_calls(answer, wanted)
+    if said.reasoning:
+        more["reasoning"] = said.reasoning
+    return {
+        "row": example.row_number,
+        "asked": messages[-2]["content"] if len(messages) > 1 else "",
+        "answer": answer,
+        "stopped": said.stopped,
+        "wanted": wanted,
+        "exact_match": exact_match([answer], [wanted]),
+        "word_accuracy": word_accuracy([answer], [wanted]),
+        **more,
+    }
 
 
 def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:

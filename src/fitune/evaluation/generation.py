@@ -12,6 +12,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from fitune.console import stderr_console
+from fitune.data.render.answer import split_answer
+from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
 
@@ -29,10 +31,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, and whether an end token came before the limit of new tokens."""
+    """What was said, and whether an end token came before the limit of new tokens.
+
+    `text` is the answer without its reasoning and without special tokens; `raw` is all of it as the model wrote it, up to
+    the end token.
+    """
 
     text: str
     stopped: bool
+    reasoning: str = ""
+    raw: str = ""
 
 
 def answer(
@@ -66,13 +74,22 @@ def complete(
                 input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
             for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                text = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                answers[index] = Answer(text, _ended(ids, renderer))
+                answers[index] = read_answer(ids, prompts[index], renderer)
     return answers
 
 
-def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, bool]:
-    """The answer to one prompt in pieces, as they come; returns whether it ended by itself.
+def read_answer(ids: Sequence[int], prompt: Sequence[int], renderer: Renderer) -> Answer:
+    """Generated tokens (end token and padding behind it included) as an answer, reasoning apart."""
+    stops = set(renderer.stop_ids)
+    end = next((at for at, token in enumerate(ids) if token in stops), len(ids))
+    raw = renderer.tokenizer.decode(list(ids[:end]))
+    opened = renderer.tokenizer.decode(list(prompt[-8:])).rstrip().endswith(THINK_OPEN)
+    said = split_answer(raw, renderer.chat_format, renderer.special_texts, opened)
+    return Answer(said.content, end < len(ids), said.reasoning, raw)
+
+
+def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, Answer]:
+    """The answer to one prompt in pieces, as they come; returns it whole.
 
     Closing the iterator ends the generation.
     """
@@ -104,7 +121,7 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
         worker.join()
     if failures:
         raise failures[0]
-    return _ended(outputs, renderer)
+    return read_answer(outputs, prompt, renderer)
 
 
 def follow(steps: Sequence[Any], label: str) -> Iterable[Any]:
@@ -181,11 +198,6 @@ def _asking(model: Any) -> Iterator[None]:
         model.config.use_cache = used_cache
         for part, habit in habits:
             part.generation_config = habit
-
-
-def _ended(ids: Sequence[int], renderer: Renderer) -> bool:
-    """Whether new tokens hold one that ends an answer."""
-    return not set(renderer.stop_ids).isdisjoint(ids)
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fitune.adapters.adapter_folder import grow_for, load_adapter, load_tokenize
 from fitune.adapters.locate import merged_inside
 from fitune.adapters.premerge import merge_into
 from fitune.console import warn
+from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
@@ -47,6 +48,7 @@ def open_target(
     as_trained: bool = True,
     allow_pickled: bool = False,
     for_reward: bool = False,
+    thinking: str = "auto",
 ) -> Target:
     """Load a run's result (by name or folder), an adapter folder, or any model that training takes.
 
@@ -54,6 +56,7 @@ def open_target(
         base_name: where an adapter's base is now; None takes what the adapter names.
         allow_pickled: take pickled weights where there are no safetensors.
         as_trained: quantize an adapter's base as it was in training; False leaves it in `precision`.
+        thinking: on or off asks for reasoning or for none; auto asks as the model was trained.
         for_reward: a reward model is wanted, which is not for answering.
 
     Raises:
@@ -70,7 +73,9 @@ def open_target(
         tokenizer = load_tokenizer(source, code)
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
         _say_allowed(base.notes)
-        return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
+        asking = asked_by(thinking, found or Path(source.path))
+        renderer = Renderer(tokenizer, base.template.text, base.stop_ids, asking=asking)
+        return Target(base.model, renderer, source.name, None, source)
     if "reward" in read_facts(found) and not for_reward:
         raise ModelError(
             f"{found} is a reward model, which judges answers and gives none: fitune score {name} --data FILE"
@@ -79,7 +84,14 @@ def open_target(
     tokenizer, template, source = base.tokenizer, base.template, base.source
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)
-    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
+    renderer = Renderer(tokenizer, template.text, stops, asking=asked_by(thinking, found))
+    return Target(model.eval(), renderer, source.name, found, source)
+
+
+def asked_by(thinking: str, folder: Path) -> Asking:
+    """How the model is asked: as its folder says, thinking as chosen (auto, on, off)."""
+    asking = Asking.read(folder)
+    return asking if thinking == "auto" else replace(asking, thinking=thinking == "on")
 
 
 def open_base_of(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.data.render.asking import thinking_of
 from fitune.methods.context import RunContext
 from fitune.models.load_base import LoadedBase
 
@@ -19,9 +21,13 @@ def save_result(run: RunContext, trainer: Any, model: Any) -> Path:
     """The adapter, or the whole model after full fine-tuning; returns its folder."""
     base = run.base
     if run.tuning == "full":
-        return save_whole_model(model, base, run.folder.model)
-    save_adapter(model, base.tokenizer, base.template, run.folder.adapter, base_facts(base))
-    return run.folder.adapter
+        folder = save_whole_model(model, base, run.folder.model)
+    else:
+        folder = run.folder.adapter
+        save_adapter(model, base.tokenizer, base.template, folder, base_facts(base))
+    thinking = False if run.renderer.thinking == "drop" else thinking_of(run.data.train_examples)
+    replace(run.renderer.asking, thinking=thinking).write(folder)
+    return folder
 
 
 def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,9 +31,10 @@ class Sample:
     answer."""
 
     answer: str
+    reasoning: str = ""
     question: str = ""
     prompt: str = ""
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
     wanted: str | None = None
     stopped: bool = True
     tokens: int = 0
@@ -187,6 +188,7 @@ def _offer(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     offered: dict[str, list[Any]] = {name: [sample.row.get(name) for sample in samples] for name in columns}
     own = {
         "answers": [sample.answer for sample in samples],
+        "reasonings": [sample.reasoning for sample in samples],
         "questions": [sample.question for sample in samples],
         "prompts": [sample.prompt for sample in samples],
         "messages": [[dict(message) for message in sample.messages] for sample in samples],

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
-from fitune.config.sections import Settings
+from fitune.config.sections import DataSettings, Settings
 from fitune.console import log, warn
 from fitune.data.prepare import prepare
 from fitune.data.read.sources import PreparedData
+from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
@@ -65,7 +66,7 @@ def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
-    renderer = make_renderer(tokenizer, template, config)
+    renderer = make_renderer(tokenizer, template, config, settings.data)
     exportable = Exportable(
         name=source.name,
         base_name=source.name,
@@ -187,13 +188,14 @@ def check_best_metric(settings: Settings, data: PreparedData) -> None:
         )
 
 
-def make_renderer(tokenizer: Any, template: Template, config: Any) -> Renderer:
+def make_renderer(tokenizer: Any, template: Template, config: Any, data: DataSettings) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
         )
-    return Renderer(tokenizer, template.text, stop_ids(tokenizer, config, template))
+    asking = Asking(system_as_user=data.system_as_user)
+    return Renderer(tokenizer, template.text, stop_ids(tokenizer, config, template), data.thinking, asking)
 
 
 def facts(source: ModelSource, template: Template, precision: Precision) -> dict[str, Any]:

@@ -10,6 +10,13 @@ import click
 
 FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+THINKING = click.option(
+    "--thinking",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "on", "off"]),
+    help="Ask for reasoning or for none; auto asks as the model was trained.",
+)
 
 
 def print_json(value: Any) -> None:

@@ -158,5 +158,7 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     source = ModelSource("folder", name, str(folder)) if is_folder else resolve(name, settings.model.revision)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     config = load_config(source, settings.model.trust_remote_code)
-    renderer = make_renderer(tokenizer, resolve_template(tokenizer, settings.model.chat_template), config)
+    renderer = make_renderer(
+        tokenizer, resolve_template(tokenizer, settings.model.chat_template), config, settings.data
+    )
     return row_sizes(settings, read_data(settings, config, renderer, ()).train)

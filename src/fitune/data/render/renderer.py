@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from fitune.data.render.chat_format import ChatFormat, probe_format
+from fitune.data.render.asking import AS_THE_TEMPLATE, Asking, system_into_user
+from fitune.data.render.chat_format import THINKING_SWITCHES, ChatFormat, closing_run, probe_format
 from fitune.data.render.turn import Turn, make_turn
 from fitune.data.rows import Example, Message, Rendered, TokenRow
 from fitune.errors import DataError
@@ -37,6 +38,7 @@ class Renderer:
     template_text: str
     end_ids: tuple[int, ...] = ()
     thinking: str = "auto"
+    asking: Asking = AS_THE_TEMPLATE
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ class Renderer:
         Raises:
             DataError: the template refuses them, for example for their order of roles.
         """
-        switches = {} if thinking is None else dict.fromkeys(("enable_thinking", "thinking"), thinking)
+        switches = {} if thinking is None else dict.fromkeys(THINKING_SWITCHES, thinking)
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
@@ -94,11 +96,14 @@ class Renderer:
         """The conversation as the template writes it.
 
         Args:
-            thinking: True and False ask for an answer with and without reasoning; None leaves it to the template.
+            thinking: True and False ask for an answer with and without reasoning; None asks as `asking` says.
 
         Raises:
             DataError: the template refuses it.
         """
+        if self.asking.system_as_user:
+            messages = system_into_user(messages)
+        thinking = self.asking.thinking if thinking is None else thinking
         return self._apply(self.chat_format.adapt(messages), generation_prompt, tools, thinking)
 
     def prompt_ids(
@@ -106,6 +111,19 @@ class Renderer:
     ) -> list[int]:
         """Tokens to generate an answer from: the conversation and the generation prompt."""
         return self._ids(self.text_of(messages, True, tools, thinking))
+
+    def last_turn(self, example: Example) -> Turn:
+        """The last answer of an example as training has it.
+
+        Raises:
+            DataError: as `render`.
+        """
+        messages = self._with_reasoning(example.messages or ())
+        return self._turn(messages, len(messages) - 1, example.tools)
+
+    def without_end(self, answer: str) -> str:
+        """An answer without the end tokens behind it."""
+        return answer[: closing_run(answer, self.special_texts)]
 
     def question_ids(self, example: Example) -> list[int]:
         """Tokens to generate the last answer of an example from, asked as training asks for it."""

@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings
+from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings, read_answer
 from fitune.rewards.mix import Sample
 from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
 from fitune.trainers.rl.draws import DrawsOfWholeBatch
@@ -140,13 +140,15 @@ def _row(prompt: PromptRow, ids: Sequence[int], number: int) -> TokenRow:
 
 def _sample(prompt: PromptRow, ids: Sequence[int], renderer: Renderer) -> Sample:
     asked = [message["content"] for message in prompt.messages if message["role"] == "user"]
+    said = read_answer(ids, prompt.input_ids, renderer)
     return Sample(
-        answer=renderer.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        answer=said.text,
+        reasoning=said.reasoning,
         question=asked[-1] if asked else "",
         prompt=renderer.tokenizer.decode(prompt.input_ids),
         messages=prompt.messages,
         wanted=prompt.reference,
-        stopped=not set(renderer.stop_ids).isdisjoint(ids),
+        stopped=said.stopped,
         tokens=len(ids),
         token_ids=(*prompt.input_ids, *ids),
         row_number=prompt.row_number,

@@ -1,0 +1,65 @@
+"""How a model is asked in chat: what training found in its data, kept beside the weights (`chat.json`).
+
+A model trained on answers without reasoning is asked for such answers; one trained on a template without a system role
+gets the system prompt as training gave it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fitune.data.rows import Example, Message
+
+FILE = "chat.json"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`thinking`: ask for reasoning, for none, or (None) as the template does by itself.
+
+    `system_as_user`: put the system prompt at the head of the first user message.
+    """
+
+    thinking: bool | None = None
+    system_as_user: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a folder of weights."""
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Asking:
+        """What a folder of weights says; the defaults where it says nothing."""
+        with suppress(OSError, ValueError, TypeError):
+            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return cls()
+
+
+AS_THE_TEMPLATE = Asking()
+
+
+def thinking_of(examples: Iterable[Example]) -> bool | None:
+    """Whether the answers of a data set have reasoning: all (True), none (False), or some; None too without answers."""
+    found = {
+        bool(said.get("reasoning_content"))
+        for example in examples
+        for said in example.messages or ()
+        if said["role"] == "assistant"
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def system_into_user(messages: Sequence[Message]) -> list[Message]:
+    """The messages with a system prompt at the head of the first user message instead of before it."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, *rest = messages
+    for at, said in enumerate(rest):
+        if said["role"] == "user":
+            folded: Message = {**said, "content": f"{system['content']}\n\n{said['content']}"}
+            return [*rest[:at], folded, *rest[at + 1 :]]
+    return [{**system, "role": "user"}, *rest]
