@@ -10,8 +10,10 @@ from fitune.methods.dpo.config import DPO
 from fitune.methods.grpo.config import GRPO
 from fitune.methods.lm.config import LM
 from fitune.methods.method import Method
+from fitune.methods.orpo.config import ORPO
 from fitune.methods.ppo.config import PPO
 from fitune.methods.reward.config import REWARD
 from fitune.methods.sft.config import SFT
+from fitune.methods.simpo.config import SIMPO
 
-METHODS: dict[str, Method] = {method.name: method for method in (SFT, LM, REWARD, DPO, PPO, GRPO)}
+METHODS: dict[str, Method] = {method.name: method for method in (SFT, LM, REWARD, DPO, ORPO, SIMPO, PPO, GRPO)}

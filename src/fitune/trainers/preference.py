@@ -45,6 +45,12 @@ def sides(pairs: Sequence[PairRow]) -> list[Any]:
     return [row for pair in pairs for row in pair.rows]
 
 
+def compared(better_P: Tensor, worse_P: Tensor) -> Measured:
+    """How often the chosen answer has the higher number (ties count half), and by how much."""
+    accuracy = (better_P > worse_P).float() + 0.5 * (better_P == worse_P).float()
+    return {"accuracy": accuracy, "margin": better_P - worse_P}
+
+
 class PairTrainer(FituneTrainer):
     """FituneTrainer over pairs.
 
@@ -70,6 +76,10 @@ class PairTrainer(FituneTrainer):
     @abstractmethod
     def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses in fp32, and what else is measured (P numbers a name), of the 2P rows that `sides` gives."""
+
+    def before_passes(self, pairs: Sequence[PairRow], recovery: OomRecovery) -> None:
+        """Called with all pairs that a mean is taken over, before the first of their passes."""
+        return
 
     def summarize(self, measured: Measured, pairs: Sequence[PairRow]) -> dict[str, float]:
         """Numbers over many pairs; their means unless a method knows better."""
@@ -97,6 +107,7 @@ class PairTrainer(FituneTrainer):
         total = torch.zeros((), device=self.args.device)
         kept: list[Measured] = []
         order: list[PairRow] = []
+        self.before_passes(inputs[PAIRS], self.recovery)
         for pairs in self.passes(inputs[PAIRS], self.recovery):
             self.last_row_numbers = [pair.row_number for pair in pairs]
             with self.accelerator.autocast():
@@ -144,6 +155,7 @@ class PairTrainer(FituneTrainer):
     def _pass_over(self, rows: Sequence[PairRow]) -> tuple[Measured, list[PairRow], Tensor]:
         kept: list[Measured] = []
         order: list[PairRow] = []
+        self.before_passes(rows, self.eval_recovery)
         for pairs in self.passes(rows, self.eval_recovery):
             with self.accelerator.autocast():
                 losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)

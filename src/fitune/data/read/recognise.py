@@ -153,7 +153,7 @@ def _refuse_preferences(present: set[str]) -> None:
         if needed <= present:
             raise DataError(
                 f"the columns are those of preference data ({layout}), which sft and lm do not train on; "
-                "use method reward or dpo, or for plain fine-tuning map the good answer: data.columns={completion: chosen}"
+                "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the good answer: data.columns={completion: chosen}"
                 if "chosen" in needed
                 else f"the columns are those of preference data ({layout}); drop the label column to train on "
                 "every completion"

@@ -33,9 +33,9 @@ from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext
 from fitune.methods.dpo.config import DpoSettings
 from fitune.methods.runtime import Runtime
-from fitune.methods.trainer_parts import generation_eval_of, largest_rows_of, lay_out, listeners, note_step_down
-from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
-from fitune.trainers.preference import Measured, PairTrainer, sides
+from fitune.methods.trainer_parts import answer_pair_parts
+from fitune.ops.token_logprobs import RowBatch, count_by_row, sum_by_row, token_logprobs
+from fitune.trainers.preference import Measured, PairTrainer, compared
 from fitune.trainers.sampler import epoch_order
 
 
@@ -47,27 +47,17 @@ def adapt(run: RunContext) -> Any:
 def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
     dpo, train, test = run.own(DpoSettings), run.data.train, run.data.test
-    every = sides(train)
-    packing = lay_out(run, model, every)
-    check_row_batch(model, every, packing.mode)
     precomputed, met = dpo.reference == "precomputed", list(train)
     if precomputed:  # the reference of no other pair is measured
         met = pairs_met(train, run.schedule.steps, run.batch_size, run.seed)
     trainer = DpoTrainer(
         model,
         run.arguments,
-        train_rows=train,
-        test_rows=test,
-        packing=packing,
         loss=dpo.loss,
         beta=dpo.beta,
         label_smoothing=dpo.label_smoothing,
         sft_weight=dpo.sft_weight,
-        extra_metrics=generation_eval_of(run),
-        keep_checkpoints=run.keep_checkpoints,
-        callbacks=listeners(run),
-        on_step_down=note_step_down(run),
-        largest_rows=largest_rows_of(run, met, packing.mode),
+        **answer_pair_parts(run, model, met),
     )
     if precomputed:
         log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
@@ -139,8 +129,7 @@ class DpoTrainer(PairTrainer):
         rewards = self.beta * ratios.detach()
         better, worse = rewards[::2], rewards[1::2]
         return losses, {
-            "accuracy": (better > worse).float() + 0.5 * (better == worse).float(),
-            "margin": better - worse,
+            **compared(better, worse),
             "reward_chosen": better,
             "reward_rejected": worse,
             "logprob_chosen": sums[::2].detach(),
