@@ -13,8 +13,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fitune.config.settings_loader import load_settings
 from fitune.errors import SettingsError
-from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss, pairs_met
+from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss
 from fitune.runs.run_folder import read_rows
+from fitune.trainers.sampler import rows_met
 from fitune.training.run import train
 
 
@@ -75,9 +76,9 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, m
 
 def test_pairs_that_a_short_run_meets(make_pairs):
     pairs = make_pairs(10)
-    met = pairs_met(pairs, steps=2, batch_size=3, seed=7)
+    met = rows_met(pairs, steps=2, batch_size=3, seed=7)
     assert len(met) == 6 and len({pair.row_number for pair in met}) == 6
-    assert pairs_met(pairs, steps=4, batch_size=3, seed=7) == pairs
+    assert rows_met(pairs, steps=4, batch_size=3, seed=7) == pairs
 
 
 def run_of(settings_of, pairs_file, name, **changed):

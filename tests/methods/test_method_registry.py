@@ -180,7 +180,7 @@ print(json.dumps({{
     "unknown": faults(method="newpoo"), "unread": faults(newpo__beta="0.5"), "wrong": faults(method="newpo", newpo__beta="-1"),
     "unmeasured": faults(method="newpo", eval__best_metric="reward"), "loss_on": faults(method="newpo", data__loss_on="all"),
     "loss": scenario_of(settings, **vars(rows_of_length(settings, 64))).loss,
-    "page": "## newpo" in reference_text() and "5e-5 (dpo, orpo, simpo, newpo)" in reference_text(),
+    "page": "## newpo" in reference_text() and "5e-5 (dpo, orpo, simpo, kto, newpo)" in reference_text(),
     "forms": [row for row in data_forms() if "`preference`" in row],
 }}))
 """

@@ -6,10 +6,13 @@ would have seen, and evaluating more often does not change the training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Sampler
+
+Row = TypeVar("Row")
 
 
 def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
@@ -17,6 +20,14 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
     # Seeds of neighbouring epochs and runs must not meet: (seed 1, epoch 0) is not (seed 0, epoch 1).
     mixed = (seed * 1_000_003 + epoch * 7_919 + 12_345) % (2**63)
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(mixed)).tolist()
+
+
+def rows_met(rows: Sequence[Row], steps: int, batch_size: int, seed: int) -> list[Row]:
+    """The rows that a run of so many steps will train on, in their own order."""
+    a_step = min(batch_size, len(rows))
+    if steps * a_step >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(epoch_order(len(rows), seed, 0)[: steps * a_step])]
 
 
 class ShuffledByEpoch(Sampler[int]):

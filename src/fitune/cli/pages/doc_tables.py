@@ -88,6 +88,8 @@ def _trained(form: DataForm) -> str:
     """Which tokens are trained when `data.loss_on` is auto."""
     if form.pair is not None:
         return "both answers, against each other"
+    if form.judged is not None:
+        return "the completion, towards it or away from it"
     return TRAINED[form.loss_on] if "rows" in form.kinds else "the model's own answers"
 
 
