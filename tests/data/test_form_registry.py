@@ -30,6 +30,8 @@ def test_a_form_recognises_and_reads_its_own_example(form: DataForm):
         assert recognised.facts is form
         if form.pair is not None:
             assert all(recognised.to_pair(form.example, None, 1).texts)
+        elif form.judged is not None:
+            assert recognised.to_judged(form.example, None, 1).desirable
         elif kind == "prompts":
             assert recognised.to_messages(form.example, None, 1)[0]["role"] == "user"
         else:
@@ -39,7 +41,7 @@ def test_a_form_recognises_and_reads_its_own_example(form: DataForm):
 
 @pytest.mark.parametrize("form", DATA_FORMS.values(), ids=list(DATA_FORMS))
 def test_the_facts_of_a_form_fit_together(form: DataForm):
-    assert sum(read is not None for read in (form.conversation, form.text, form.pair)) == 1
+    assert sum(read is not None for read in (form.conversation, form.text, form.pair, form.judged)) == 1
     assert set(form.example) <= {*form.needs, *form.may_have} and set(form.needs) <= set(form.example)
     assert set(form.first_for) <= set(form.kinds) <= set(PREPARE) and form.kinds
     assert form.answer_column is None or form.answer_column in form.needs
@@ -113,5 +115,5 @@ def test_a_new_form_is_in_the_flags_the_faults_the_questions_and_the_documents(q
 def test_without_the_line_the_form_is_unknown(qa_file: str):
     with pytest.raises(fitune.DataError, match="no form is recognised"):
         recognise(read_rows(qa_file).columns)
-    with pytest.raises(ValueError, match="'preference' or 'prompt'"):
+    with pytest.raises(ValueError, match="'unpaired' or 'prompt'"):
         fitune.Settings.model_validate({"data": {"form": "qa"}})

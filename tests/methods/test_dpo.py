@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fitune.config.settings_loader import load_settings
-from fitune.data.rows import PairRow, TokenRow
 from fitune.errors import SettingsError
-from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss, pairs_met
-from fitune.runs import manifest as manifests
+from fitune.methods.dpo.trainer import DpoTrainer, dpo_loss
 from fitune.runs.run_folder import read_rows
+from fitune.trainers.sampler import rows_met
 from fitune.training.run import train
-
-
-@pytest.fixture(scope="module")
-def pairs_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    words = ["cat", "barn", "mat", "piglet", "sun", "hen", "foxes", "cow", "ant", "bee"]
-    rows = [{"prompt": f"say {word}", "chosen": word, "rejected": word[::-1] + "x"} for word in words * 2]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def make_pairs(count: int) -> list[PairRow]:
-    """Pairs of random ids; the prompt is three tokens, answers are one to five and end with token 2."""
-    generator = torch.Generator().manual_seed(3)
-
-    def ids(length):
-        return tuple(torch.randint(3, 60, (length,), generator=generator).tolist())
-
-    pairs = []
-    for number in range(count):
-        prompt = ids(3)
-        sides = []
-        for length in torch.randint(1, 6, (2,), generator=generator).tolist():
-            answer = (*ids(length), 2)
-            sides.append(TokenRow((*prompt, *answer), (False,) * 3 + (True,) * len(answer), number))
-        pairs.append(PairRow(sides[0], sides[1], number))
-    return pairs
 
 
 def test_losses_by_hand():
@@ -63,7 +32,7 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.0), ("robust", 0.1), ("ipo", 0.0)])
 @pytest.mark.parametrize("mode", ["tree", "off"])
-def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, loss, smoothing, mode):
+def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, make_pairs, away, loss, smoothing, mode):
     from fitune.ops.tree_attention import use_tree_attention
 
     pairs, model = make_pairs(5), tiny.llama()
@@ -75,10 +44,7 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
     theirs = DPOTrainer(
         model, args=arguments, train_dataset=unused, processing_class=AutoTokenizer.from_pretrained(tiny_llama)
     )
-    with torch.no_grad():  # away from the reference, which TRL has copied by now and which is the bare base
-        for name, value in model.named_parameters():
-            if "lora_B.default" in name:
-                value.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
+    away(model)  # from the reference, which TRL has copied by now and which is the bare base
     columns = {
         "prompt_ids": [list(pair.chosen.input_ids[:3]) for pair in pairs],
         "chosen_ids": [list(pair.chosen.input_ids[3:]) for pair in pairs],
@@ -108,11 +74,11 @@ def test_the_loss_is_that_of_trl_on_the_same_batch(tiny, tiny_llama, tmp_path, l
     torch.testing.assert_close(more - losses, -0.5 * measured["logprob_chosen"] / tokens)
 
 
-def test_pairs_that_a_short_run_meets():
+def test_pairs_that_a_short_run_meets(make_pairs):
     pairs = make_pairs(10)
-    met = pairs_met(pairs, steps=2, batch_size=3, seed=7)
+    met = rows_met(pairs, steps=2, batch_size=3, seed=7)
     assert len(met) == 6 and len({pair.row_number for pair in met}) == 6
-    assert pairs_met(pairs, steps=4, batch_size=3, seed=7) == pairs
+    assert rows_met(pairs, steps=4, batch_size=3, seed=7) == pairs
 
 
 def run_of(settings_of, pairs_file, name, **changed):
@@ -149,15 +115,8 @@ def test_full_tuning_keeps_its_reference(settings_of, pairs_file):
     assert result.after["margin"] > 0
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(settings_of, pairs_file):
-    whole = train(run_of(settings_of, pairs_file, "whole", run__checkpoint_steps=2))
-    folder = whole.folder.parent / "cut"
-    shutil.copytree(whole.folder, folder)
-    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
-    manifests.update(folder / "manifest.json", status="interrupted")
-    again = train(resume=str(folder))
-    one, other = (load_file(run.saved / "adapter_model.safetensors") for run in (whole, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_a_resumed_run_equals_the_uninterrupted_one(settings_of, pairs_file, cut_and_resumed):
+    assert cut_and_resumed(train(run_of(settings_of, pairs_file, "whole", run__checkpoint_steps=2)))
 
 
 @pytest.mark.parametrize(

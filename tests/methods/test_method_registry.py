@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,50 +98,58 @@ def run_python(code: str, folder: Path) -> str:
 
 
 def files_of_the_page() -> dict[str, str]:
-    """config.py and trainer.py as docs/extending.md has them."""
+    """config.py and trainer.py as docs/extending.md shows them."""
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     section = page[page.index("## Add a method") :].partition("\n## ")[0]
     found = re.findall(
-        r"`src/fitune/methods/orpo/(config|trainer)\.py`[^\n]*\n\n    ```python\n(.*?)\n    ```", section, re.S
+        r"<!-- src/fitune/methods/simpo/(config|trainer)\.py: [^\n]*\n\n    ```python\n(.*?)\n    ```", section, re.S
     )
     return {f"{name}.py": textwrap.dedent(code) + "\n" for name, code in found}
 
 
+def test_the_page_shows_the_files() -> None:
+    folder = SRC / "methods" / "simpo"
+    assert files_of_the_page() == {name: (folder / name).read_text() for name in ("config.py", "trainer.py")}
+
+
 @pytest.fixture(scope="module")
-def orpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the page's method as a package outside of fitune, here called by another name."""
+def newpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's method as a package outside of fitune, called newpo, which no registry knows."""
     folder = tmp_path_factory.mktemp("method")
-    package = folder / "orpo_of_the_page"
+    package = folder / "newpo_of_the_page"
     package.mkdir()
     (package / "__init__.py").touch()
     for name, code in files_of_the_page().items():
-        (package / name).write_text(code.replace("fitune.methods.orpo", "orpo_of_the_page"))
+        code = code.replace("fitune.methods.simpo", "newpo_of_the_page")
+        for old in ("simpo", "Simpo", "SIMPO"):
+            code = code.replace(old, {"simpo": "newpo", "Simpo": "Newpo", "SIMPO": "NEWPO"}[old])
+        (package / name).write_text(code)
     return folder
 
 
 # What the registry's line does, before anything has read the registry.
 LINE = """
 from fitune.methods.registry import METHODS
-from orpo_of_the_page.config import ORPO
-METHODS["orpo"] = ORPO
+from newpo_of_the_page.config import NEWPO
+METHODS["newpo"] = NEWPO
 """
 
 
-def test_a_new_method_trains_two_steps(orpo: Path, neox_folder: Path, tmp_path: Path) -> None:
+def test_a_new_method_trains_two_steps(newpo: Path, neox_folder: Path, tmp_path: Path) -> None:
     words = ["cat", "barn", "mat", "piglet", "sun", "hen"]
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"say {word}", "chosen": word[::-1], "rejected": word} for word in words]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "method": "orpo", "orpo.weight": "0.5", "model.name": str(neox_folder), "model.precision": "fp32",
+        "method": "newpo", "newpo.beta": "0.5", "model.name": str(neox_folder), "model.precision": "fp32",
         "model.device": "cpu", "data.train": str(pairs), "data.test_share": "0.34", "train.max_steps": "2",
         "train.batch_size": "2", "train.learning_rate": "0.01", "eval.best_metric": "accuracy", "eval.samples": "1",
         "eval.max_new_tokens": "4", "run.folder": str(tmp_path / "runs"), "run.name": "new",
     }  # fmt: skip
-    run_python(f"{LINE}import fitune\nfitune.train(fitune.load_settings(None, {settings!r}))", orpo)
+    run_python(f"{LINE}import fitune\nfitune.train(fitune.load_settings(None, {settings!r}))", newpo)
     folder = tmp_path / "runs" / "new"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["status"], manifest["method"]) == ("finished", "orpo")
+    assert (manifest["status"], manifest["method"]) == ("finished", "newpo")
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if row["kind"] == "train"]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
@@ -150,7 +157,7 @@ def test_a_new_method_trains_two_steps(orpo: Path, neox_folder: Path, tmp_path: 
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_a_new_method_is_in_settings_rules_plan_and_documents(orpo: Path) -> None:
+def test_a_new_method_is_in_settings_rules_plan_and_documents(newpo: Path) -> None:
     asks = f"""{LINE}
 import json
 import fitune
@@ -166,35 +173,23 @@ def faults(**given):
         return error.faults
     return []
 
-settings = fitune.Settings(method="orpo")
+settings = fitune.Settings(method="newpo")
 print(json.dumps({{
-    "choices": all_fields()["method"].choices, "default": all_fields()["orpo.weight"].default,
+    "choices": all_fields()["method"].choices, "default": all_fields()["newpo.beta"].default,
     "schema": fitune.Settings.model_json_schema()["properties"]["method"]["enum"],
-    "unknown": faults(method="orpoo"), "unread": faults(orpo__weight="0.5"), "wrong": faults(method="orpo", orpo__weight="-1"),
-    "unmeasured": faults(method="orpo", eval__best_metric="reward"), "loss_on": faults(method="orpo", data__loss_on="all"),
+    "unknown": faults(method="newpoo"), "unread": faults(newpo__beta="0.5"), "wrong": faults(method="newpo", newpo__beta="-1"),
+    "unmeasured": faults(method="newpo", eval__best_metric="reward"), "loss_on": faults(method="newpo", data__loss_on="all"),
     "loss": scenario_of(settings, **vars(rows_of_length(settings, 64))).loss,
-    "page": "## orpo" in reference_text() and "5e-5 (dpo, orpo)" in reference_text(),
+    "page": "## newpo" in reference_text() and "5e-5 (dpo, orpo, simpo, kto, newpo)" in reference_text(),
     "forms": [row for row in data_forms() if "`preference`" in row],
 }}))
 """
-    found: dict[str, Any] = json.loads(run_python(asks, orpo))
-    assert found["choices"] == found["schema"] == [*METHODS, "orpo"] and found["default"] == 0.1
-    assert 'did you mean "orpo"' in found["unknown"][0]
-    assert found["unread"] == ["--orpo.weight is set, and method is sft, which does not read it; remove it"]
-    assert found["wrong"] == ["--orpo.weight is -1; use 0 or more, for example 0.1"]
+    found: dict[str, Any] = json.loads(run_python(asks, newpo))
+    assert found["choices"] == found["schema"] == [*METHODS, "newpo"] and found["default"] == 2.0
+    assert 'did you mean "newpo"' in found["unknown"][0]
+    assert found["unread"] == ["--newpo.beta is set, and method is sft, which does not read it; remove it"]
+    assert found["wrong"] == ["--newpo.beta is -1; use above 0, for example 2"]
     assert "use one of loss, accuracy, exact_match, word_accuracy, chrf" in found["unmeasured"][0]
     assert "looks at whole answers" in found["loss_on"][0]
     assert found["loss"] == "pairs" and found["page"]
-    assert "reward, dpo, orpo" in found["forms"][0]
-
-
-def test_the_loss_of_the_page_is_the_papers(orpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """−ln p = 1 and 2: odds 0.582 and 0.157, so their logarithms part by 1.3133."""
-    import torch
-
-    monkeypatch.syspath_prepend(str(orpo))
-    orpo_loss = import_module("orpo_of_the_page.trainer").orpo_loss
-    odds = [p / (1 - p) for p in (math.exp(-1), math.exp(-2))]
-    expected = 1 + 0.1 * math.log1p(math.exp(-math.log(odds[0] / odds[1])))
-    assert orpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), 0.1).item() == pytest.approx(expected)
-    assert math.log(odds[0] / odds[1]) == pytest.approx(1.3133, abs=1e-4)
+    assert "reward, dpo, orpo, simpo, newpo" in found["forms"][0]

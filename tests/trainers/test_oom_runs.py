@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import fitune
 from fitune.errors import DoesNotFit
+from fitune.methods.registry import METHODS as REGISTERED
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import read_rows
 
@@ -39,6 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "reward": {"method": "reward", "eval__samples": 0},
     "dpo": {"method": "dpo"},
     "dpo-live-padded": {"method": "dpo", "dpo": {"reference": "live"}, "data__packing": "off"},
+    "orpo": {"method": "orpo"},
+    "orpo-padded": {"method": "orpo", "orpo": {"sft_on": "all"}, "data__packing": "off"},
+    "simpo": {"method": "simpo"},
+    "kto": {"method": "kto"},
+    "kto-padded": {"method": "kto", "data__packing": "off"},
     "grpo": {"method": "grpo", "rl": {**RL, "passes": 1}},
     "grpo-updates": {"method": "grpo", "rl": {**RL, "passes": 2, "minibatches": 2}, "train__micro_batch_size": 2},
     "ppo": {"method": "ppo", "rl": {**RL, "passes": 2}},
@@ -131,13 +137,18 @@ def assert_same(found: Outcome, wanted: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def data_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Plain text, and pairs."""
+    """Plain text, pairs, and judged answers."""
     folder = tmp_path_factory.mktemp("oom")
     words = ["cat", "barn", "mat", "piglet", "sun", "hen", "foxes", "cow", "ant", "bee"]
     texts = [{"text": f"the {word} meets the {other}"} for word in words for other in words[:2]]
     pairs = [{"prompt": f"say {word}", "chosen": word, "rejected": word[::-1] + "x"} for word in words * 2]
-    files = {"lm": folder / "texts.jsonl", "pairs": folder / "pairs.jsonl"}
-    for path, rows in zip(files.values(), (texts, pairs), strict=True):
+    judged = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs[:10]
+        for side in ("chosen", "rejected")
+    ]
+    files = {"text": folder / "texts.jsonl", "pairs": folder / "pairs.jsonl", "judged": folder / "judged.jsonl"}
+    for path, rows in zip(files.values(), (texts, pairs, judged), strict=True):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return files
 
@@ -156,7 +167,8 @@ def run(settings_of: Any, data_files: dict[str, Path], free_runs: dict[str, Outc
         if card is None and not more and name in free_runs:
             return free_runs[name]
         changed = {**COMMON, **METHODS[name], **more}
-        if (kind := {"lm": "lm", "reward": "pairs", "dpo": "pairs"}.get(changed["method"])) is not None:
+        kind = REGISTERED[changed["method"]].reads
+        if kind in data_files:
             changed["data__train"] = str(data_files[kind])
         used = card or Card()
         with used.in_use():
@@ -229,8 +241,8 @@ def test_when_nothing_is_left_the_error_says_what_to_do(name: str, trains: bool,
         r"with one (row|pair|answer) at a time.*, quantize the base \(model.quantization nf4\), or take a smaller model"
     )
     says = says.replace("time", "time and gradient checkpointing") if trains else says
-    # Before any pass dpo checks its log-probabilities on the shortest row, which has to fit.
-    checks = name.startswith("dpo") and not trains
+    # Before any pass log-probabilities of answers are checked on the shortest row, which has to fit.
+    checks = REGISTERED[METHODS[name]["method"]].section in ("dpo", "orpo", "simpo", "kto") and not trains
     positions = min(run(name).card.scored[1:]) if checks else 1
     with pytest.raises(DoesNotFit, match=says):
         run(name, Card(positions=positions, trains=trains))

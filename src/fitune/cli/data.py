@@ -63,7 +63,8 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
     fitune data check my.jsonl --data.max_length 1024
     fitune data check pairs.jsonl
 
-    A file with the columns chosen and rejected is checked as preference pairs.
+    A file with the columns chosen and rejected is checked as preference pairs, one with completion and label as judged
+    answers.
     """
     from fitune.console import stdout_console
     from fitune.errors import DataError
@@ -153,23 +154,27 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
         return load_settings(source, overrides)
     held_out = {} if "data.test" in overrides else {"data.test_share": "0"}
     chosen = overrides.keys() & {"method", "data.columns", "data.form"}
-    method = {"method": "dpo"} if not chosen and _holds_pairs(source) else {}
+    fitting = None if chosen else _preference_method(source)
+    method = {} if fitting is None else {"method": fitting}
     return load_settings(None, {"data.train": source, **held_out, **method, **overrides})
 
 
-def _holds_pairs(source: str) -> bool:
-    """Whether a file (not the hub's, which is read once only) holds preference pairs by its columns."""
+def _preference_method(source: str) -> str | None:
+    """A method that reads the preferences that a file (not the hub's, which is read once only) holds by its columns."""
     from fitune.data.read.files import read_rows
     from fitune.data.read.recognise import holds
     from fitune.demo.tasks import PAIRS, is_demo
     from fitune.errors import DataError
 
     if source.startswith("hub:") or is_demo(source):
-        return source.startswith(PAIRS)
+        return "dpo" if source.startswith(PAIRS) else None
     try:
-        return holds("pairs", read_rows(source).columns)
+        columns = read_rows(source).columns
     except DataError:  # told by the command itself
-        return False
+        return None
+    if holds("pairs", columns):
+        return "dpo"
+    return "kto" if holds("judged", columns) else None
 
 
 def _renderer(settings: Any) -> tuple[Any, Any]:

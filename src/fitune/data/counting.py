@@ -1,6 +1,6 @@
 """What the check of every kind of data counts and words alike: lengths, rows that stand twice, rows that are named.
 
-Used by report.py (rows), pair_report.py (pairs) and prompts.py.
+Used by report.py (rows), pair_report.py (pairs), judged_report.py (judged answers) and prompts.py.
 """
 
 from __future__ import annotations

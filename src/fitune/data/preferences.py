@@ -15,8 +15,7 @@ from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
-from fitune.data.rows import Pair, PairRow, Rendered, TokenRow
-from fitune.errors import DataError
+from fitune.data.rows import Pair, PairRow, TokenRow
 
 
 def prepare_pairs(
@@ -67,23 +66,10 @@ def show_pairs(name: str, renderer: Renderer, options: DataOptions, count: int) 
 
 def _side_rows(pairs: Sequence[Pair], renderer: Renderer) -> list[TokenRow]:
     """Each pair's better row, then its worse one, up to the answer's end."""
-    rendered = [_side(pair, better, renderer) for pair in pairs for better in (True, False)]
+    rendered = [
+        renderer.render_side(pair.example(better), len(pair.prompt)) for pair in pairs for better in (True, False)
+    ]
     return tokenize_kept(renderer, rendered)
-
-
-def _side(pair: Pair, better: bool, renderer: Renderer) -> Rendered:
-    """One side of a pair.
-
-    Raises:
-        DataError: the template rewrites the history between the side's turns, so that it is no single row.
-    """
-    rows = renderer.render(pair.example(better), "assistant", first_message=len(pair.prompt))
-    if len(rows) > 1:
-        raise DataError(
-            f"row {pair.row_number}: a side has several answers, and the chat template rewrites earlier ones; give pairs "
-            "whose sides have one answer"
-        )
-    return rows[0]
 
 
 def to_rows(

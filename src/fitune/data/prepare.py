@@ -1,6 +1,7 @@
 """The door to the data: names of files → checked rows, before any model is loaded.
 
-What a method reads decides the way: plain rows (sft.py), pairs (preferences.py) or prompts (prompts.py).
+What a method reads decides the way: plain rows (sft.py), pairs (preferences.py), judged answers (judged.py) or
+prompts (prompts.py).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fitune.data.judged import prepare_judged, show_judged
 from fitune.data.preferences import prepare_pairs, show_pairs
 from fitune.data.prompts import prepare_prompts, show_prompts
 from fitune.data.read.sources import DataOptions, PreparedData
@@ -16,8 +18,20 @@ from fitune.data.rows import TokenRow
 from fitune.data.sft import prepare_rows, show_rows
 
 # Kind of data → its way from a file's name to rows, and its first rows as training sees them.
-PREPARE = {"rows": prepare_rows, "text": prepare_rows, "pairs": prepare_pairs, "prompts": prepare_prompts}
-SHOW = {"rows": show_rows, "text": show_rows, "pairs": show_pairs, "prompts": show_prompts}
+PREPARE = {
+    "rows": prepare_rows,
+    "text": prepare_rows,
+    "pairs": prepare_pairs,
+    "judged": prepare_judged,
+    "prompts": prepare_prompts,
+}
+SHOW = {
+    "rows": show_rows,
+    "text": show_rows,
+    "pairs": show_pairs,
+    "judged": show_judged,
+    "prompts": show_prompts,
+}
 
 
 def prepare(
@@ -44,7 +58,8 @@ def prepare(
 
 
 def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
-    """The first rows as training sees them, each with its side: "", chosen, rejected or prompt.
+    """The first rows as training sees them, each with its side: "", chosen, rejected, desirable,
+    undesirable or prompt.
 
     Raises:
         DataError: as `prepare`; what only the check finds wrong is shown all the same.

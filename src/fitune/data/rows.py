@@ -1,5 +1,5 @@
-"""The frozen objects that a row passes through: `Example` or `Pair` → `Rendered` → `TokenRow`, alone or in a
-`PairRow`, or a `PromptRow`."""
+"""The frozen objects that a row passes through: `Example`, `Pair` or `Judged` → `Rendered` → `TokenRow`, alone or in a
+`PairRow`, a `JudgedRow` or a `PromptRow`."""
 
 from __future__ import annotations
 
@@ -75,6 +75,16 @@ class TokenRow:
         """Tokens of the row."""
         return len(self.input_ids)
 
+    @property
+    def rows(self) -> tuple[TokenRow, ...]:
+        """The row itself, as `PairRow.rows` gives both of a pair."""
+        return (self,)
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens that a pack computes of the row alone."""
+        return self.num_tokens
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -127,6 +137,30 @@ class PairRow:
     def num_trained(self) -> int:
         """Tokens of both answers."""
         return self.chosen.num_trained + self.rejected.num_trained
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer and whether it is wanted, in messages: the prompt, and what follows it."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    desirable: bool
+    row_number: int
+
+    @property
+    def example(self) -> Example:
+        """Prompt and completion as one conversation."""
+        return Example((*self.prompt, *self.completion), None, self.row_number)
+
+
+@dataclass(frozen=True)
+class JudgedRow(TokenRow):
+    """A prompt with an answer that is wanted or not. Only the answer is trained."""
+
+    desirable: bool
+    mismatched: TokenRow
+    """The prompt with an answer to another prompt, which is only measured."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,9 @@ class Method:
     """What it is, in a line."""
     trainer: str
     """The module that holds its `Runtime` as ``RUNTIME``."""
-    reads: Literal["rows", "text", "pairs", "prompts"]
-    """What a training row is: conversations or plain text, plain text alone, two answers to a prompt, or a prompt."""
+    reads: Literal["rows", "text", "pairs", "judged", "prompts"]
+    """What a training row is: conversations or plain text, plain text alone, two answers to a prompt, one answer and whether
+    it is wanted, or a prompt."""
     learning_rates: Mapping[str, float]
     """``train.tuning`` → the learning rate when none is set. Without "full" the method needs LoRA."""
     traced_loss: Literal["labels", "rewards", "pairs"] | None

@@ -15,13 +15,16 @@ from transformers import TrainerCallback
 
 from fitune.console import log
 from fitune.data.packing.tree import Row
+from fitune.data.rows import PairRow
 from fitune.methods.context import RunContext
 from fitune.models.hardware import peak_memory_bytes
+from fitune.ops.token_logprobs import check_row_batch
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval, questions_of
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
+from fitune.trainers.preference import sides
 from fitune.trainers.worst_case_batch import largest_rows
 
 
@@ -74,3 +77,24 @@ def largest_rows_of(run: RunContext, rows: Sequence[Any], mode: str) -> Callable
         mode: how rows are laid out.
     """
     return partial(largest_rows, rows, run.batches(mode)) if run.device == "cuda" else None
+
+
+def answer_pair_parts(run: RunContext, model: Any, met: Sequence[PairRow] | None = None) -> dict[str, Any]:
+    """What a `PairTrainer` over the log-probabilities of answers takes beside its own options.
+
+    Args:
+        met: the pairs that the run will train on; None takes all.
+    """
+    train = run.data.train
+    packing = lay_out(run, model, sides(train))
+    check_row_batch(model, sides(train), packing.mode)
+    return {
+        "train_rows": train,
+        "test_rows": run.data.test,
+        "packing": packing,
+        "extra_metrics": generation_eval_of(run),
+        "keep_checkpoints": run.keep_checkpoints,
+        "callbacks": listeners(run),
+        "on_step_down": note_step_down(run),
+        "largest_rows": largest_rows_of(run, train if met is None else met, packing.mode),
+    }

@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.rows import PairRow
-from fitune.ops.token_logprobs import RowBatch, make_row_batch
+from fitune.ops.token_logprobs import RowBatch, make_row_batch, sum_by_row, token_logprobs
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.packing_support import Packing
@@ -45,6 +45,12 @@ def sides(pairs: Sequence[PairRow]) -> list[Any]:
     return [row for pair in pairs for row in pair.rows]
 
 
+def compared(better_P: Tensor, worse_P: Tensor) -> Measured:
+    """How often the chosen answer has the higher number (ties count half), and by how much."""
+    accuracy = (better_P > worse_P).float() + 0.5 * (better_P == worse_P).float()
+    return {"accuracy": accuracy, "margin": better_P - worse_P}
+
+
 class PairTrainer(FituneTrainer):
     """FituneTrainer over pairs.
 
@@ -52,14 +58,17 @@ class PairTrainer(FituneTrainer):
         packing: how rows are laid out; with "off" they are padded.
     """
 
+    part = "pair"
+    """What a pass is never smaller than, for messages."""
+
     def __init__(
         self, model: Any, args: TrainingArguments, *, train_rows: Sequence[PairRow], packing: Packing, **kwargs: Any
     ):
         at_once = args.per_device_train_batch_size
         self.packing = for_pairs(packing, train_rows, at_once)
-        size = PassSize(at_once, "pair")
+        size = PassSize(at_once, self.part)
         if packing.mode != "off":
-            size = PassSize(self.packing.max_tokens, "pair", in_tokens=True)
+            size = PassSize(self.packing.max_tokens, self.part, in_tokens=True)
         super().__init__(model, args, train_rows=train_rows, collate=keep_pairs, pass_size=size, **kwargs)
         # One batch a step, dealt out to passes here: see PackedTrainer.
         self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
@@ -70,6 +79,10 @@ class PairTrainer(FituneTrainer):
     @abstractmethod
     def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses in fp32, and what else is measured (P numbers a name), of the 2P rows that `sides` gives."""
+
+    def before_passes(self, pairs: Sequence[PairRow], recovery: OomRecovery) -> None:
+        """Called with all pairs that a mean is taken over, before the first of their passes."""
+        return
 
     def summarize(self, measured: Measured, pairs: Sequence[PairRow]) -> dict[str, float]:
         """Numbers over many pairs; their means unless a method knows better."""
@@ -97,6 +110,7 @@ class PairTrainer(FituneTrainer):
         total = torch.zeros((), device=self.args.device)
         kept: list[Measured] = []
         order: list[PairRow] = []
+        self.before_passes(inputs[PAIRS], self.recovery)
         for pairs in self.passes(inputs[PAIRS], self.recovery):
             self.last_row_numbers = [pair.row_number for pair in pairs]
             with self.accelerator.autocast():
@@ -117,7 +131,8 @@ class PairTrainer(FituneTrainer):
         if self.packing.mode == "off":
             for here in recovery.slices(len(pairs)):
                 one = list(pairs[here])
-                recovery.begin_pass(len(one), 2 * len(one) * max(side.num_tokens for side in sides(one)))
+                rows = sides(one)
+                recovery.begin_pass(len(one), len(rows) * max(row.num_tokens for row in rows))
                 yield one
             return
         share = self.packing.mode == "tree"
@@ -127,6 +142,21 @@ class PairTrainer(FituneTrainer):
 
     def _row_batch(self, pairs: Sequence[PairRow]) -> RowBatch:
         return make_row_batch(sides(pairs), self.packing.mode, self.args.device)
+
+    def answer_logprobs(self, pairs: Sequence[Any], recovery: OomRecovery) -> dict[Any, tuple[float, ...]]:
+        """Log-probability of each answer of each pair, without gradients or dropout."""
+        model: Any = self.model
+        was_training = model.training
+        model.eval()
+        found: dict[Any, tuple[float, ...]] = {}
+        with torch.no_grad():
+            for passed in self.passes(pairs, recovery):
+                with self.accelerator.autocast():
+                    row_batch = make_row_batch(sides(passed), self.packing.mode, self.args.device)
+                    sums = iter(sum_by_row(token_logprobs(self.model, row_batch), row_batch).tolist())
+                found |= {pair: tuple(next(sums) for _ in pair.rows) for pair in passed}
+        model.train(was_training)
+        return found
 
     # ---- evaluation
 
@@ -144,6 +174,7 @@ class PairTrainer(FituneTrainer):
     def _pass_over(self, rows: Sequence[PairRow]) -> tuple[Measured, list[PairRow], Tensor]:
         kept: list[Measured] = []
         order: list[PairRow] = []
+        self.before_passes(rows, self.eval_recovery)
         for pairs in self.passes(rows, self.eval_recovery):
             with self.accelerator.autocast():
                 losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)

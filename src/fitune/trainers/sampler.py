@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Sampler
+
+Row = TypeVar("Row")
 
 
 def rows_together(rows: Sequence[Any]) -> list[int]:
@@ -33,6 +35,14 @@ def epoch_order(rows: int | Sequence[int], seed: int, epoch: int) -> list[int]:
     order = torch.randperm(len(together), generator=torch.Generator().manual_seed(mixed)).tolist()
     ends = list(accumulate(together))
     return [at for group in order for at in range(ends[group] - together[group], ends[group])]
+
+
+def rows_met(rows: Sequence[Row], steps: int, batch_size: int, seed: int) -> list[Row]:
+    """The rows that a run of so many steps will train on, in their own order."""
+    a_step = min(batch_size, len(rows))
+    if steps * a_step >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(epoch_order(rows_together(rows), seed, 0)[: steps * a_step])]
 
 
 class ShuffledByEpoch(Sampler[int]):

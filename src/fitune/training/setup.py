@@ -148,7 +148,9 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     tokens = sum(row.num_tokens for row in prepared.train)
     limit = "no limit" if max_length is None else f"{max_length:,} tokens"
     limit_from = "data.max_length" if asked else "the model's context length"
-    what = {"pairs": "training pairs", "prompts": "prompts"}.get(method.reads, "training rows")
+    what = {"pairs": "training pairs", "judged": "training answers", "prompts": "prompts"}.get(
+        method.reads, "training rows"
+    )
     said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     log(
         f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "

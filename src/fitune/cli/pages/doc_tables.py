@@ -1,12 +1,14 @@
-"""The tables of README.md and docs/ that say what a registry holds: data forms, export forms, GGUF types.
+"""The tables of README.md and docs/ that say what a registry holds, and the files that a page shows.
 
-In: a page. Out: the page, each table between `<!-- NAME: ... -->` and `<!-- end of NAME -->` made anew.
+In: a page. Out: the page, each table between `<!-- NAME: ... -->` and `<!-- end of NAME -->` made anew, and each block of
+code under `<!-- PATH: copied ... -->`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,8 +24,8 @@ TRAINED = {"assistant": "every assistant turn", "completion": "the completion", 
 
 
 def page_text(name: str) -> str:
-    """A page of the repository with its tables made anew."""
-    return with_tables((CLONE / name).read_text(encoding="utf-8"))
+    """A page of the repository with its tables and its copies of files made anew."""
+    return with_files(with_tables((CLONE / name).read_text(encoding="utf-8")))
 
 
 def with_tables(text: str) -> str:
@@ -34,6 +36,20 @@ def with_tables(text: str) -> str:
         table = "\n".join(make())
         text = block.sub(lambda _, made=f"{begin}\n\n{table}\n\n{end}": made, text)
     return text
+
+
+def with_files(text: str) -> str:
+    """The text with each block of code under `<!-- PATH: copied by `make docs` -->` made anew from that file."""
+    block = re.compile(
+        r"^( *)<!-- (?P<path>\S+): copied by `make docs` -->\n\n( *```python\n).*?^ *```$", re.DOTALL | re.MULTILINE
+    )
+
+    def copied(found: re.Match[str]) -> str:
+        code = (CLONE / found["path"]).read_text(encoding="utf-8").rstrip("\n")
+        fenced = f"<!-- {found['path']}: copied by `make docs` -->\n\n```python\n{code}\n```"
+        return textwrap.indent(fenced, found[1])
+
+    return block.sub(copied, text)
 
 
 def data_forms() -> Iterator[str]:
@@ -72,6 +88,8 @@ def _trained(form: DataForm) -> str:
     """Which tokens are trained when `data.loss_on` is auto."""
     if form.pair is not None:
         return "both answers, against each other"
+    if form.judged is not None:
+        return "the completion, towards it or away from it"
     return TRAINED[form.loss_on] if "rows" in form.kinds else "the model's own answers"
 
 

@@ -99,6 +99,7 @@ def documents() -> dict[str, str]:
         "docs/cli.md": cli_text(),
         "docs/api.md": api_text(),
         "README.md": with_tables(readme_text()),
+        "docs/extending.md": page_text("docs/extending.md"),
         "docs/export.md": page_text("docs/export.md"),
         "recipes/all-settings.yaml": example_text(),
     }

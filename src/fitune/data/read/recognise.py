@@ -7,13 +7,13 @@ Out: a `RecognisedForm`, which reads the rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fitune.data.read.forms import DATA_FORMS
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
-from fitune.data.rows import Example, Pair
+from fitune.data.rows import Example, Judged, Pair
 from fitune.errors import DataError, did_you_mean
 
 # Kind → what a method that reads it needs, for the messages.
@@ -21,9 +21,21 @@ NEEDS = {
     "rows": "rows with answers",
     "text": "plain text",
     "pairs": "pairs of a better and a worse answer",
+    "judged": "single answers with a judgement",
     "prompts": "prompts",
 }
-PREFERENCE = {"prompt, chosen, rejected": {"chosen", "rejected"}, "prompt, completion, label": {"completion", "label"}}
+# Columns of preference data → those that tell, and what to do with such data instead.
+PREFERENCE = {
+    "prompt, chosen, rejected": (
+        {"chosen", "rejected"},
+        "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the good answer: "
+        "data.columns={completion: chosen}",
+    ),
+    "prompt, completion, label": (
+        {"completion", "label"},
+        "use method kto, or drop the label column to train on every completion",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,17 @@ class RecognisedForm:
         pair = self.facts.pair(cells)
         prompt = _with_system(list(pair.prompt), cells.get("system") or system)
         return Pair(tuple(prompt), pair.chosen, pair.rejected, number)
+
+    def to_judged(self, row: Mapping[str, Any], system: str | None, number: int) -> Judged:
+        """A row as an answer with its judgement.
+
+        Raises:
+            DataError: a missing or empty prompt or completion, or a label that is neither true nor false.
+        """
+        assert self.facts.judged is not None, f"{self.name} has no judgements"
+        cells = Cells(row, self.columns, number)
+        judged = self.facts.judged(cells)
+        return replace(judged, prompt=tuple(_with_system(list(judged.prompt), cells.get("system") or system)))
 
 
 def forms_of(kind: str) -> list[DataForm]:
@@ -149,14 +172,10 @@ def _refuse_mapping(mapping: Mapping[str, str], columns: Sequence[str]) -> None:
 
 def _refuse_preferences(present: set[str]) -> None:
     """Raises DataError for the columns of preference data, which are not what rows are."""
-    for layout, needed in PREFERENCE.items():
+    for layout, (needed, instead) in PREFERENCE.items():
         if needed <= present:
             raise DataError(
-                f"the columns are those of preference data ({layout}), which sft and lm do not train on; "
-                "use method reward or dpo, or for plain fine-tuning map the good answer: data.columns={completion: chosen}"
-                if "chosen" in needed
-                else f"the columns are those of preference data ({layout}); drop the label column to train on "
-                "every completion"
+                f"the columns are those of preference data ({layout}), which sft and lm do not train on; {instead}"
             )
 
 

@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`.
+    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`.
     """
 
     train: list[Any]

@@ -153,6 +153,20 @@ class Renderer:
         except DataError as error:
             raise DataError(f"row {example.row_number}: {error}") from error
 
+    def render_side(self, example: Example, first_message: int) -> Rendered:
+        """The answers from ``first_message`` on as one row, for methods that compare whole answers.
+
+        Raises:
+            DataError: as `render`; or the template rewrites history between them, so that they are no single row.
+        """
+        rows = self.render(example, "assistant", first_message=first_message)
+        if len(rows) > 1:
+            raise DataError(
+                f"row {example.row_number}: there are several answers behind the prompt, and the chat template rewrites "
+                "earlier ones; give one answer"
+            )
+        return rows[0]
+
     def _render(
         self, example: Example, loss_on: str, response_template: str | None, first_message: int
     ) -> list[Rendered]:

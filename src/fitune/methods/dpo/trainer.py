@@ -33,10 +33,10 @@ from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext
 from fitune.methods.dpo.config import DpoSettings
 from fitune.methods.runtime import Runtime
-from fitune.methods.trainer_parts import generation_eval_of, largest_rows_of, lay_out, listeners, note_step_down
-from fitune.ops.token_logprobs import RowBatch, check_row_batch, count_by_row, sum_by_row, token_logprobs
-from fitune.trainers.preference import Measured, PairTrainer, sides
-from fitune.trainers.sampler import epoch_order
+from fitune.methods.trainer_parts import answer_pair_parts
+from fitune.ops.token_logprobs import RowBatch, count_by_row, sum_by_row, token_logprobs
+from fitune.trainers.preference import Measured, PairTrainer, compared
+from fitune.trainers.sampler import rows_met
 
 
 def adapt(run: RunContext) -> Any:
@@ -47,40 +47,22 @@ def adapt(run: RunContext) -> Any:
 def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
     dpo, train, test = run.own(DpoSettings), run.data.train, run.data.test
-    every = sides(train)
-    packing = lay_out(run, model, every)
-    check_row_batch(model, every, packing.mode)
     precomputed, met = dpo.reference == "precomputed", list(train)
     if precomputed:  # the reference of no other pair is measured
-        met = pairs_met(train, run.schedule.steps, run.batch_size, run.seed)
+        met = rows_met(train, run.schedule.steps, run.batch_size, run.seed)
     trainer = DpoTrainer(
         model,
         run.arguments,
-        train_rows=train,
-        test_rows=test,
-        packing=packing,
         loss=dpo.loss,
         beta=dpo.beta,
         label_smoothing=dpo.label_smoothing,
         sft_weight=dpo.sft_weight,
-        extra_metrics=generation_eval_of(run),
-        keep_checkpoints=run.keep_checkpoints,
-        callbacks=listeners(run),
-        on_step_down=note_step_down(run),
-        largest_rows=largest_rows_of(run, met, packing.mode),
+        **answer_pair_parts(run, model, met),
     )
     if precomputed:
         log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
         trainer.take_reference([*met, *test])
     return trainer
-
-
-def pairs_met(rows: Sequence[PairRow], steps: int, batch_size: int, seed: int) -> list[PairRow]:
-    """The pairs that a run of so many steps will train on, in their own order."""
-    a_step = min(batch_size, len(rows))
-    if steps * a_step >= len(rows):
-        return list(rows)
-    return [rows[index] for index in sorted(epoch_order(len(rows), seed, 0)[: steps * a_step])]
 
 
 class DpoTrainer(PairTrainer):
@@ -104,7 +86,7 @@ class DpoTrainer(PairTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.loss, self.beta, self.label_smoothing, self.sft_weight = loss, beta, label_smoothing, sft_weight
-        self.reference: dict[PairRow, tuple[float, float]] = {}
+        self.reference: dict[PairRow, tuple[float, ...]] = {}
         """Log-probability of a pair's chosen and its rejected answer under the reference."""
 
     def take_reference(self, pairs: Sequence[PairRow]) -> None:
@@ -112,20 +94,11 @@ class DpoTrainer(PairTrainer):
 
         Passes are laid over all pairs at once, the same whenever the run is resumed.
         """
-        model: Any = self.model
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            self.eval_recovery.run(self._measure_reference, pairs, where=lambda: "while the reference is measured")
-        model.train(was_training)
-
-    def _measure_reference(self, pairs: Sequence[PairRow]) -> None:
-        for passed in self.passes(pairs, self.eval_recovery):
-            with self.accelerator.autocast():
-                row_batch = self._row_batch(passed)
-                sums = sum_by_row(token_logprobs(self.model, row_batch), row_batch).tolist()
-            for pair, better, worse in zip(passed, sums[::2], sums[1::2], strict=True):
-                self.reference[pair] = (better, worse)
+        self.reference |= self.eval_recovery.run(
+            lambda asked: self.answer_logprobs(asked, self.eval_recovery),
+            pairs,
+            where=lambda: "while the reference is measured",
+        )
 
     def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""
@@ -139,8 +112,7 @@ class DpoTrainer(PairTrainer):
         rewards = self.beta * ratios.detach()
         better, worse = rewards[::2], rewards[1::2]
         return losses, {
-            "accuracy": (better > worse).float() + 0.5 * (better == worse).float(),
-            "margin": better - worse,
+            **compared(better, worse),
             "reward_chosen": better,
             "reward_rejected": worse,
             "logprob_chosen": sums[::2].detach(),

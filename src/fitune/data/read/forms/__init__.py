@@ -12,8 +12,9 @@ from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.forms.plain_text import TEXT
 from fitune.data.read.forms.preference_pairs import PREFERENCE
 from fitune.data.read.forms.prompt_completion import PROMPT, PROMPT_COMPLETION
+from fitune.data.read.forms.unpaired import UNPAIRED
 
 # By name. Columns are tried against them in this order.
 DATA_FORMS: dict[str, DataForm] = {
-    form.name: form for form in (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, ALPACA, TEXT, PREFERENCE, PROMPT)
+    form.name: form for form in (MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, ALPACA, TEXT, PREFERENCE, UNPAIRED, PROMPT)
 }

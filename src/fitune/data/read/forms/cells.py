@@ -39,6 +39,15 @@ class Cells:
             raise DataError(f"{self.where}: {column} is {value!r:.60} ({type(value).__name__}); text is needed")
         return value
 
+    def flag(self, column: str) -> bool:
+        """True or false, as such, as 1 or 0, or as one of these words."""
+        value = self.get(column)
+        words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        found = words.get(str(value).strip().lower())
+        if found is None:
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; true or false is needed")
+        return found
+
     def side(self, column: str, role: str) -> Messages:
         """A prompt or a completion: a text, said by `role`, or a list of messages."""
         if isinstance(self.get(column), list):

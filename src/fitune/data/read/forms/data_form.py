@@ -7,27 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitune.data.read.forms.cells import Cells, Messages
-from fitune.data.rows import Pair
+from fitune.data.rows import Judged, Pair
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataForm:
-    """One way of laying out a row. Exactly one of `conversation`, `text` and `pair` reads it.
+    """One way of laying out a row. Exactly one of `conversation`, `text`, `pair` and `judged` reads it.
 
     Attributes:
         name: as in `data.form`.
         needs: columns that every file of this form has; it is recognised by them.
         may_have: columns that are read where a file has them.
-        kinds: what methods may read it as: rows (conversations or plain text), text (plain text alone), pairs or prompts.
+        kinds: what methods may read it as: rows (conversations or plain text), text (plain text alone), pairs, judged
+            (single answers with a judgement) or prompts.
         first_for: kinds for which it is tried before the forms that stand before it.
         answer_column: the column that holds the answer and nothing else; a file of questions may lack it.
         loss_on: the tokens that `data.loss_on: auto` trains.
         conversation: the messages of a row, without a system prompt that is added.
         text: the row as plain text.
         pair: a prompt with a better and a worse answer.
+        judged: a prompt with an answer that is wanted or not.
         example: a row, for the documents.
 
-    The three readers raise `DataError` for a row that is not of the form; `Cells` has the usual checks.
+    The readers raise `DataError` for a row that is not of the form; `Cells` has the usual checks.
     """
 
     name: str
@@ -40,4 +42,5 @@ class DataForm:
     conversation: Callable[[Cells], Messages] | None = None
     text: Callable[[Cells], str] | None = None
     pair: Callable[[Cells], Pair] | None = None
+    judged: Callable[[Cells], Judged] | None = None
     example: Mapping[str, Any]

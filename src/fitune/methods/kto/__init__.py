@@ -1,0 +1,1 @@
+"""kto: single answers that are wanted or not, against the reference."""

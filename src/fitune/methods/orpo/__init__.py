@@ -1,0 +1,1 @@
+"""orpo: a supervised loss and the odds of two answers, without a reference."""

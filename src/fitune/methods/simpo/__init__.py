@@ -1,0 +1,1 @@
+"""simpo: preferences by mean log-probability a token, without a reference."""
