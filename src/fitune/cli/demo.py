@@ -157,6 +157,7 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
     import random
 
     from fitune.config.sections import Settings
+    from fitune.data.read.forms.cells import say
     from fitune.data.read.sources import demo_rows
     from fitune.demo.pig_latin import to_pig_latin
     from fitune.demo.tasks import SYSTEM
@@ -173,7 +174,7 @@ def _also(folder: Path, path: str | None, sentences: list[str], count: int) -> d
     fresh = [sentence for sentence in sentences if sentence not in trained]
     if count:
         fresh = random.Random(0).sample(fresh, min(count, len(fresh)))
-    asked = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": sentence}] for sentence in fresh]
+    asked = [[say("system", SYSTEM), say("user", sentence)] for sentence in fresh]
     after = answer(target.model, target.renderer, asked, max_new_tokens=64, batch=20)
     with target.without_adapter():
         before = answer(target.model, target.renderer, asked, max_new_tokens=64, batch=20)

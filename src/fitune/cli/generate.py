@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fitune.cli.options.shared import THINKING, print_json
+
+if TYPE_CHECKING:
+    from fitune.data.rows import Message
 
 
 @click.command()
@@ -103,7 +106,7 @@ def generate(
         log(f"{cut:,} of {len(answers):,} answers were cut at {max_new_tokens:,} tokens; --max-new-tokens allows more")
 
 
-def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[dict[str, str]]]:
+def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[Message]]:
     """Conversations that end with a question: the prompt, the rows of the file, or the lines of standard input."""
     if prompt is not None and file:
         raise click.UsageError("give a prompt or --file, not both")
@@ -112,7 +115,7 @@ def _asked(prompt: str | None, file: str | None, system: str | None) -> list[lis
         from fitune.evaluation.prompt_file import questions
 
         return questions(read_rows(file), system)
-    head = [{"role": "system", "content": system}] if system else []
+    head: list[Message] = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
         return [[*head, {"role": "user", "content": prompt}]]
     if sys.stdin.isatty():
@@ -123,7 +126,7 @@ def _asked(prompt: str | None, file: str | None, system: str | None) -> list[lis
     return [[*head, {"role": "user", "content": line}] for line in lines]
 
 
-def _ids(renderer: Any, messages: list[dict[str, str]], raw: bool) -> list[int]:
+def _ids(renderer: Any, messages: list[Message], raw: bool) -> list[int]:
     """Tokens to go on from: the question in the chat template, or its text alone."""
     return renderer.text_ids(messages[-1]["content"]) if raw else renderer.prompt_ids(messages)
 

@@ -105,7 +105,7 @@ def check_judged(
         max_length=max_length,
         rows_over_limit=len(over),
         contradicting_rows=len(contradictions(judged)),
-        rows_with_trained_end=sum(row.input_ids[-1] in renderer.end_ids for row in rows),
+        rows_with_trained_end=sum(row.input_ids[-1] in renderer.stop_ids for row in rows),
         duplicate_rows=num_duplicates(repr((one.prompt, one.completion, one.desirable)) for one in judged),
         prompts_also_in_test=sum(prompt in held_out for prompt in prompts),
         desirable_length=mean(wanted) if wanted else 0.0,

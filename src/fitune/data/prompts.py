@@ -11,6 +11,7 @@ from typing import Any
 
 from fitune.data.counting import Lengths, num_duplicates, span
 from fitune.data.read.files import Rows
+from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
 from fitune.data.render.renderer import Renderer
@@ -159,6 +160,6 @@ def _examples(rows: Sequence[PromptRow]) -> list[Example]:
     """The rows as conversations, with the reference as the answer where there is one."""
     examples = []
     for row in rows:
-        answer = [{"role": "assistant", "content": row.reference}] if row.reference else []
+        answer = [say("assistant", row.reference)] if row.reference else []
         examples.append(Example((*row.messages, *answer), None, row.row_number))
     return examples

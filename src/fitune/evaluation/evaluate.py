@@ -74,7 +74,7 @@ def answer_rows(
 
 def _answer_row(example: Example, said: Answer, renderer: Renderer) -> dict[str, Any]:
     """An answer beside the wanted one; of calls, the texts as the template writes them, and whether they are the same."""
-    messages = example.messages or ()
+    messages = list(example.messages or ())
     answer, wanted = said.text, messages[-1]["content"].strip()
     more: dict[str, Any] = {}
     if messages[-1].get("tool_calls"):

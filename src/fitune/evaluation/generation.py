@@ -15,9 +15,8 @@ from fitune.console import stderr_console
 from fitune.data.render.answer import split_answer
 from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
+from fitune.data.rows import Message
 from fitune.errors import ModelError
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from fitune.data.read.files import Rows
+from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm, forms_of, recognise
+from fitune.data.rows import Message
 from fitune.errors import DataError
 
 ALONE = ("text", "question")  # columns that ask by themselves
 OPEN = "?"  # stands where the answer would be
 
 
-def questions(rows: Rows, system: str | None = None) -> list[list[dict[str, str]]]:
+def questions(rows: Rows, system: str | None = None) -> list[list[Message]]:
     """Each row as the conversation that asks: every form of training, with or without answers, or a column of text.
 
     Args:
@@ -38,16 +40,16 @@ def questions(rows: Rows, system: str | None = None) -> list[list[dict[str, str]
     ]
 
 
-def _plain(row: dict[str, Any], column: str, number: int, system: str | None) -> list[dict[str, str]]:
+def _plain(row: dict[str, Any], column: str, number: int, system: str | None) -> list[Message]:
     """One message with the row's text."""
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"row {number}: {column} is {text!r:.60}; there is nothing to ask")
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": text}]
+    head = [say("system", system)] if system else []
+    return [*head, say("user", text)]
 
 
-def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number: int) -> list[dict[str, str]]:
+def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number: int) -> list[Message]:
     """The row's conversation up to its last question."""
     messages = form.to_messages(row, system, number)
     while messages and messages[-1]["role"] == "assistant":

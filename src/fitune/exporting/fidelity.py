@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from fitune.data.render.renderer import Renderer
-from fitune.evaluation.generation import Message, Sampling, _asking, generation_settings
+from fitune.data.rows import Message
+from fitune.evaluation.generation import Sampling, _asking, generation_settings
 
 # (largest mean divergence in nats, least share of answers' tokens unchanged) that is no cause for a warning, by what was
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.
@@ -111,7 +112,7 @@ def make_probe(
             said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
             answers.append(tuple(said[0, len(prompt) :].tolist()))
     logits = answer_logits(model, prompts, answers)
-    asked = tuple(tuple(dict(message) for message in messages) for messages in conversations)
+    asked = tuple(map(tuple, conversations))
     return Probe(asked, tuple(prompts), tuple(answers), tuple(logits))
 
 

@@ -8,9 +8,9 @@ from fitune.console import log
 from fitune.data.read.files import read_rows
 from fitune.data.read.sources import DataOptions, example_key, set_aside
 from fitune.data.render.renderer import Renderer
+from fitune.data.rows import Message
 from fitune.data.sft import load_examples
 from fitune.errors import FituneError
-from fitune.evaluation.generation import Message
 from fitune.evaluation.prompt_file import questions
 from fitune.runs.compare import read_settings
 from fitune.runs.run_folder import RunFolder
@@ -83,7 +83,7 @@ def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message
         while head and head[-1]["role"] == "assistant":
             head.pop()
         if head:
-            found.append([dict(message) for message in head])
+            found.append(head)
     return found
 
 

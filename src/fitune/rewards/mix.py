@@ -31,7 +31,6 @@ class Sample:
     answer."""
 
     answer: str
-    reasoning: str = ""
     question: str = ""
     prompt: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -41,6 +40,7 @@ class Sample:
     token_ids: tuple[int, ...] = ()
     row_number: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

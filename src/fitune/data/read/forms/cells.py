@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fitune.data.rows import Message
 from fitune.errors import DataError
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 # ShareGPT's names of roles, beside the usual ones.
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
@@ -61,7 +62,7 @@ class Cells:
             raise DataError(f"{self.where}: {column} is {value!r:.60}; a list of messages is needed")
         return [self._message(message, role_key, content_key) for message in value]
 
-    def _message(self, message: Any, role_key: str, content_key: str) -> dict[str, str]:
+    def _message(self, message: Any, role_key: str, content_key: str) -> Message:
         if not isinstance(message, dict):
             raise DataError(f"{self.where}: a message is {message!r:.60}; an object with {role_key} and {content_key}")
         role = message.get(role_key, message.get("role", message.get("from")))
@@ -73,6 +74,6 @@ class Cells:
         return say(ROLES.get(role, role), content)
 
 
-def say(role: str, content: str) -> dict[str, str]:
+def say(role: str, content: str) -> Message:
     """A message."""
     return {"role": role, "content": content}
