@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.config.sections import Settings
 from fitune.data.render.chat_format import ChatFormat
-from fitune.data.rows import PromptRow
+from fitune.data.rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling
 from fitune.methods.ppo.trainer import PpoTrainer
 from fitune.models.heads import put_head
@@ -28,27 +27,18 @@ from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.online_rl import Rollout
 
 
-@dataclass(frozen=True)
-class Row:
-    """Stands for a data room's token row."""
-
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    row_number: int
-
-
-def make_rows(count: int, seed: int = 0, longest: int = 12) -> list[Row]:
+def make_rows(count: int, seed: int = 0, longest: int = 12) -> list[TokenRow]:
     """Rows of different length; the first two tokens are the prompt."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for number in range(count):
         length = int(torch.randint(4, longest + 1, (1,), generator=generator))
         ids = torch.randint(3, 60, (length,), generator=generator).tolist()
-        rows.append(Row(tuple(ids), (False, False, *[True] * (length - 2)), number))
+        rows.append(TokenRow(tuple(ids), (False, False, *[True] * (length - 2)), number))
     return rows
 
 
-def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+def collate(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
     """Right-padded with id 0."""
     longest = max(len(row.input_ids) for row in rows)
     ids_BS = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -72,7 +62,9 @@ def tiny_llama(dtype: torch.dtype = torch.float32, lora: bool = True, dropout: f
     return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear"))
 
 
-def tiny_trainer(folder: Any, model: Any, rows: list[Row], test_rows: list[Row] = (), **changed: Any) -> FituneTrainer:  # type: ignore[assignment]
+def tiny_trainer(
+    folder: Any, model: Any, rows: list[TokenRow], test_rows: list[TokenRow] = (), **changed: Any
+) -> FituneTrainer:  # type: ignore[assignment]
     """A trainer whose log rows are collected in ``trainer.logged``."""
     batch, micro = changed.pop("batch_size", 4), changed.pop("micro_batch_size", None)
     epochs, max_steps = changed.pop("epochs", 1.0), changed.pop("max_steps", None)

@@ -43,10 +43,7 @@ def judged_rows(make_pairs):
     rows = [pair.chosen for pair in make_pairs(5)]
     others = mismatched(rows, [str(row.input_ids[:3]) for row in rows])
     wanted = (True, False, True, True, False)
-    return [
-        JudgedRow(row.input_ids, row.trained, row.row_number, good, other)
-        for row, good, other in zip(rows, wanted, others, strict=True)
-    ]
+    return [JudgedRow(row, good, other) for row, good, other in zip(rows, wanted, others, strict=True)]
 
 
 def test_the_loss_by_hand():

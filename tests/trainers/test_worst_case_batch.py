@@ -9,16 +9,9 @@ from fitune.trainers.sampler import epoch_order
 from fitune.trainers.worst_case_batch import Batches, largest_micro_batch, largest_pack, largest_pass
 
 
-def with_counts(rows):
-    """Rows with the count that a data room's rows have."""
-    for row in rows:
-        object.__setattr__(row, "num_trained", sum(row.trained[1:]))
-    return rows
-
-
 @pytest.mark.parametrize(("batch", "micro", "epochs"), [(4, 2, 1), (8, 8, 3), (6, 3, 2)])
 def test_the_largest_micro_batch_of_all(tiny, batch, micro, epochs):
-    rows = with_counts(tiny.make_rows(29, seed=batch, longest=30))
+    rows = tiny.make_rows(29, seed=batch, longest=30)
     found = largest_micro_batch(rows, Batches(batch, micro, 7, epochs))
     sizes = []
     for epoch in range(epochs):
@@ -36,7 +29,7 @@ def test_the_largest_micro_batch_of_all(tiny, batch, micro, epochs):
 
 @pytest.mark.parametrize("mode", ["tree", "rows"])
 def test_the_largest_pack_of_all(tiny, mode):
-    rows = with_counts(tiny.make_rows(24, seed=3, longest=40))
+    rows = tiny.make_rows(24, seed=3, longest=40)
     batches = Batches(8, 2, 1, 2.0, mode)
     most = 2 * max(len(row.input_ids) for row in rows)
     nodes = []
@@ -54,6 +47,6 @@ def test_the_largest_pack_of_all(tiny, mode):
 
 
 def test_padded_rows_need_no_pack(tiny):
-    rows = with_counts(tiny.make_rows(9))
+    rows = tiny.make_rows(9)
     answer = largest_pass(rows, [], Batches(4, 2, 0))
     assert answer.pack_tokens is None and answer.longest_tokens == max(len(row.input_ids) for row in rows)

@@ -90,8 +90,7 @@ def to_rows(
     rows = [tokens[index] for index in kept]
     others = mismatched(rows, [repr(judged[index].prompt) for index in kept], options.max_length)
     marked = [
-        JudgedRow(row.input_ids, row.trained, row.row_number, judged[index].desirable, other)
-        for index, row, other in zip(kept, rows, others, strict=True)
+        JudgedRow(row, judged[index].desirable, other) for index, row, other in zip(kept, rows, others, strict=True)
     ]
     return marked, [judged[index] for index in kept], report
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+import numpy as np
+
 from fitune.data.counting import Lengths, named, num_duplicates, span
 from fitune.data.read.sources import example_key
 from fitune.data.render.renderer import Renderer
@@ -88,12 +90,12 @@ def check_rows(
 ) -> CheckReport:
     """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
     lengths = Lengths.of([row.num_tokens for row in rows])
-    over = [row for row in rows if max_length and len(row.input_ids) > max_length]
-    lost = sum(sum(row.trained[max_length:]) for row in over) if max_length else 0
+    over = [row for row in rows if max_length and row.num_tokens > max_length]
+    lost = sum(int(row.arrays[1][max_length:].sum()) for row in over) if max_length else 0
     empty = [row for row in rows if row.num_trained == 0]
     ended = [row for row in rows if _end_is_trained(row, renderer.stop_ids)]
     bos = renderer.tokenizer.bos_token_id
-    double = [row for row in rows if bos is not None and row.input_ids[:2] == (bos, bos)]
+    double = [row for row in rows if bos is not None and row.arrays[0][:2].tolist() == [bos, bos]]
     duplicates = num_duplicates(map(example_key, examples))
     leaked = [row.row_number for row in rendered if row.text in test_texts]
     errors, warnings = [], _odd_roles(examples)
@@ -168,7 +170,8 @@ def _nearest(text: str, marker: str) -> str:
 
 def _end_is_trained(row: TokenRow, end_ids: Sequence[int]) -> bool:
     """Whether some end token is a target, by its position and not by its id alone."""
-    return any(trained and token in end_ids for token, trained in zip(row.input_ids, row.trained, strict=True))
+    ids, trained = row.arrays
+    return bool(np.isin(ids[trained], end_ids).any())
 
 
 def _odd_roles(examples: Sequence[Example]) -> list[str]:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+
+import numpy as np
 
 
 class _Said(TypedDict):
@@ -57,23 +59,43 @@ class Rendered:
     prompts: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
 class TokenRow:
-    """Tokens of a row. `trained[i]` says that token i is a target: the model learns to say it after tokens 0…i-1."""
+    """Tokens of a row. `trained[i]` says that token i is a target: the model learns to say it after tokens 0…i-1.
 
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    row_number: int
+    Five bytes a token are kept, often as a view into the tokens of the whole data set; the tuples are made when asked for.
+    """
+
+    __slots__ = ("_ids", "_trained", "row_number")
+
+    def __init__(self, input_ids: Sequence[int] | np.ndarray, trained: Sequence[bool] | np.ndarray, row_number: int):
+        self._ids = np.asarray(input_ids, dtype=np.int32)
+        self._trained = np.asarray(trained, dtype=bool)
+        self.row_number = row_number
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """Token ids."""
+        return tuple(self._ids.tolist())
+
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """Which tokens are targets."""
+        return tuple(self._trained.tolist())
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (int32) and targets (bool), not to be written to."""
+        return self._ids, self._trained
 
     @property
     def num_trained(self) -> int:
         """Targets that count in the loss; the first token of a row has nothing before it and never does."""
-        return sum(self.trained[1:])
+        return int(np.count_nonzero(self._trained[1:]))
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the row."""
-        return len(self.input_ids)
+        return len(self._ids)
 
     @property
     def rows(self) -> tuple[TokenRow, ...]:
@@ -84,6 +106,24 @@ class TokenRow:
     def packed_tokens(self) -> int:
         """Tokens that a pack computes of the row alone."""
         return self.num_tokens
+
+    def cut(self, length: int) -> TokenRow:
+        """The first ``length`` tokens."""
+        return TokenRow(self._ids[:length], self._trained[:length], self.row_number)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TokenRow)
+            and self.row_number == other.row_number
+            and np.array_equal(self._ids, other._ids)
+            and np.array_equal(self._trained, other._trained)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.row_number, self._ids.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"TokenRow({self.input_ids}, {self.trained}, {self.row_number})"
 
 
 @dataclass(frozen=True)
@@ -154,13 +194,18 @@ class Judged:
         return Example((*self.prompt, *self.completion), None, self.row_number)
 
 
-@dataclass(frozen=True)
 class JudgedRow(TokenRow):
-    """A prompt with an answer that is wanted or not. Only the answer is trained."""
+    """A prompt with an answer that is wanted or not. Only the answer is trained.
 
-    desirable: bool
-    mismatched: TokenRow
-    """The prompt with an answer to another prompt, which is only measured."""
+    `mismatched` is the prompt with an answer to another prompt, which is only measured.
+    """
+
+    __slots__ = ("desirable", "mismatched")
+
+    def __init__(self, row: TokenRow, desirable: bool, mismatched: TokenRow):
+        super().__init__(*row.arrays, row.row_number)
+        self.desirable = desirable
+        self.mismatched = mismatched
 
 
 @dataclass(frozen=True)

@@ -127,10 +127,10 @@ def _tokens(
     kept_rows: list[TokenRow] = []
     for row in rows:
         limit = options.max_length
-        if limit and len(row.input_ids) > limit:
+        if limit and row.num_tokens > limit:
             if options.too_long == "drop":
                 continue
-            row = TokenRow(row.input_ids[:limit], row.trained[:limit], row.row_number)
+            row = row.cut(limit)
         if row.num_trained:
             kept_rows.append(row)
     if not kept_rows:

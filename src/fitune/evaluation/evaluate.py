@@ -97,7 +97,7 @@ def _answer_row(example: Example, said: Answer, renderer: Renderer) -> dict[str,
 def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:
     """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
     total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    ordered = sorted(rows, key=lambda row: row.num_tokens)
     with _asking(model):
         for first in follow(range(0, len(ordered), batch), label):
             chosen = ordered[first : first + batch]

@@ -39,7 +39,7 @@ class Batches:
 
     def max_tokens(self, rows: Sequence[Any]) -> int:
         """Computed tokens of a pack at most (packing.choose_packing)."""
-        return self.micro_rows * max((len(row.input_ids) for row in rows), default=1)
+        return self.micro_rows * max((row.num_tokens for row in rows), default=1)
 
 
 def heaviest_steps(
@@ -50,7 +50,7 @@ def heaviest_steps(
     Args:
         weights: tokens of each row; None takes its length.
     """
-    lengths = np.asarray([len(row.input_ids) for row in rows]) if weights is None else weights
+    lengths = np.asarray([row.num_tokens for row in rows]) if weights is None else weights
     found = []
     for order in _orders(rows, batches):
         starts = range(0, len(order), batches.batch_rows)
@@ -90,7 +90,7 @@ def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
 
 def _width(row: Any) -> int:
     """Tokens of a row, or of the longer row of a pair."""
-    return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
+    return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else row.num_tokens
 
 
 def _orders(rows: Sequence[Any], batches: Batches) -> Iterator[np.ndarray]:
@@ -122,10 +122,10 @@ def largest_pass(
     """What the rows say about the memory of this run."""
     if isinstance(train_rows[0], PairRow):
         return _largest_pass_of_pairs(train_rows, test_rows, batches, prompt_tokens)
-    longest = max(len(row.input_ids) for row in train_rows)
+    longest = max(row.num_tokens for row in train_rows)
     if batches.mode == "off":
         micro = largest_micro_batch(train_rows, batches)
-        width = max(len(row.input_ids) for row in micro)
+        width = max(row.num_tokens for row in micro)
         targets = sum(row.num_trained for row in micro)
         return LargestPass(width, _share(targets, len(micro) * (width - 1)), prompt_tokens=prompt_tokens)
     pack = largest_pack(train_rows, batches)

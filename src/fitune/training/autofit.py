@@ -98,7 +98,7 @@ def _plan_on_cpu(values: dict[str, Any], room: Any, setup: RunSetup, scenario: S
 
 def _row_tokens(setup: RunSetup, scenario: Scenario) -> int:
     """Tokens of a row of a pack."""
-    return min(max(len(row.input_ids) for row in setup.data.train), scenario.seq_len)
+    return min(max(row.num_tokens for row in setup.data.train), scenario.seq_len)
 
 
 def with_precision(settings: Settings, setup: RunSetup) -> Settings:
@@ -206,7 +206,7 @@ def _within(rows: Any, limit: int | None) -> Any:
 
 def longest_side(row: Any) -> int:
     """Tokens of a row, or of the longer side of a pair, which data.max_length limits."""
-    return max(len(side.input_ids) for side in row.rows) if isinstance(row, PairRow) else len(row.input_ids)
+    return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else row.num_tokens
 
 
 def _in_words(room: Room) -> str:

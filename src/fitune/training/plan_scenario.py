@@ -249,5 +249,5 @@ def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int],
 
 def label_share_of(rows: Sequence[Any]) -> float:
     """Trained tokens of the longest row over its tokens; some rows of a batch have more, the longest decides."""
-    longest = max(rows, key=lambda row: len(row.input_ids))
+    longest = max(rows, key=lambda row: row.num_tokens)
     return max(longest.num_trained, 1) / max(len(longest.input_ids) - 1, 1)

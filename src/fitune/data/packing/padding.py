@@ -18,7 +18,7 @@ def pad_collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
     A label is −100 wherever the token is not a target, by position: a pad token that shares its id with the end
     token takes nothing away from the end token.
     """
-    length = max(len(row.input_ids) for row in rows)
+    length = max(row.num_tokens for row in rows)
     input_ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED, dtype=torch.long)

@@ -10,11 +10,12 @@ history (thinking that is left out of earlier turns), each turn that differs bec
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from fitune.data.render.asking import AS_THE_TEMPLATE, Asking, system_into_user
 from fitune.data.render.chat_format import THINKING_SWITCHES, ChatFormat, closing_run, probe_format
@@ -23,6 +24,8 @@ from fitune.data.rows import Example, Message, Rendered, TokenRow
 from fitune.errors import DataError
 
 LOSS_ON = ("completion", "assistant", "last_assistant", "response_template", "all")
+# Rows whose character positions are in memory at one time.
+ROWS_AT_ONCE = 1_000
 THINKING = ("auto", "train", "mask", "drop")
 
 
@@ -215,8 +218,10 @@ class Renderer:
         A prompt has the tokens that it has alone. Where the text behind it would merge with its end, the answer is
         tokenized by itself; a row of several answers then becomes one row an answer.
         """
-        if not rendered:
-            return
+        for start in range(0, len(rendered), ROWS_AT_ONCE):
+            yield from self._tokenize(rendered[start : start + ROWS_AT_ONCE])
+
+    def _tokenize(self, rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
         encoded = self.tokenizer(
             [row.text for row in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -226,7 +231,7 @@ class Renderer:
             prompt_ids = [next(alone) for _ in row.prompts]
             if all(ids[: len(prompt)] == prompt for prompt in prompt_ids):
                 begins = {border: len(prompt) for border, prompt in zip(row.prompts, prompt_ids, strict=True)}
-                yield TokenRow(tuple(ids), _trained(offsets, row.spans, begins), row.row_number)
+                yield TokenRow(ids, _trained(offsets, row.spans, begins), row.row_number)
                 continue
             for prompt, border, span in zip(prompt_ids, row.prompts, row.spans, strict=True):
                 yield self._spliced(row, prompt, border, span)
@@ -248,7 +253,7 @@ class Renderer:
             )
         offsets = [(begin + border, stop + border) for begin, stop in encoded["offset_mapping"]]
         trained = _trained(offsets, ((start, end),), {border: 0})
-        return TokenRow(tuple(ids), (False,) * len(prompt) + trained, row.row_number)
+        return TokenRow(ids, np.concatenate([np.zeros(len(prompt), dtype=bool), trained]), row.row_number)
 
     def _render_text(self, example: Example) -> Rendered:
         """Plain text, from BOS (if the tokenizer begins texts with one) to the end token, every token trained."""
@@ -305,17 +310,21 @@ def _as_few_rows(turns: Sequence[Turn], row_number: int) -> list[Rendered]:
 
 def _trained(
     offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], begins: dict[int, int]
-) -> tuple[bool, ...]:
+) -> np.ndarray:
     """For each token's (start, end) whether it is trained.
 
     Args:
         begins: character at which an answer begins → its first token. Any other span begins with the token whose last
             character is the first one in it.
     """
-    stops = [stop for _, stop in offsets]
-    trained = [False] * len(offsets)
+    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    stops = places[:, 1]
+    trained = np.zeros(len(places), dtype=bool)
     for start, end in spans:
-        first = begins[start] if start in begins else bisect_left(stops, start + 1)
-        last = bisect_right(stops, end)
-        trained[first:last] = [offsets[at][1] > offsets[at][0] or start in begins for at in range(first, last)]
-    return tuple(trained)
+        last = np.searchsorted(stops, end, side="right")
+        if start in begins:
+            trained[begins[start] : last] = True
+        else:
+            first = np.searchsorted(stops, start + 1)
+            trained[first:last] = stops[first:last] > places[first:last, 0]
+    return trained

@@ -15,7 +15,7 @@ def show_row(row: TokenRow, tokenizer: Any, colour: bool) -> Text:
 
     Line breaks are shown as ↵ and blanks as ·, so that nothing that is trained is invisible.
     """
-    text = Text(f"row {row.row_number}: {len(row.input_ids)} tokens, {row.num_trained} trained\n", style="bold")
+    text = Text(f"row {row.row_number}: {row.num_tokens} tokens, {row.num_trained} trained\n", style="bold")
     pieces = [visible(tokenizer.decode([token])) for token in row.input_ids]
     if colour:
         for piece, trained in zip(pieces, row.trained, strict=True):

@@ -64,13 +64,14 @@ def _read(path: Path, rendered: Sequence[Rendered]) -> list[TokenRow] | None:
     if conversations[-1] != len(known) - 1:
         return None
     numbers = [known[at] for at in conversations.tolist()]
-    return list(_rows(ids.tolist(), trained[: len(ids)].astype(bool).tolist(), ends.tolist(), numbers))
+    return list(_rows(ids, trained[: len(ids)].astype(bool), ends.tolist(), numbers))
 
 
-def _rows(ids: list[int], trained: list[bool], ends: list[int], numbers: list[int]) -> Iterator[TokenRow]:
+def _rows(ids: np.ndarray, trained: np.ndarray, ends: Sequence[int], numbers: Sequence[int]) -> Iterator[TokenRow]:
+    """Rows that are views into the tokens of all."""
     start = 0
     for number, end in zip(numbers, ends, strict=True):
-        yield TokenRow(tuple(ids[start:end]), tuple(trained[start:end]), number)
+        yield TokenRow(ids[start:end], trained[start:end], number)
         start = end
 
 
@@ -83,10 +84,10 @@ def _conversations(rows: Sequence[TokenRow]) -> list[int]:
 def _write(path: Path, rows: Sequence[TokenRow]) -> None:
     """Keep the rows, and drop the files used longest ago."""
     arrays = {
-        "ids": np.fromiter((token for row in rows for token in row.input_ids), np.int32),
-        "trained": np.packbits(np.fromiter((on for row in rows for on in row.trained), bool)),
+        "ids": np.concatenate([row.arrays[0] for row in rows]),
+        "trained": np.packbits(np.concatenate([row.arrays[1] for row in rows])),
         "conversations": np.asarray(_conversations(rows), np.int64),
-        "lengths": np.asarray([len(row.input_ids) for row in rows], np.int64),
+        "lengths": np.asarray([row.num_tokens for row in rows], np.int64),
     }
     keep(path, lambda file: np.savez(file, **arrays))
     with suppress(OSError):

@@ -9,7 +9,6 @@ the chosen sides: the mean over the trained tokens of all pairs of the step, not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ class OrpoTrainer(PairTrainer):
         """2P rows; with sft_on all, every token of the better ones is a target."""
         rows = sides(pairs)
         if self.sft_on == "all":
-            rows[::2] = [replace(row, trained=(True,) * row.num_tokens) for row in rows[::2]]
+            rows[::2] = [TokenRow(row.input_ids, (True,) * row.num_tokens, row.row_number) for row in rows[::2]]
         return rows
 
     def _row_batch(self, pairs: Sequence[PairRow]) -> RowBatch:
