@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.answer_metrics import exact_match, score, word_accuracy
+from fitune.answer_metrics import row_scores, score
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
 from fitune.data.rows import Example, TokenRow
@@ -74,8 +74,7 @@ def answer_rows(
             "answer": said.text,
             "stopped": said.stopped,
             "wanted": right,
-            "exact_match": exact_match([said.text], [right]),
-            "word_accuracy": word_accuracy([said.text], [right]),
+            **row_scores(said.text, right),
         }
         for example, question, said, right in zip(examples, asked, answers, wanted, strict=True)
     ]

@@ -100,6 +100,7 @@ def documents() -> dict[str, str]:
         "docs/api.md": api_text(),
         "README.md": with_tables(readme_text()),
         "docs/export.md": page_text("docs/export.md"),
+        "docs/quantization.md": page_text("docs/quantization.md"),
         "recipes/all-settings.yaml": example_text(),
     }
 
