@@ -80,7 +80,7 @@ def prepare() -> None:
 
     from fitune.models.hardware import Precision, detect
     from fitune.models.load_base import load_base
-    from fitune.models.quantization.quantize import Quantization, stored_bytes
+    from fitune.models.quantization.quantize import QuantizationConfig, stored_bytes
     from fitune.models.source import resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ def prepare() -> None:
     source = resolve("smollm2-135m-instruct")
     tokenizer = load_tokenizer(source)
     rest = resolve_template(tokenizer), detect("cpu"), Precision(torch.bfloat16, "benchmark")
-    model: Any = load_base(source, tokenizer, *rest, quantization=Quantization("nf4", True)).model
+    model: Any = load_base(source, tokenizer, *rest, quantization=QuantizationConfig("nf4", True)).model
     ids = tokenizer("The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background.")
     ids_BT = torch.tensor([ids["input_ids"]])
 

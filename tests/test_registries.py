@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import fitune
+from fitune.answer_metrics import ANSWER_METRICS
 from fitune.data.read.forms import DATA_FORMS
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.methods.registry import METHODS
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.ops.optimizers import OPTIMIZERS, PLANNED
 
 SRC = Path(str(fitune.__file__)).parent
 # Registry → its names. The owner's own file or folder needs no exception: it writes each name once, in its object.
@@ -21,6 +24,10 @@ REGISTRIES: dict[str, Collection[str]] = {
     "GGUF types": GGUF_TYPES,
     "data forms": DATA_FORMS,
     "methods": METHODS,
+    "optimizers": OPTIMIZERS,
+    "optimizers of plans": PLANNED,
+    "quantizations": QUANTIZATIONS,
+    "answer metrics": ANSWER_METRICS,
 }
 
 

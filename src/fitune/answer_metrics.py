@@ -33,9 +33,7 @@ def chrf(answers: Sequence[str], wanted: Sequence[str]) -> float:
 
 # What generated answers are measured by, by the names that `eval.best_metric` and metrics.jsonl know.
 ANSWER_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "exact_match": exact_match,
-    "word_accuracy": word_accuracy,
-    "chrf": chrf,
+    metric.__name__: metric for metric in (exact_match, word_accuracy, chrf)
 }
 
 
@@ -46,6 +44,11 @@ def score(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
         ValueError: not as many answers as references.
     """
     return {name: metric(answers, wanted) for name, metric in ANSWER_METRICS.items()}
+
+
+def row_scores(answer: str, wanted: str) -> dict[str, float]:
+    """The metrics that say something of one answer by itself: chrF is of a whole set."""
+    return {metric.__name__: metric([answer], [wanted]) for metric in (exact_match, word_accuracy)}
 
 
 def equal(answer: str, wanted: str) -> bool:

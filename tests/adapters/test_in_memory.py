@@ -18,18 +18,18 @@ from fitune.adapters.inject import attach, lora_config
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
 
 # Name → type of the base, its quantization, largest logit difference of the merged model and of an unmerge by
 # arithmetic. Logits of the tiny model are about 1; measured here, rounded up.
-KINDS_OF_BASE: dict[str, tuple[torch.dtype, Quantization, float, float]] = {
+KINDS_OF_BASE: dict[str, tuple[torch.dtype, QuantizationConfig, float, float]] = {
     "fp32": (torch.float32, NO_QUANTIZATION, 1e-5, 1e-6),
     "bf16": (torch.bfloat16, NO_QUANTIZATION, 0.05, 0.02),
-    "int8": (torch.bfloat16, Quantization("int8"), 0.1, 0.1),
-    "nf4": (torch.bfloat16, Quantization("nf4"), 1.0, 0.5),
+    "int8": (torch.bfloat16, QuantizationConfig("int8"), 0.1, 0.1),
+    "nf4": (torch.bfloat16, QuantizationConfig("nf4"), 1.0, 0.5),
 }
 IDS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
 

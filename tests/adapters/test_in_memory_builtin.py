@@ -14,7 +14,7 @@ from fitune.adapters.base_snapshot import copy_layers, digests
 from fitune.adapters.inject import attach, lora_config
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -23,8 +23,8 @@ from fitune.models.tokenizer import load_tokenizer
 BASES = {
     "fp32": (torch.float32, NO_QUANTIZATION, 20),
     "bf16": (torch.bfloat16, NO_QUANTIZATION, 6),
-    "int8": (torch.bfloat16, Quantization("int8"), 4),
-    "nf4": (torch.bfloat16, Quantization("nf4", double_quant=True), 0.5),
+    "int8": (torch.bfloat16, QuantizationConfig("int8"), 4),
+    "nf4": (torch.bfloat16, QuantizationConfig("nf4", double_quant=True), 0.5),
 }
 
 

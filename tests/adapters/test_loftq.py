@@ -18,12 +18,12 @@ from fitune.config.settings_loader import load_settings
 from fitune.errors import ModelError, SettingsError
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization, dense_weight
+from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig, dense_weight
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
 
-NF4 = Quantization("nf4", double_quant=True)
+NF4 = QuantizationConfig("nf4", double_quant=True)
 IDS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
@@ -32,14 +32,14 @@ def folder(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model("llama", hidden_size=64, intermediate_size=128, tie_word_embeddings=True)
 
 
-def open_base(folder: Path, quantization: Quantization = NF4, keep_dense: bool = False) -> LoadedBase:
+def open_base(folder: Path, quantization: QuantizationConfig = NF4, keep_dense: bool = False) -> LoadedBase:
     source = resolve(str(folder))
     tokenizer = load_tokenizer(source)
     rest = resolve_template(tokenizer), detect("cpu"), Precision(torch.bfloat16, "test")
     return load_base(source, tokenizer, *rest, quantization=quantization, keep_dense=keep_dense)
 
 
-def begin(folder: Path, quantization: Quantization = NF4, **options: Any) -> tuple[LoadedBase, Any, Any]:
+def begin(folder: Path, quantization: QuantizationConfig = NF4, **options: Any) -> tuple[LoadedBase, Any, Any]:
     base = open_base(folder, quantization, keep_dense=True)
     model = attach(base.model, lora_config(base.model, **{"rank": 16, "alpha": 32, **options}))
     return base, model, start_loftq(model, base.dense)
@@ -131,8 +131,8 @@ def test_layers_with_little_or_no_error_can_learn_with_the_whole_rank(folder: Pa
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
 def test_the_error_falls_in_weights_and_logits(folder: Path, kind: str):
     exact = logits(open_base(folder, NO_QUANTIZATION).model)
-    off = (logits(open_base(folder, Quantization(kind)).model) - exact).norm()
-    _, model, report = begin(folder, Quantization(kind))
+    off = (logits(open_base(folder, QuantizationConfig(kind)).model) - exact).norm()
+    _, model, report = begin(folder, QuantizationConfig(kind))
     assert 0 < report.after < 0.8 * report.before and report.layers == 14
     assert (logits(model) - exact).norm() < off
 
@@ -153,7 +153,7 @@ def test_it_opens_over_the_base_that_any_run_quantizes(folder: Path, tmp_path: P
     plain = PeftModel.from_pretrained(open_base(folder).model, tmp_path / "a")
     torch.testing.assert_close(logits(plain), after, atol=0, rtol=0)
     assert json.loads((tmp_path / "a" / "fitune.json").read_text())["init"] == "loftq"
-    for other in (NO_QUANTIZATION, Quantization("nf4"), Quantization("int8")):
+    for other in (NO_QUANTIZATION, QuantizationConfig("nf4"), QuantizationConfig("int8")):
         with pytest.raises(ModelError, match="begun with LoftQ over nf4 with double quantization"):
             load_adapter(open_base(folder, other).model, tmp_path / "a")
 

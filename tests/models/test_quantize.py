@@ -21,7 +21,7 @@ from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import LoadedBase, build_on_meta, load_base
 from fitune.models.quantization.quantize import (
     NO_QUANTIZATION,
-    Quantization,
+    QuantizationConfig,
     bnb_config,
     dense_weight,
     quantized_layers,
@@ -36,10 +36,10 @@ from fitune.planning.scenario import Scenario
 from fitune.planning.trace.dry_run import quantize_skeleton
 
 KINDS = {
-    "int8": Quantization("int8"),
-    "nf4": Quantization("nf4"),
-    "nf4 double": Quantization("nf4", double_quant=True),
-    "fp4": Quantization("fp4"),
+    "int8": QuantizationConfig("int8"),
+    "nf4": QuantizationConfig("nf4"),
+    "nf4 double": QuantizationConfig("nf4", double_quant=True),
+    "fp4": QuantizationConfig("fp4"),
 }
 FAMILIES = [
     "llama",
@@ -84,7 +84,7 @@ def llama(wide: Callable[..., Path]) -> Path:
 
 
 def open_quantized(
-    folder: Path, quantization: Quantization = NO_QUANTIZATION, dtype: torch.dtype = torch.bfloat16
+    folder: Path, quantization: QuantizationConfig = NO_QUANTIZATION, dtype: torch.dtype = torch.bfloat16
 ) -> LoadedBase:
     source = resolve(str(folder))
     tokenizer = load_tokenizer(source)
@@ -135,11 +135,11 @@ def test_head_embeddings_and_norms_stay(wide: Callable[..., Path], family: str):
 
 def test_named_layers_stay_and_the_head_with_them(llama: Path):
     """Naming a layer takes transformers' own exceptions away; they are named again."""
-    model = open_quantized(llama, Quantization("nf4", unquantized=("down_proj",))).model
+    model = open_quantized(llama, QuantizationConfig("nf4", unquantized=("down_proj",))).model
     names = {name.split(".")[-1] for name in quantized_layers(model)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"}
     with pytest.raises(ModelError, match=r'"down_prj".*did you mean "down_proj".*linear layers are: down_proj, gate'):
-        open_quantized(llama, Quantization("nf4", unquantized=("down_prj",)))
+        open_quantized(llama, QuantizationConfig("nf4", unquantized=("down_prj",)))
 
 
 def test_stored_bytes_by_hand(llama: Path):
@@ -206,7 +206,7 @@ def test_trains_after_an_evaluation_and_comes_back(llama: Path, tmp_path: Path, 
     again = load_adapter(open_quantized(llama, KINDS[kind]).model, tmp_path / "a")
     torch.testing.assert_close(logits(again), after, atol=0, rtol=0)
     facts = json.loads((tmp_path / "a" / "fitune.json").read_text())
-    assert Quantization.from_dict(facts["quantization"]) == KINDS[kind]
+    assert QuantizationConfig.from_dict(facts["quantization"]) == KINDS[kind]
 
 
 def test_all_parameters_are_counted(llama: Path):

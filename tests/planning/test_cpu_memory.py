@@ -66,6 +66,9 @@ def plan(scenario: Scenario = BASE, row_tokens: int | None = 64) -> CpuPlan:
         {"rows": "padded", "batch": 4, "seq_len": 64},
         {"rows": "full", "attention": "eager", "batch": 4, "seq_len": 64},
         {"tuning": "full", "weights": "fp32"},
+        {"weights": "int8"},
+        {"weights": "int8", "compute": "fp32", "autocast": "none", "rows": "padded"},
+        {"weights": "nf4", "compute": "fp32", "autocast": "none"},
         {"eval_batch": 2, "generate_batch": 2, "prompt_tokens": 16, "new_answer_tokens": 8},
     ],
     ids=str,
@@ -150,7 +153,9 @@ def peaks(device: str, scenario: Scenario) -> dict[str, int]:
 @pytest.mark.parametrize(
     "changes",
     [{}, {"weights": "fp32", "autocast": "none"}, {"gradient_checkpointing": True}, {"tuning": "full", "weights": "fp32"},
-     {"rows": "full", "batch": 4, "seq_len": 64}],
+     {"rows": "full", "batch": 4, "seq_len": 64}, {"weights": "int8"}, {"weights": "nf4"},
+     {"weights": "int8", "compute": "fp32", "autocast": "none"},
+     {"weights": "nf4", "compute": "fp32", "autocast": "none"}],
     ids=str,
 )  # fmt: skip
 def test_a_trace_holds_what_a_real_run_holds(changes: dict[str, Any]) -> None:

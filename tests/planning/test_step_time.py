@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from fitune.ops.optimizers.adamw import ADAMW
 from fitune.planning.gpus.catalogue import budget, find_gpu
 from fitune.planning.gpus.step_time import (
     BANDWIDTH_SHARE,
     HOST_SECONDS,
     KERNEL_SECONDS,
     MATRIX_SHARE,
-    OPTIMIZER_BYTES,
     step_seconds,
     with_time,
 )
@@ -48,7 +48,7 @@ def test_accumulation_repeats_the_micro_batch_and_the_optimizer_steps_once() -> 
     four = step_seconds(made, PLAIN.but(accumulation=4), T4)
     assert one is not None and four == pytest.approx(4 * one)
     stepped = step_seconds(made, PLAIN.but(optimizer_step=True, max_grad_norm=None), T4)
-    assert stepped == pytest.approx(one + 10**9 * OPTIMIZER_BYTES["adamw"] / (BANDWIDTH_SHARE * 320e9))
+    assert stepped == pytest.approx(one + 10**9 * ADAMW.step_bytes / (BANDWIDTH_SHARE * 320e9))
 
 
 def test_what_is_not_known_is_not_said() -> None:
@@ -58,12 +58,6 @@ def test_what_is_not_known_is_not_said() -> None:
 
     assert with_time(made, PLAIN, Card("c", 1, (8, 0), 0)).seconds_per_step is None
     assert "RTX 4090" in with_time(made, PLAIN, budget(2**34)).notes[0]
-
-
-def test_every_optimizer_has_its_bytes() -> None:
-    from fitune.planning.scenario import CHOICES
-
-    assert OPTIMIZER_BYTES.keys() == set(CHOICES["optimizer"])
 
 
 CONFIG: dict[str, Any] = {

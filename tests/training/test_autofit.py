@@ -225,6 +225,24 @@ def test_a_cpu_with_a_budget_is_fitted_by_the_growth_of_the_process(settings_of,
     assert shown["measured"] < shown["predicted"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tight_budget_on_a_cpu_is_planned_down_to_the_last_quantization(settings_of, precision, monkeypatch):
+    """Every level is traced, int8 and NF4 among them; no process is as small as this budget."""
+    import fitune
+
+    planned, plan_cpu = [], runs_fit.plan_cpu
+
+    def noted(values: Any, scenario: Scenario, row_tokens: int) -> Any:
+        planned.append(scenario.weights)
+        return plan_cpu(values, scenario, row_tokens)
+
+    monkeypatch.setattr(runs_fit, "plan_cpu", noted)
+    settings = settings_of(fit="auto", model__precision=precision, memory={"budget": "100MiB"})
+    with pytest.raises(DoesNotFit, match="Nothing that fitune can change makes it fit"):
+        fitune.train(settings)
+    assert {precision, "int8", "nf4"} <= set(planned)
+
+
 def test_a_cpu_without_a_budget_is_predicted_too_and_trained_as_asked(settings_of, monkeypatch, capsys):
     import fitune
 

@@ -11,8 +11,8 @@ from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.rows import PairRow, PromptRow, TokenRow
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.planning.scenario import Scenario
-from fitune.trainers.arguments import OPTIMIZERS
 from fitune.training.plan_scenario import NEVER, packs_rows, row_sizes, rows_of_length, scenario_of
 
 # Settings that no memory depends on, and why.

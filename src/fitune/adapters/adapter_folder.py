@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fitune.adapters.compatibility import FACTS, check_belongs, fingerprint, read_facts
-from fitune.adapters.inject import cast_trained_to_fp32, compute_in, refuse_dora_in_int8, remember_biases
+from fitune.adapters.inject import cast_trained_to_fp32, compute_in, refuse_dora_on_cpu, remember_biases
 from fitune.adapters.locate import copy_merged, merged_facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
@@ -111,7 +111,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     dtype = input_weight(base).dtype
     remember_biases(base, read_config(folder).get("bias", "none"))
     if read_config(folder).get("use_dora"):
-        refuse_dora_in_int8(base)
+        refuse_dora_on_cpu(base)
     config = PeftConfig.from_pretrained(str(folder))
     if trainable:
         use_fast_lora(cast(LoraConfig, config), base)

@@ -9,7 +9,6 @@ An adapter's own tensors are no part of the base. Names are those of the bare mo
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from fitune.models.base_model import base_model_of
-from fitune.models.quantization.quantize import dense_weight, is_quantized, scales
+from fitune.models.quantization.quantize import dense_weight, is_quantized, kind_of, scales
 
 # PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
 WRAPPERS = ("base_layer", "original_module", "token_adapter")
@@ -118,13 +117,7 @@ def put_back(copies: Copies) -> None:
             continue
         parameter = state["parameter"]
         parameter.data = state["weight"]
-        if "quant_state" in state:
-            # PEFT 0.21 marks the old weight as not quantized when it merges.
-            parameter.quant_state, parameter.bnb_quantized = state["quant_state"], True
-            layer.quant_state = state["quant_state"]
-        else:
-            parameter.CB, parameter.SCB = state["weight"], state["scales"]
-            layer.state.CB = layer.state.SCB = None  # taken from the weight again at the next forward pass
+        state["kind"].put_back(layer, parameter, state["unpacked_by"])
         layer.weight = parameter
 
 
@@ -145,24 +138,18 @@ def compare(copies: Copies) -> Restored:
 def _stored(layer: Any) -> dict[str, Any]:
     bias = getattr(layer, "bias", None)
     state: dict[str, Any] = {"bias": None if bias is None else bias.detach().clone()}
-    if not is_quantized(layer):
+    if (kind := kind_of(layer)) is None:
         return {**state, "weight": layer.weight.detach().to("cpu", copy=True)}
     # PEFT replaces a quantized weight by a new one, so the old tensors need no second copy.
-    state |= {"parameter": layer.weight, "weight": layer.weight.data}
-    if getattr(layer.weight, "quant_state", None) is not None:
-        return {**state, "quant_state": copy.copy(layer.weight.quant_state)}
-    return {**state, "scales": layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB}
+    stored = {"parameter": layer.weight, "weight": layer.weight.data}
+    return {**state, **stored, "kind": kind, "unpacked_by": kind.state(layer)}
 
 
 def _dense(layer: Any, state: dict[str, Any]) -> Tensor:
     """The weights that a copy stands for."""
     if "parameter" not in state:
         return state["weight"]
-    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
-
-    if "quant_state" in state:
-        return dequantize_4bit(state["weight"], state["quant_state"])
-    return int8_vectorwise_dequant(state["weight"], state["scales"])
+    return state["kind"].unpack(state["weight"], state["unpacked_by"])
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:

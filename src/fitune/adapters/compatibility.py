@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from fitune.adapters.locate import read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
-from fitune.models.quantization.quantize import Quantization, is_quantized, stored_as
+from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
 from fitune.models.safetensors_check import check_safetensors
 
 FACTS = "fitune.json"
@@ -79,7 +79,7 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
                 f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
                 f"this model's is {value}. It was trained on {facts['base']['name']}"
             )
-    wanted, stored = Quantization.from_dict(facts.get("quantization")), stored_as(base)
+    wanted, stored = QuantizationConfig.from_dict(facts.get("quantization")), stored_as(base)
     if facts.get("init") == "loftq" and (wanted.kind, wanted.double_quant) != (stored.kind, stored.double_quant):
         raise ModelError(
             f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "

@@ -36,7 +36,7 @@ from fitune.adapters.base_snapshot import (
 )
 from fitune.adapters.inject import undo
 from fitune.errors import ModelError, did_you_mean
-from fitune.models.quantization.quantize import is_quantized
+from fitune.models.quantization.quantize import is_quantized, kind_of
 
 BASE = "base"
 """The word for no adapter at all, where a name is asked for."""
@@ -126,6 +126,11 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
     if not chosen:
         raise ModelError(f"no adapter is on, so there is nothing to merge; in memory are: {', '.join(names(model))}")
     copies = copy_layers(model)
+    if fixed := [kind.name for layer, _ in copies.layers.values() if (kind := kind_of(layer)) and not kind.merges]:
+        raise ModelError(
+            f"the base is stored in {fixed[0]}, into which PEFT cannot merge; export the adapter merged (`fitune export "
+            "--to merged` takes the 16-bit base), or switch it on and off"
+        )
     with _quiet():
         _tuner(model).merge_adapter(list(chosen))
     # Without the copies, some values of each layer are held for the report alone.

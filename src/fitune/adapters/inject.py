@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from fitune.adapters.low_rank_start import above_rounding, begin
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load_base import input_weight
-from fitune.models.quantization.quantize import is_quantized, numel
+from fitune.models.quantization.nf4 import NF4
+from fitune.models.quantization.quantize import is_quantized, kind_of, numel
 from fitune.ops.fused_layers import use_lean_layers
 from fitune.ops.fused_lora import use_fast_lora
 
@@ -56,7 +57,7 @@ def lora_config(
     ends = {name.split(".")[-1] for name in modules_to_save}
     _refuse_quantized(model, ends, init)
     if dora:
-        refuse_dora_in_int8(model)
+        refuse_dora_on_cpu(model)
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
@@ -269,18 +270,19 @@ def _refuse_quantized(model: PreTrainedModel, in_full: set[str], init: str) -> N
         )
 
 
-def refuse_dora_in_int8(model: nn.Module) -> None:
-    """Raises ModelError for DoRA over int8 layers on a CPU.
+def refuse_dora_on_cpu(model: nn.Module) -> None:
+    """Raises ModelError for DoRA over layers whose quantization does not bear it on a CPU.
 
-    PEFT 0.21 moves such a weight to the CPU after unpacking it for DoRA's norm, and bitsandbytes 0.50 then makes a new
+    PEFT 0.21 moves an int8 weight to the CPU after unpacking it for DoRA's norm, and bitsandbytes 0.50 then makes a new
     one without its scales: the next forward pass fails.
     """
-    on_cpu = (module for module in model.modules() if is_quantized(module) and module.weight.device.type == "cpu")
-    if any(type(module.weight).__name__ == "Int8Params" for module in on_cpu):
-        raise ModelError(
-            "DoRA over an int8 base does not work on a CPU (PEFT and bitsandbytes lose the scales of its layers); "
-            "use model.quantization nf4, or lora.dora false"
-        )
+    for module in model.modules():
+        kind = kind_of(module)
+        if kind is not None and not kind.dora_on_cpu and cast(Any, module).weight.device.type == "cpu":
+            raise ModelError(
+                f"DoRA over an {kind.name} base does not work on a CPU (PEFT and bitsandbytes lose the scales of its "
+                f"layers); use model.quantization {NF4.name}, or lora.dora false"
+            )
 
 
 def _check_names(setting: str, names: Sequence[str], known: set[str], what: str = "modules") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fitune.answer_metrics import ANSWER_METRICS
 from fitune.cli.options.shared import print_json
 
 if TYPE_CHECKING:
@@ -239,9 +240,6 @@ def score_table(tables: dict[str, list[dict[str, str]]], scores: dict[str, dict[
 
     table = Table("", "sentences", "exact", "words right", "chrF", title="before → after")
     for name, sides in scores.items():
-        cells = [
-            f"{sides['before'][metric]:.1%} → {sides['after'][metric]:.1%}"
-            for metric in ("exact_match", "word_accuracy", "chrf")
-        ]
+        cells = [f"{sides['before'][metric]:.1%} → {sides['after'][metric]:.1%}" for metric in ANSWER_METRICS]
         table.add_row(name, str(len(tables[name])), *cells)
     return table

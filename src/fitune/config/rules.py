@@ -14,6 +14,10 @@ from fitune.config.sections import Settings
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.methods.method import Fault
 from fitune.methods.registry import METHODS
+from fitune.models.quantization import QUANTIZATIONS, doubled, either
+from fitune.models.quantization.nf4 import NF4
+from fitune.models.quantization.quantization import Quantization
+from fitune.ops.optimizers.adamw_8bit import ADAMW_8BIT
 from fitune.sizes import parse_bytes
 
 
@@ -86,7 +90,7 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
         if settings.model.unquantized:
             yield (
                 ("model.unquantized", "model.quantization"),
-                "is set, and model.quantization is none; set model.quantization to int8, nf4 or fp4, or remove this",
+                f"is set, and model.quantization is none; set model.quantization to {either(QUANTIZATIONS)}, or remove this",
             )
     elif settings.model.merge:
         yield (
@@ -98,7 +102,7 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
         yield (
             ("model.quantization", "train.tuning"),
             f"is {kind}, and train.tuning is full: quantized weights cannot be trained. Use train.tuning lora (adapters "
-            "over the quantized base), or model.quantization none with train.optimizer adamw_8bit to save memory",
+            f"over the quantized base), or model.quantization none with train.optimizer {ADAMW_8BIT.name} to save memory",
         )
     elif lora.init == "pissa":
         yield (
@@ -109,13 +113,28 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
     if lora.init == "loftq" and kind == "none":
         yield (
             ("lora.init", "model.quantization"),
-            "is loftq, which begins with the error of a quantization, and model.quantization is none; set it to nf4, fp4 "
-            "or int8, or use pissa or default",
+            "is loftq, which begins with the error of a quantization, and model.quantization is none; set it to "
+            f"{either(QUANTIZATIONS)}, or use pissa or default",
         )
-    if settings.model.double_quant and kind not in ("nf4", "fp4"):
+    if kind != "none" and settings.model.device == "cpu":
+        yield from _quantized_on_cpu(QUANTIZATIONS[kind], lora.dora)
+    if settings.model.double_quant and not (kind in QUANTIZATIONS and QUANTIZATIONS[kind].double_quant):
         yield (
             ("model.double_quant", "model.quantization"),
-            f"is true, and model.quantization is {kind}, which has no block scales; use nf4 or fp4, or remove this",
+            f"is true, and model.quantization is {kind}, which has no block scales; use {doubled()}, or remove this",
+        )
+
+
+def _quantized_on_cpu(kind: Quantization, dora: bool) -> Iterator[Fault]:
+    if not kind.trains_on_cpu:
+        yield (
+            ("model.quantization", "model.device"),
+            f"is {kind.name}, and model.device is cpu, which does not compute it; use a GPU, or another quantization",
+        )
+    elif dora and not kind.dora_on_cpu:
+        yield (
+            ("lora.dora", "model.quantization", "model.device"),
+            f"is true, and a CPU does not compute it over {kind.name}; use model.quantization {NF4.name}, or remove this",
         )
 
 

@@ -19,6 +19,8 @@ from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.methods.method import Method
 from fitune.methods.registry import METHODS
+from fitune.models.quantization import QUANTIZATIONS, doubled
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.section import PositiveInt, Section, Share
 
 
@@ -33,6 +35,11 @@ def rates_in_words(methods: Mapping[str, Method]) -> str:
         rates = ", ".join(f"{rate:.0e}".replace("e-0", "e-") + f" ({', '.join(some)})" for rate, some in names.items())
         told.append(f"{rates} with {words}")
     return ", ".join(told)
+
+
+def told(registry: Mapping[str, Any]) -> str:
+    """``adamw: AdamW, two fp32 states. sgd: …``: what each name of a registry is."""
+    return " ".join(f"{name}: {one.help}." for name, one in registry.items())
 
 
 def every_metric(methods: Mapping[str, Method]) -> tuple[str, ...]:
@@ -51,11 +58,15 @@ class ModelSettings(Section):
     """Where to train; auto takes a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the base weights and of the arithmetic; auto takes bf16 where the hardware multiplies it fast."""
-    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
-    """Store the base's linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4 of QLoRA, arXiv 2305.14314, or FP4),
-    frozen under the adapters. Arithmetic is done in `precision`."""
-    double_quant: bool = False
-    """With nf4 or fp4: store the scales of the blocks in 8 bits too, 0.37 bits less a weight."""
+    quantization: Annotated[str, one_of(["none"], QUANTIZATIONS)] = Field(
+        default="none",
+        description="Store the base's linear layers in few bits, frozen under the adapters; arithmetic is done in "
+        f"`precision`. {told(QUANTIZATIONS)}",
+    )
+    double_quant: bool = Field(
+        default=False,
+        description=f"With {doubled()}: store the scales of the blocks in 8 bits too, 0.37 bits less a weight.",
+    )
     unquantized: list[str] = []
     """With a quantization: linear layers kept in `precision`, by name endings such as `[down_proj]`. Embeddings, norms and
     the output head always are."""
@@ -160,8 +171,7 @@ class TrainSettings(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradient's norm; null does not."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
-    """Optimizer; the 8-bit ones keep their states in a quarter of the memory."""
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field(default="adamw", description=told(OPTIMIZERS))
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: Annotated[int, Field(ge=0)] = 42
@@ -239,9 +249,7 @@ class ExportSettings(Section):
 class TrainedAs(Section):
     """The settings that stand before the methods' own sections."""
 
-    method: Annotated[str, one_of(METHODS)] = Field(
-        default="sft", description=". ".join(f"{method.name}: {method.help}" for method in METHODS.values()) + "."
-    )
+    method: Annotated[str, one_of(METHODS)] = Field(default="sft", description=told(METHODS))
     fit: Literal["auto", "off"] = "auto"
     """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
     loaded; what was set stays as it was set. off: train as asked, nothing is planned."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitune.answer_metrics import exact_match, score, word_accuracy
+from fitune.answer_metrics import row_scores, score
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
 from fitune.data.render.renderer import Renderer
@@ -88,8 +88,7 @@ def _answer_row(example: Example, said: Answer, renderer: Renderer) -> dict[str,
         "answer": answer,
         "stopped": said.stopped,
         "wanted": wanted,
-        "exact_match": exact_match([answer], [wanted]),
-        "word_accuracy": word_accuracy([answer], [wanted]),
+        **row_scores(answer, wanted),
         **more,
     }
 

@@ -16,7 +16,7 @@ from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import NO_QUANTIZATION, Quantization
+from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
@@ -116,7 +116,7 @@ def open_base_of(
     if saved:
         template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
     # The base answers as it did in training, unless its own 16 bits are asked for.
-    quantization = Quantization.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
+    quantization = QuantizationConfig.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
     base = load_base(
         source, tokenizer, template, hardware, precision, trust_remote_code=code, quantization=quantization
     )

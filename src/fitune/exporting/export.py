@@ -20,7 +20,7 @@ from fitune.exporting.new_folder import new_folder, refuse_taken
 from fitune.exporting.probe_prompts import choose_prompts, run_of
 from fitune.models.hardware import DTYPES, detect
 from fitune.models.load_base import build_on_meta, load_config
-from fitune.models.quantization.quantize import Quantization
+from fitune.models.quantization.quantize import QuantizationConfig
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
@@ -187,4 +187,6 @@ def _reference(found: Path | None) -> str:
     if not (found / "adapter_config.json").exists():
         return "the model as it was trained"
     quantization = read_facts(found).get("quantization")
-    return f"the adapter over its base{f' in {Quantization.from_dict(quantization).name}' if quantization else ''}"
+    return (
+        f"the adapter over its base{f' in {QuantizationConfig.from_dict(quantization).name}' if quantization else ''}"
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from fitune.answer_metrics import ANSWER_METRICS
 from fitune.section import Section
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 # (settings that take part, the sentence that follows the first one's place), as in `fitune.config.rules`.
 Fault = tuple[tuple[str, ...], str]
-
-ANSWER_METRICS = ("exact_match", "word_accuracy", "chrf")
-"""Generated answers beside the wanted ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class Method:
     metrics: tuple[str, ...] = ("loss", *ANSWER_METRICS)
     """What an evaluation measures, out of which ``eval.best_metric`` may choose. The first is taken in place of a loss
     where there is none."""
-    answer_metrics: tuple[str, ...] = ANSWER_METRICS
+    answer_metrics: tuple[str, ...] = tuple(ANSWER_METRICS)
     """Those that compare generated answers with the wanted ones."""
 
     section: str | None = None

@@ -12,17 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from fitune.errors import ModelError
 from fitune.models.gguf_reader import load_dense
 from fitune.models.hardware import Hardware, Precision, settle_cpu
+from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantize import (
     NO_QUANTIZATION,
-    Quantization,
+    QuantizationConfig,
     bnb_config,
-    broken_blocks,
+    broken_on_cpu,
     describe,
     keep_standard_layout,
     only_plain_linear,
     quantize_in_place,
     quantized_layers,
-    refuse_broken_blocks,
+    refuse_on_cpu,
+    unquantized_on,
 )
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
@@ -46,7 +48,7 @@ class LoadedBase:
     stop_ids: tuple[int, ...]
     new_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    quantization: Quantization = NO_QUANTIZATION
+    quantization: QuantizationConfig = NO_QUANTIZATION
     dense: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     merged: tuple[Path, ...] = ()
 
@@ -82,7 +84,7 @@ def load_base(
     precision: Precision,
     attention: str = "auto",
     trust_remote_code: bool = False,
-    quantization: Quantization = NO_QUANTIZATION,
+    quantization: QuantizationConfig = NO_QUANTIZATION,
     keep_dense: bool = False,
     config: PretrainedConfig | None = None,
 ) -> LoadedBase:
@@ -103,14 +105,20 @@ def load_base(
         settle_cpu()
     config = load_config(source, trust_remote_code) if config is None else config
     refuse_second_quantization(source, config, quantization)
+    if quantization.on and hardware.device == "cpu" and not quantization.facts.trains_on_cpu:
+        raise ModelError(
+            f"model.quantization is {quantization.kind}, which a CPU does not compute; use a GPU, or another of "
+            f"{', '.join(kind.name for kind in QUANTIZATIONS.values() if kind.trains_on_cpu)}"
+        )
     options: dict[str, Any] = {"dtype": precision.dtype, "attn_implementation": attention_name(attention)}
     # One device by its number: the bare word "cuda" accelerate 1.15 takes for another one than cuda:0.
     device = torch.cuda.current_device() if hardware.device == "cuda" else hardware.device
-    packing, dense = None, {}
+    dense: dict[str, torch.Tensor] = {}
     if quantization.on:
         skeleton = build_on_meta(config, precision.dtype, attention)
-        packing = bnb_config(quantization, precision.dtype, skeleton, device)
-        if not source.gguf_file and not keep_dense and only_plain_linear(skeleton):
+        unquantized_on(skeleton, quantization, device)  # a layer that is not there is told before the weights are read
+        if quantization.facts.loader and not source.gguf_file and not keep_dense and only_plain_linear(skeleton):
+            packing = bnb_config(quantization, precision.dtype, skeleton, device)
             options |= {"quantization_config": packing, "device_map": {"": device}}
     try:
         if source.gguf_file:
@@ -133,8 +141,8 @@ def load_base(
     if missing := sorted(report["missing_keys"]):
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
-    if packing is not None and "quantization_config" not in options:
-        dense = quantize_in_place(model, packing, device, keep_dense)
+    if quantization.on and "quantization_config" not in options:
+        dense = quantize_in_place(model, quantization, precision.dtype, device, keep_dense)
     notes = [f"precision {precision.name}: {precision.reason}"]
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
@@ -143,12 +151,13 @@ def load_base(
     if quantized_layers(model):
         keep_standard_layout(model)
         if device == "cpu":
-            refuse_broken_blocks(model, source.name)
+            refuse_on_cpu(model, source.name)
         notes.append(describe(model, quantization, precision.name, precision.dtype.itemsize))
-        if packing is not None and device == "cpu" and packing.load_in_4bit and (left := broken_blocks(model)):
+        if quantization.on and device == "cpu" and (left := broken_on_cpu(model, quantization.facts)):
+            kind = quantization.facts
             notes.append(
-                f"{len(left)} layers with inputs that are no multiple of 64 stay in {precision.name}, {left[0]} first: "
-                "bitsandbytes computes their 4 bits wrongly on a CPU"
+                f"{len(left)} layers with inputs that are no multiple of {kind.cpu_inputs} stay in {precision.name}, "
+                f"{left[0]} first: bitsandbytes computes their {kind.bits} bits wrongly on a CPU"
             )
     new_ids = add_template_tokens(model, tokenizer, template)
     if template.origin == "chatml":
@@ -166,7 +175,7 @@ def load_base(
     return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization, dense)
 
 
-def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: Quantization) -> None:
+def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: QuantizationConfig) -> None:
     """Raises ModelError when the base on the disk is quantized already and another quantization is asked for."""
     stored = getattr(config, "quantization_config", None)
     if stored is None or not quantization.on or source.gguf_file:

@@ -1,7 +1,7 @@
 """The textbook's closed form of a run's memory: a few products of the model's sizes, beside the exact plan.
 
 In: a config's values, a `Scenario`. Out: plain figures, the table that `--explain` prints, and, for a model whose code
-cannot be traced, a `Plan` that is made of them and says so. Imports nothing but the standard library.
+cannot be traced, a `Plan` that is made of them and says so. Imports no torch.
 
 L layers, h hidden size, a heads, b rows, s tokens, V vocabulary.
 
@@ -17,17 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import PlanError
-from fitune.planning.scenario import Scenario
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.ops.optimizers import PLANNED
+from fitune.planning.scenario import PRECISIONS, Scenario
 
 if TYPE_CHECKING:
     from fitune.planning.predict import Plan
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.5, "fp4": 0.5}
-# States of an optimizer, in bytes for each trained value: Adam keeps two values, in fp32 or in 8 bits.
-STATES = {
-    "adamw": 8.0, "adamw_foreach": 8.0, "adamw_loop": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.0,
-    "paged_adamw_8bit": 2.0, "adafactor": 0.0, "sgd": 0.0,
-}  # fmt: skip
 CUBLAS_BYTES = 8 * 2**20
 NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -89,6 +85,13 @@ def lora_values(layers: int, hidden: int, rank: int) -> int:
     return layers * 18 * rank * hidden
 
 
+def stored_bytes(scenario: Scenario, hidden: int) -> float:
+    """Bytes of a weight of the layers, its share of the scales among them, in rows of h."""
+    if scenario.quantized:
+        return QUANTIZATIONS[scenario.weights].bits_per_weight(hidden, scenario.double_quant) / 8
+    return PRECISIONS[scenario.weights]
+
+
 def closed_form(values: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
     """Figures of the closed form, in bytes unless the name says otherwise.
 
@@ -102,17 +105,18 @@ def closed_form(values: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
     count = weight_values(L, h)
     lora = scenario.tuning == "lora"
     trained = lora_values(L, h, scenario.rank) if lora else count
-    each = 4.0 if scenario.trained_dtype == "fp32" else BYTES[scenario.weights]
+    each = PRECISIONS["fp32" if scenario.trained_dtype == "fp32" else scenario.dense_type]
+    stored = stored_bytes(scenario, h)
     linear = wide * activation_bytes(L, h, a, batch, tokens, False)
     scores = wide * activation_bytes(L, h, a, batch, tokens, eager) - linear
     if scenario.gradient_checkpointing:
         kept = wide * L * 2 * h * batch * tokens
         linear, scores = kept + linear // L, scores // L
     parts = {
-        "weights": round(count * BYTES[scenario.weights]),
+        "weights": round(count * stored),
         "adapters": round(trained * each) if lora else 0,
         "gradients": round(trained * each),
-        "optimizer states": round(trained * STATES[scenario.optimizer] * (each / 4 if "8bit" not in scenario.optimizer else 1)),
+        "optimizer states": round(trained * PLANNED[scenario.optimizer].bytes_per_value(each)),
         "activations": linear,
         "attention": scores,
     }  # fmt: skip
@@ -128,7 +132,7 @@ def closed_form(values: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
         "trained_values": trained,
         "parts": {name: size for name, size in parts.items() if size},
         "total_bytes": sum(parts.values()),
-        "activations_over_weights": activation_ratio(h, a, tokens, eager, 2 * wide, BYTES[scenario.weights]),
+        "activations_over_weights": activation_ratio(h, a, tokens, eager, 2 * wide, stored),
     }
 
 
@@ -221,7 +225,7 @@ def untraced_plan(values: dict[str, Any], scenario: Scenario, gpu: Any, reason: 
     tied = 1 if values.get("tie_word_embeddings") else 2
     beside = tied * found["vocabulary"] * found["hidden_size"]
     # Embeddings and head stay in 16 bits when the layers are quantized.
-    each = 2.0 if scenario.quantized else BYTES[scenario.weights]
+    each = 2 if scenario.quantized else PRECISIONS[scenario.weights]
     parts["weights"] += round(beside * each)
     trained = found["trained_values"]
     if scenario.tuning == "full":

@@ -64,9 +64,13 @@ def plan_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> 
     path = trace_cache.folder() / f"{trace_cache.content_key(values, scenario, (0, row_tokens or 0))}.json.gz"
     traced = trace_cache.read(path)
     if traced is None:
-        from fitune.planning.trace.cpu_dry_run import trace_cpu
 
-        traced = trace_cpu(trace_cache.as_config(values), scenario, row_tokens).to_dict()
+        def on_cpu(made: Any) -> Any:
+            from fitune.planning.trace.cpu_dry_run import trace_cpu
+
+            return trace_cpu(made, scenario, row_tokens)
+
+        traced = trace_cache.trace_model(values, on_cpu)
         trace_cache.write(path, traced)
     return assemble_cpu(traced)
 

@@ -1,31 +1,30 @@
 """What decides the memory of a training step, as plain values: the question that the plan answers.
 
-Imports nothing but the standard library: the tracer reads it in other environments too, and a cached answer is
-found without torch.
+Imports no torch: a cached answer is found without it.
 """
 
 from __future__ import annotations
 
 import json
+from collections import ChainMap
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "fp4"]
-Optimizer = Literal[
-    "adamw", "adamw_foreach", "adamw_loop", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"
-]
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.ops.optimizers import PLANNED
 
-QUANTIZED = ("int8", "nf4", "fp4")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "weights": ("fp32", "bf16", "fp16", *QUANTIZED),
-    "compute": ("fp32", "bf16", "fp16"),
+# Types of unquantized weights, and their bytes a value.
+PRECISIONS = {"fp32": 4, "bf16": 2, "fp16": 2}
+WEIGHTS: Mapping[str, Any] = ChainMap(QUANTIZATIONS, PRECISIONS)  # type: ignore[arg-type]
+CHOICES: dict[str, Collection[str]] = {
+    "weights": WEIGHTS,
+    "compute": PRECISIONS,
     "tuning": ("lora", "full"),
     "bias": ("none", "all", "lora_only"),
     "trained_dtype": ("fp32", "same"),
     "autocast": ("none", "bf16", "fp16"),
-    "optimizer": (
-        "adamw", "adamw_foreach", "adamw_loop", "adamw_8bit", "paged_adamw_8bit", "paged_adamw", "adafactor", "sgd"
-    ),
+    "optimizer": PLANNED,
     "attention": ("eager", "sdpa", "flash_attention_2"),
     "rows": ("full", "padded", "packed"),
     "loss": ("labels", "logits", "rewards", "pairs"),
@@ -41,12 +40,12 @@ class Scenario:
     """
 
     # ---- the base
-    weights: Weights = "bf16"
-    """How the base weights are stored. int8: LLM.int8 (arXiv 2208.07339); nf4, fp4: QLoRA (arXiv 2305.14314)."""
+    weights: str = "bf16"
+    """How the base weights are stored: one of `PRECISIONS` or `QUANTIZATIONS`."""
     double_quant: bool = True
-    """nf4, fp4: quantize the scales as well."""
+    """Quantize the scales as well, where a quantization can."""
     compute: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Type in which 4-bit weights are multiplied, and of what stays unquantized in a quantized model."""
+    """Type in which quantized weights are multiplied, and of what stays unquantized in a quantized model."""
     kbit_preparation: bool = False
     """PEFT's prepare_model_for_kbit_training: everything left in 16 bits is lifted to fp32."""
 
@@ -67,8 +66,8 @@ class Scenario:
     """Type of what is trained: fp32 masters, or the type that the base is stored in."""
 
     # ---- the step
-    optimizer: Optimizer = "adamw"
-    """adamw is torch's fused one, Trainer's default on CUDA."""
+    optimizer: str = "adamw"
+    """One of `fitune.ops.optimizers.PLANNED`; adamw is torch's fused one, Trainer's default on CUDA."""
     optimizer_step: bool = True
     """False: a run that ends before its first optimizer step (accumulation longer than the run)."""
     max_grad_norm: float | None = 1.0
@@ -137,8 +136,13 @@ class Scenario:
 
     @property
     def quantized(self) -> bool:
-        """Whether the base is stored in int8 or 4 bits."""
-        return self.weights in QUANTIZED
+        """Whether the base is stored in few bits."""
+        return self.weights in QUANTIZATIONS
+
+    @property
+    def dense_type(self) -> str:
+        """Type of the base's unquantized weights: of all of them, or of those that a quantization leaves."""
+        return self.compute if self.quantized else self.weights
 
     def but(self, **changes: Any) -> Scenario:
         """The same question with some values changed."""

@@ -1,7 +1,7 @@
 """Traces kept on disk, by content: a second question of the same kind does not import torch.
 
 The key covers the config, the scenario, the versions of torch, transformers, peft and bitsandbytes, and our own source.
-Imports nothing but the standard library; versions are read from package metadata.
+Imports no torch; versions are read from package metadata.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,8 @@ from fitune.planning.scenario import Scenario
 # no part of it.
 TRACED = (
     "planning/trace/*.py",
-    "ops/*.py",
+    "ops/**/*.py",
+    "models/quantization/*.py",
     "planning/scenario.py",
     "adapters/inject.py",
     "models/heads.py",
@@ -83,15 +85,31 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> dict[str, Any]:
-    """Trace now.
+    """Trace a card's run now.
+
+    Raises:
+        NotTraced, ModelError, FituneError: as `trace_model`.
+    """
+
+    def traced(made: Any) -> Any:
+        from fitune.planning.trace.trace import trace
+
+        return trace(made, scenario, capability)
+
+    return trace_model(config, traced)
+
+
+def trace_model(config: dict[str, Any], traced: Callable[[Any], Any]) -> dict[str, Any]:
+    """A trace's plain values.
+
+    Args:
+        traced: a transformers config object → `Trace`.
 
     Raises:
         NotTraced: the model's code cannot be traced; the message names the call.
         ModelError: a config that transformers refuses, or of no causal language model.
         FituneError: the scenario does not go with this model.
     """
-    from fitune.planning.trace.trace import trace
-
     kind = config["model_type"]
     try:
         made = as_config(config)
@@ -103,7 +121,7 @@ def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int
             f'a model of type "{kind}" cannot be traced: transformers {version} does not know it'
         ) from error
     try:
-        return trace(made, scenario, capability).to_dict()
+        return traced(made).to_dict()
     except FituneError:
         raise
     except Exception as error:  # the model's own code, which may raise anything

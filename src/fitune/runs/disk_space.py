@@ -8,22 +8,18 @@ from pathlib import Path
 from fitune.errors import RunError
 
 GIB = 2**30
-# AdamW keeps two fp32 states a trained value; 8-bit ones a byte each and an fp32 scale a block of 256 (Dettmers et
-# al. 2021, arXiv 2110.02861). Adafactor keeps a row and a column a matrix, and for vectors 4 bytes a value: the bound.
-EIGHT_BIT = 2.0 + 8 / 256
-STATE_BYTES = {"adamw": 8.0, "adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adafactor": 4.0, "sgd": 0.0}
 # Files that do not grow with the model: trainer state, random states, logs, report.
 SLACK_BYTES = 16 * 2**20
 
 
 def bytes_needed(
-    trained_parameters: int, optimizer: str, keep_checkpoints: int, final_bytes: int, weight_bytes: float = 4.0
+    trained_parameters: int, state_bytes: int, keep_checkpoints: int, final_bytes: int, weight_bytes: float = 4.0
 ) -> dict[str, int]:
     """What a run will write.
 
     Args:
         trained_parameters: number of trained values.
-        optimizer: a name of ``train.optimizer``.
+        state_bytes: what the optimizer keeps of all of them.
         keep_checkpoints: checkpoints kept. Two more can exist for a moment: the best one beside the newest, and the
             one being written before an older one is removed.
         final_bytes: the adapter or model that the run ends with.
@@ -32,7 +28,7 @@ def bytes_needed(
     Returns:
         Bytes by part: checkpoint (one), checkpoints (all of them at the worst moment), final, slack, total.
     """
-    one = round(trained_parameters * (weight_bytes + STATE_BYTES[optimizer]))
+    one = round(trained_parameters * weight_bytes) + state_bytes
     checkpoints = one * (max(keep_checkpoints, 2) + 1)
     parts = {"checkpoint": one, "checkpoints": checkpoints, "final": final_bytes, "slack": SLACK_BYTES}
     return {**parts, "total": checkpoints + final_bytes + SLACK_BYTES}

@@ -15,14 +15,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from fitune.errors import MissingExtra, SettingsError
+from fitune.ops.optimizers import OPTIMIZERS
 
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-    "adafactor": "adafactor",
-    "sgd": "sgd",
-}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -126,7 +120,7 @@ def training_arguments(
         "learning_rate": learning_rate,
         "lr_scheduler_type": SCHEDULES[schedule_name],
         "warmup_steps": schedule.warmup_steps,
-        "optim": OPTIMIZERS[optimizer],
+        "optim": OPTIMIZERS[optimizer].optim,
         "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm or 0.0,
         "seed": seed,

@@ -27,14 +27,15 @@ from transformers import TrainerCallback
 from fitune.console import log, warn
 from fitune.errors import DoesNotFit
 from fitune.models.base_model import base_model_of
+from fitune.models.quantization.nf4 import NF4
+from fitune.ops.optimizers import of_optim
+from fitune.ops.optimizers.adamw_8bit import ADAMW_8BIT
 
 B = TypeVar("B")
 T = TypeVar("T")
 StepDown = Callable[[dict[str, Any]], None]
 RandomState = tuple[Tensor, list[Tensor]]
 
-# Bytes that an optimizer keeps for each trained value from the first step on; paged ones move to the host when needed.
-STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.05}
 # What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
 OTHER_WORDS = (
     "can't allocate memory",
@@ -171,7 +172,7 @@ class OomRecovery:
         length = f": this {part} takes {self.tokens:,} tokens" if self.tokens else ""
         return (
             f"out of memory {where}, with one {part} at a time{and_so}{length}. {self._advice}, quantize the base "
-            "(model.quantization nf4), or take a smaller model; `fitune plan` tells what would fit"
+            f"(model.quantization {NF4.name}), or take a smaller model; `fitune plan` tells what would fit"
         )
 
 
@@ -237,19 +238,20 @@ def try_first(trainer: Any, rows: Sequence[Any]) -> None:
 
 @contextmanager
 def _states_held(trainer: Any) -> Iterator[None]:
-    """Memory that the first optimizer step will take for good, taken meanwhile."""
-    values = sum(value.numel() for _, value in trainer.trained_parameters())
-    each = STATE_BYTES.get(str(getattr(trainer.args.optim, "value", trainer.args.optim)), 0.0)
+    """Memory that the first optimizer step will take for good, taken meanwhile; what is paged makes room by itself."""
+    trained = [value for _, value in trainer.trained_parameters()]
+    optimizer = of_optim(str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+    count = sum(optimizer.states_of(trained).held) if optimizer is not None else 0
     held = None
     if not trainer.optimizer.state:  # a resumed run has them already
         try:
-            held = torch.empty(int(values * each), dtype=torch.uint8, device=trainer.args.device)
+            held = torch.empty(count, dtype=torch.uint8, device=trainer.args.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise DoesNotFit(
-                f"the optimizer's states take {int(values * each) / 2**30:.2f} GiB for {values:,} trained values, "
-                "which are not there; use train.optimizer adamw_8bit, or train.tuning lora"
+                f"the optimizer's states take {count / 2**30:.2f} GiB for {sum(value.numel() for value in trained):,} "
+                f"trained values, which are not there; use train.optimizer {ADAMW_8BIT.name}, or train.tuning lora"
             ) from error
     yield
     del held

@@ -102,8 +102,8 @@ def _row_tokens(setup: RunSetup, scenario: Scenario) -> int:
 
 
 def with_precision(settings: Settings, setup: RunSetup) -> Settings:
-    """The settings with the precision that was chosen for this machine."""
-    return with_changes(settings, {"model.precision": setup.precision.name})
+    """The settings with the device and the precision that were chosen for this machine."""
+    return with_changes(settings, {"model.device": setup.hardware.device, "model.precision": setup.precision.name})
 
 
 def room_of(settings: Settings, setup: RunSetup) -> Room:

@@ -15,6 +15,7 @@ from fitune.config.fields import given
 from fitune.config.rules import cross_faults
 from fitune.config.sections import Settings
 from fitune.data.packing.largest_pass import LargestPass
+from fitune.models.quantization import QUANTIZATIONS
 from fitune.planning.predict import Plan
 from fitune.planning.scenario import Scenario
 from fitune.planning.search import ladder
@@ -81,7 +82,8 @@ def start_of(settings: Settings, lengths: Sequence[int], base_is_quantized: bool
 def whole_changes(settings: Settings, changes: ladder.Changes) -> ladder.Changes:
     """The ladder's changes, and what must go with them."""
     more: ladder.Changes = {}
-    if changes.get(ladder.QUANTIZATION) == "nf4" and "model.double_quant" not in given(settings):
+    kind = QUANTIZATIONS.get(changes.get(ladder.QUANTIZATION, "none"))
+    if kind is not None and kind.double_quant and "model.double_quant" not in given(settings):
         more["model.double_quant"] = True  # as QLoRA does
     if ladder.LENGTH in changes and settings.data.too_long == "error":
         more["data.too_long"] = "drop"  # a row cut short would never learn to end

@@ -16,7 +16,8 @@ from fitune.console import log
 from fitune.methods.context import RunContext
 from fitune.methods.registry import METHODS
 from fitune.models.load_base import LoadedBase, load_base
-from fitune.models.quantization.quantize import Quantization
+from fitune.models.quantization.quantize import QuantizationConfig
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, schedule_of, training_arguments
 from fitune.trainers.callbacks import StopOnInterrupt
@@ -79,9 +80,10 @@ def default_rate(settings: Settings) -> float:
 
 def _optimizer(name: str, device: str) -> str:
     """The optimizer that is meant; a CPU's memory has nowhere to be paged to."""
-    if name.startswith("paged_") and device == "cpu":
-        log(f"train.optimizer is {name}: on a CPU there is nothing to page, so it is {name.removeprefix('paged_')}")
-        return name.removeprefix("paged_")
+    optimizer = OPTIMIZERS[name]
+    if optimizer.on_cpu and device == "cpu":
+        log(f"train.optimizer is {name}: on a CPU there is nothing to page, so it is {optimizer.on_cpu}")
+        return optimizer.on_cpu
     return name
 
 
@@ -113,7 +115,7 @@ def load(setup: RunSetup) -> LoadedBase:
         precision,
         settings.model.attention,
         settings.model.trust_remote_code,
-        Quantization(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
+        QuantizationConfig(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
         keep_dense=settings.lora.init == "loftq",
         config=setup.config,
     )

@@ -15,6 +15,7 @@ from fitune.config.sections import LoraSettings, Settings
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.methods.registry import METHODS
 from fitune.methods.rl_config import RlSettings
+from fitune.models.quantization import QUANTIZATIONS
 from fitune.planning.scenario import Scenario
 
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
@@ -175,8 +176,12 @@ def _base(settings: Settings, precision: str) -> dict[str, Any]:
         return {"weights": "fp32"}  # components.load: the masters of full fine-tuning
     if settings.model.quantization == "none":
         return {"weights": precision}
-    double = settings.model.quantization != "int8" and getattr(settings.model, "double_quant", False)
-    return {"weights": settings.model.quantization, "compute": precision, "double_quant": double}
+    kind = QUANTIZATIONS[settings.model.quantization]
+    return {
+        "weights": kind.name,
+        "compute": precision,
+        "double_quant": kind.double_quant and settings.model.double_quant,
+    }
 
 
 def _adapters(settings: Settings, new_tokens: int) -> dict[str, Any]:

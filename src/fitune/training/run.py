@@ -21,6 +21,7 @@ from fitune.console import log, warn
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
 from fitune.exporting.export import export
 from fitune.methods.registry import METHODS
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
@@ -210,7 +211,8 @@ def _train(
     trained, total = trained_share(model)
     log(f"training {trained:,} of {total:,} parameters ({trained / total:.2%})")
     final_bytes = 4 * (total if settings.train.tuning == "full" else trained)
-    needed = bytes_needed(trained, settings.train.optimizer, settings.run.keep_checkpoints, final_bytes)
+    states = OPTIMIZERS[settings.train.optimizer].states_of(one for one in model.parameters() if one.requires_grad)
+    needed = bytes_needed(trained, states.total, settings.run.keep_checkpoints, final_bytes)
     check_space(run.path, needed, held_bytes=folder_bytes(run.path))
     manifests.update(
         run.manifest,

@@ -101,6 +101,7 @@ def documents() -> dict[str, str]:
         "README.md": with_tables(readme_text()),
         "docs/extending.md": page_text("docs/extending.md"),
         "docs/export.md": page_text("docs/export.md"),
+        "docs/quantization.md": page_text("docs/quantization.md"),
         "recipes/all-settings.yaml": example_text(),
     }
 

@@ -1,7 +1,7 @@
-"""Quantized bases through bitsandbytes: which layers are stored in 8 or 4 bits, and what that costs in size and error.
+"""Quantized bases: which layers are stored in few bits, and what that costs in size and error.
 
-In: plain values, or a loaded model. Out: transformers' `BitsAndBytesConfig`, and facts about the layers.
-Knows nothing of adapters or training.
+In: plain values, or a loaded model. Out: layers in few bits, and facts about them. How one layer is packed and unpacked
+its quantization knows (`QUANTIZATIONS`). Knows nothing of adapters or training.
 
 What is left in the base's own type: embeddings, norms, biases, the output head (a tied head is the embedding itself),
 and whatever the user names. PEFT's `prepare_model_for_kbit_training` is not called: it would lift all of these to
@@ -23,16 +23,12 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fitune.errors import ModelError, did_you_mean
-
-FOUR_BIT = ("nf4", "fp4")
-KINDS = ("none", "int8", *FOUR_BIT)
-# bitsandbytes' layers, by the name of their weight's class: its import takes a second and is left to those who need it.
-BLOCK = 64  # weights that share a scale in 4 bits, bitsandbytes' default
-STORED = {"Int8Params": "int8", "Params4bit": "4-bit"}
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.models.quantization.quantization import Layer, Quantization
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizationConfig:
     """How the linear layers are stored. `unquantized` are endings of names of layers that are left alone."""
 
     kind: str = "none"
@@ -45,6 +41,20 @@ class Quantization:
         return self.kind != "none"
 
     @property
+    def facts(self) -> Quantization:
+        """Those of its kind.
+
+        Raises:
+            ModelError: nobody knows the kind, as in an adapter of a later version.
+        """
+        if self.kind not in QUANTIZATIONS:
+            raise ModelError(
+                f'there is no quantization "{self.kind}"{did_you_mean(self.kind, QUANTIZATIONS)}; '
+                f"use one of none, {', '.join(QUANTIZATIONS)}"
+            )
+        return QUANTIZATIONS[self.kind]
+
+    @property
     def name(self) -> str:
         """In words: ``nf4 with double quantization``."""
         return f"{self.kind} with double quantization" if self.double_quant else self.kind
@@ -54,22 +64,19 @@ class Quantization:
         return {**asdict(self), "unquantized": list(self.unquantized)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any] | None) -> Quantization:
+    def from_dict(cls, values: dict[str, Any] | None) -> QuantizationConfig:
         """What `to_dict` gave; nothing gives no quantization."""
         values = values or {}
         return cls(values.get("kind", "none"), values.get("double_quant", False), tuple(values.get("unquantized", ())))
 
 
-NO_QUANTIZATION = Quantization()
+NO_QUANTIZATION = QuantizationConfig()
 
 
-def bnb_config(
-    quantization: Quantization, compute: torch.dtype, skeleton: PreTrainedModel, device: str | int = "cuda"
-) -> BitsAndBytesConfig:
-    """transformers' own options for a quantization.
+def unquantized_on(skeleton: PreTrainedModel, quantization: QuantizationConfig, device: str | int) -> list[str]:
+    """Names of the linear layers that stay in the base's type beside those that transformers leaves itself.
 
     Args:
-        compute: type of the products; a 4-bit weight is unpacked into it.
         skeleton: the model on the meta device, asked for its layers' names.
         device: where the weights will lie.
 
@@ -77,37 +84,49 @@ def bnb_config(
         ModelError: `unquantized` names a layer that the model does not have.
     """
     left = {*_named(skeleton, quantization.unquantized)}
-    if device == "cpu" and quantization.kind in FOUR_BIT:
-        left |= {*broken_blocks(skeleton)}
+    if device == "cpu":
+        left |= {*broken_on_cpu(skeleton, quantization.facts)}
+    return sorted(left)
+
+
+def bnb_config(
+    quantization: QuantizationConfig, compute: torch.dtype, skeleton: PreTrainedModel, device: str | int = "cuda"
+) -> BitsAndBytesConfig:
+    """transformers' own options for a quantization that bitsandbytes has.
+
+    Args:
+        compute: type of the products; a 4-bit weight is unpacked into it.
+        skeleton, device: as in `unquantized_on`.
+
+    Raises:
+        ModelError: as `unquantized_on`.
+    """
+    left = unquantized_on(skeleton, quantization, device)
     # Naming any layer takes transformers' own exceptions (the head, whatever is tied) away, so they are named as well.
     skipped = sorted({*get_keys_to_not_convert(skeleton), *left})
-    return BitsAndBytesConfig(
-        load_in_8bit=quantization.kind == "int8",
-        load_in_4bit=quantization.kind in FOUR_BIT,
-        llm_int8_skip_modules=skipped if left else None,
-        bnb_4bit_quant_type=quantization.kind if quantization.kind in FOUR_BIT else "nf4",
-        bnb_4bit_use_double_quant=quantization.double_quant,
-        bnb_4bit_compute_dtype=compute,
-    )
+    options: dict[str, Any] = {
+        "llm_int8_skip_modules": skipped if left else None,
+        "bnb_4bit_use_double_quant": quantization.double_quant,
+        "bnb_4bit_compute_dtype": compute,
+    }
+    return BitsAndBytesConfig(**options, **quantization.facts.loader)
 
 
-def broken_blocks(model: nn.Module) -> list[str]:
-    """Linear layers whose input is no whole number of blocks of 64: bitsandbytes 0.50 unpacks these wrongly on a CPU.
-
-    Its packed values and scales are right, but its CPU kernel begins a new block with each row, so that a weight is off
-    by up to its block's largest. Most models have none of these (hidden sizes are multiples of 64).
-    """
+def broken_on_cpu(model: nn.Module, kind: Quantization) -> list[str]:
+    """Linear layers that a CPU would compute wrongly in this quantization."""
     linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return [name for name, module in linear if _inputs(module) % BLOCK]
+    return [name for name, module in linear if _inputs(module) % kind.cpu_inputs]
 
 
-def refuse_broken_blocks(model: nn.Module, name: str) -> None:
-    """Raises ModelError for a base that came in 4 bits from the disk and that a CPU would compute wrongly."""
-    four = {layer for layer in quantized_layers(model) if hasattr(model.get_submodule(layer).weight, "quant_state")}
-    if wrong := sorted(four & {*broken_blocks(model)}):
+def refuse_on_cpu(model: nn.Module, name: str) -> None:
+    """Raises ModelError for a base that came quantized from the disk and that a CPU would compute wrongly."""
+    layers = {layer: model.get_submodule(layer) for layer in quantized_layers(model)}
+    wrong = [layer for layer, module in layers.items() if _inputs(module) % _kind_of(module).cpu_inputs]
+    if wrong:
+        kind = _kind_of(layers[wrong[0]])
         raise ModelError(
-            f"{name} holds {len(wrong)} 4-bit layers whose inputs are no multiple of {BLOCK}, {wrong[0]} first, which "
-            "bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
+            f"{name} holds {len(wrong)} {kind.bits}-bit layers whose inputs are no multiple of {kind.cpu_inputs}, "
+            f"{wrong[0]} first, which bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
         )
 
 
@@ -117,20 +136,23 @@ def only_plain_linear(model: nn.Module) -> bool:
 
 
 def quantize_in_place(
-    model: PreTrainedModel, options: BitsAndBytesConfig, device: str | int, keep_dense: bool = False
+    model: PreTrainedModel,
+    quantization: QuantizationConfig,
+    compute: torch.dtype,
+    device: str | int,
+    keep_dense: bool = False,
 ) -> dict[str, Tensor]:
-    """Store a dense model's linear layers in 8 or 4 bits on `device`, one after another.
+    """Store a dense model's linear layers in few bits on `device`, one after another.
 
     Returns:
         With `keep_dense`: name of each of these layers → the weight that it had, (out, in), where it was.
 
-    For what transformers' own loader cannot quantize while it reads: GGUF files, and models with a linear layer of
-    their own class (Falcon's), which transformers 5 passes over and 4 did not; and where the weights are asked for (LoftQ).
+    For what transformers' own loader cannot quantize while it reads: quantizations that it does not have, GGUF files,
+    and models with a linear layer of their own class (Falcon's), which transformers 5 passes over and 4 did not; and where
+    the weights are asked for (LoftQ).
     """
-    import bitsandbytes
-
-    bnb: Any = bitsandbytes  # without types for what is called here
-    skipped = options.llm_int8_skip_modules or get_keys_to_not_convert(model)
+    kind = quantization.facts
+    skipped = [*get_keys_to_not_convert(model), *unquantized_on(model, quantization, device)]
     dense: dict[str, Tensor] = {}
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear | Conv1D) or not should_convert_module(name, skipped):
@@ -139,34 +161,26 @@ def quantize_in_place(
         outputs, inputs = weight.shape
         if keep_dense:
             dense[name] = weight
+        layer = Layer(
+            inputs=inputs, outputs=outputs, bias=module.bias is not None, compute=compute,
+            double_quant=quantization.double_quant,
+        )  # fmt: skip
         with torch.device("meta"):
-            if options.load_in_8bit:
-                made: Any = bnb.nn.Linear8bitLt(
-                    inputs,
-                    outputs,
-                    module.bias is not None,
-                    has_fp16_weights=False,
-                    threshold=options.llm_int8_threshold,
-                )
-                kept = bnb.nn.Int8Params(weight.contiguous().cpu(), requires_grad=False, has_fp16_weights=False)
-            else:
-                made = bnb.nn.Linear4bit(inputs, outputs, module.bias is not None, options.bnb_4bit_compute_dtype)
-                kept = bnb.nn.Params4bit(
-                    weight.contiguous().cpu(),
-                    requires_grad=False,
-                    compress_statistics=options.bnb_4bit_use_double_quant,
-                    quant_type=options.bnb_4bit_quant_type,
-                    module=made,
-                )
-        made.weight = kept.to(device)
+            made: Any = kind.make_layer(layer)
+        made.weight = kind.pack(weight.contiguous().cpu(), made, device)
         if module.bias is not None:
             made.bias = nn.Parameter(module.bias.data.to(device), requires_grad=False)
         made.source_cls = type(module)
         model.set_submodule(name, made)
     model.to(device)  # type: ignore[arg-type]
-    # What PEFT chooses its LoRA layers by.
-    model.is_loaded_in_8bit, model.is_loaded_in_4bit = options.load_in_8bit, options.load_in_4bit  # type: ignore
+    tell_peft(model, kind)
     return dense
+
+
+def tell_peft(model: Any, kind: Quantization) -> None:
+    """Set what PEFT chooses its LoRA layers by, as transformers' loader does."""
+    model.is_loaded_in_8bit = bool(kind.loader.get("load_in_8bit"))
+    model.is_loaded_in_4bit = bool(kind.loader.get("load_in_4bit"))
 
 
 def keep_standard_layout(model: nn.Module) -> None:
@@ -184,23 +198,25 @@ def keep_standard_layout(model: nn.Module) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether this very module's weight is stored by bitsandbytes in 8 or 4 bits."""
-    return type(module._parameters.get("weight")).__name__ in STORED
+    """Whether this very module's weight is stored in few bits."""
+    return kind_of(module) is not None
+
+
+def kind_of(module: nn.Module) -> Quantization | None:
+    """The quantization of this very module's weight; None for one in its own type."""
+    return next((kind for kind in QUANTIZATIONS.values() if kind.holds(module)), None)
 
 
 def quantized_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that are stored in 8 or 4 bits."""
+    """Names of the layers that are stored in few bits."""
     return [name for name, module in model.named_modules() if is_quantized(module)]
 
 
-def stored_as(model: nn.Module) -> Quantization:
+def stored_as(model: nn.Module) -> QuantizationConfig:
     """The quantization that a loaded model has, `unquantized` left out; read from its first quantized layer."""
     for module in model.modules():
-        if is_quantized(module):
-            weight: Any = module.weight
-            if type(weight).__name__ == "Int8Params":
-                return Quantization("int8")
-            return Quantization(weight.quant_type, bool(weight.quant_state.nested))
+        if (kind := kind_of(module)) is not None:
+            return QuantizationConfig(kind.name, bool(getattr(kind.state(module), "nested", False)))
     return NO_QUANTIZATION
 
 
@@ -237,20 +253,11 @@ def stored_bytes(model: nn.Module) -> int:
 
 def dense_weight(module: Any) -> Tensor:
     """The weights that a quantized layer stands for, (out, in), unpacked; another layer's weight as it is."""
-    weight = module.weight
-    if type(weight).__name__ == "Params4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, weight.quant_state)
-    if type(weight).__name__ == "Int8Params":
-        from bitsandbytes.functional import int8_vectorwise_dequant
-
-        rows = module.state.SCB if module.state.SCB is not None else weight.SCB
-        return int8_vectorwise_dequant(weight.data, rows)
-    return weight.detach()
+    kind = kind_of(module)
+    return module.weight.detach() if kind is None else kind.unpack(module.weight.data, kind.state(module))
 
 
-def describe(model: nn.Module, quantization: Quantization, dtype_name: str, dense_itemsize: int) -> str:
+def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str, dense_itemsize: int) -> str:
     """One line: how many layers are stored how, the size against the same base without, and what is left out."""
     count, total = len(quantized_layers(model)), sum(numel(parameter) for parameter in model.parameters())
     kinds = sorted({name.split(".")[-1] for name in unquantized_layers(model)})
@@ -284,11 +291,12 @@ def _named(model: nn.Module, endings: Sequence[str]) -> list[str]:
 
 def scales(module: Any) -> list[Tensor]:
     """The tensors beside a quantized weight that unpack it."""
-    state = getattr(module.weight, "quant_state", None)
-    if state is None:
-        rows = module.state.SCB if module.state.SCB is not None else module.weight.SCB
-        return [] if rows is None else [rows]
-    found = [state.absmax, state.code]
-    if state.nested:
-        found += [state.offset, state.state2.absmax, state.state2.code]
-    return found
+    kind = _kind_of(module)
+    return kind.scales(kind.state(module))
+
+
+def _kind_of(module: nn.Module) -> Quantization:
+    """The quantization of a layer that has one."""
+    kind = kind_of(module)
+    assert kind is not None
+    return kind

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fitune.ops.optimizers import PLANNED
 from fitune.planning.predict import Plan
 from fitune.planning.scenario import Scenario
 
@@ -28,11 +29,6 @@ HOST_SECONDS = 10e-6  # of eager torch with autograd, PEFT's and transformers' P
 # int8 products run at twice the 16-bit rate on the cards since Turing (their white papers).
 RATES = {"matrix": 1.0, "attention": 1.0, "int8": 2.0}
 SHARES = {"matrix": MATRIX_SHARE, "attention": ATTENTION_SHARE, "int8": MATRIX_SHARE, "fp32": MATRIX_SHARE}
-# Bytes that an optimizer's step reads and writes for each trained value: weight, gradient and states, in fp32.
-OPTIMIZER_BYTES = {
-    "adamw": 28, "adamw_foreach": 52, "adamw_loop": 60, "paged_adamw": 28, "adamw_8bit": 16, "paged_adamw_8bit": 16,
-    "adafactor": 48, "sgd": 12,
-}  # fmt: skip
 CLIP_BYTES = 12  # the norm reads each gradient, scaling reads and writes it
 
 
@@ -73,7 +69,7 @@ def _optimizer_seconds(plan: Plan, scenario: Scenario, gpu: Any) -> float:
     """The step itself; states that are paged are taken to be on the card."""
     if not scenario.optimizer_step:
         return 0.0
-    each = OPTIMIZER_BYTES[scenario.optimizer] + (CLIP_BYTES if scenario.max_grad_norm else 0)
+    each = PLANNED[scenario.optimizer].step_bytes + (CLIP_BYTES if scenario.max_grad_norm else 0)
     if scenario.tuning == "full" and scenario.trained_dtype == "same" and scenario.weights in ("bf16", "fp16"):
         each /= 2
     return plan.trained_parameters * each / (BANDWIDTH_SHARE * gpu.bandwidth_bytes_s)

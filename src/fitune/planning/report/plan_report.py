@@ -1,7 +1,7 @@
 """A plan made ready to be shown: its verdict, its three figures, the pieces of its bar, its question in words.
 
 In: a `Plan`, its scenario and its card. Out: texts and `Layer`s that the terminal (render.py), the picture
-(picture.py) and JSON share. Imports nothing but the standard library and the plan's own plain objects.
+(picture.py) and JSON share. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fitune.models.quantization.nf4 import NF4
 from fitune.planning.predict import Plan
 from fitune.planning.scenario import Scenario
 from fitune.sizes import size_in
@@ -112,7 +113,7 @@ def advice(view: View) -> list[str]:
         least = size_in(float(load["smi_bytes"]), scale(view))
         return [
             f"not even the loaded model fits: weights and CUDA context take {least} before the first step. A smaller "
-            "model or stronger quantization (--model.quantization nf4) is the way"
+            f"model or stronger quantization (--model.quantization {NF4.name}) is the way"
         ]
     return ["what would fit: the same words with --ladder, with --grid, or with --max seq-len or --max batch"]
 

@@ -6,6 +6,7 @@ Cells that are not in the cache are traced in processes of their own.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import NotTraced, PlanError
+from fitune.models.quantization import rungs_below
+from fitune.ops.optimizers.adamw import ADAMW
 from fitune.planning import trace_cache
 from fitune.planning.closed_form import untraced_plan
 from fitune.planning.predict import Plan, predict
@@ -29,11 +32,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "weights": {
         "fp32": {"model.precision": "fp32", "model.quantization": "none"},
         "bf16": {"model.precision": "bf16", "model.quantization": "none"},
-        "int8": {"model.precision": "bf16", "model.quantization": "int8"},
-        "nf4": {"model.precision": "bf16", "model.quantization": "nf4"},
+        **{name: {"model.precision": "bf16", "model.quantization": name} for name in rungs_below(math.inf)},
     },
     "tuning": {"full": {"train.tuning": "full"}, "lora": {"train.tuning": "lora"}},
-    "optimizer": {name: {"train.optimizer": name} for name in ("adamw", "adamw_8bit")},
+    "optimizer": {name: {"train.optimizer": name} for name in (ADAMW.name, ADAMW.lighter)},
     # packed: fitune's own way, which never holds the square of scores; eager: padded, and holds it.
     "attention": {
         "packed": {"data.packing": "auto", "model.attention": "auto"},

@@ -1,7 +1,7 @@
 """The fit ladder: what may be given up so that a run fits, in the order of its price, and how it is reported.
 
 In: the plans of the steps that climb.py chose. Out: frozen objects and lines of text.
-Knows nothing of settings objects, cards or traces. Imports nothing but the standard library.
+Knows nothing of settings objects, cards or traces. Imports no torch. Optimizers and quantizations bring their own rungs.
 
 What is given up has an order. Smaller micro-batches and gradient checkpointing cost time alone, so they come first; an
 8-bit Adam is counted as 5 % of the time, so that it is not taken for nothing. A quantized base, LoRA instead of full
@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.planning.predict import Plan
 from fitune.planning.report.plan_report import seconds
 from fitune.sizes import size_in
@@ -29,26 +31,25 @@ KEYS = (MICRO, CHECKPOINTING, OPTIMIZER, TUNING, QUANTIZATION, LENGTH)
 EIGHT_BIT_HANDICAP = 1.05
 
 SAME = "the result is the same"
-# (setting, value) → what it is called, what it costs in quality and who says so.
+# (setting, value) → what it is called, what it costs in quality and who says so; `price_of` knows the others.
 PRICES: dict[tuple[str, Any], tuple[str, str]] = {
     (CHECKPOINTING, True): ("gradient checkpointing", SAME),
-    (OPTIMIZER, "adamw_8bit"): (
-        "8-bit Adam",
-        "states rounded to 8 bits a value; losses as with 32 bits (Dettmers et al. 2021, arXiv 2110.02861)",
-    ),
     (TUNING, "lora"): (
         "LoRA instead of full fine-tuning",
         "behaviour is learnt as well, large amounts of new knowledge less (Biderman et al. 2024, arXiv 2405.09673)",
     ),
-    (QUANTIZATION, "int8"): (
-        "base weights in int8",
-        "hardly any: outliers stay in 16 bits (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339)",
-    ),
-    (QUANTIZATION, "nf4"): (
-        "base weights in NF4",
-        "small: QLoRA matched 16-bit LoRA on its benchmarks (Dettmers et al. 2023, arXiv 2305.14314)",
-    ),
 }
+
+
+def price_of(key: str, value: Any) -> tuple[str, str]:
+    """What a concession is called, and what it costs in quality, for those whose price does not depend on the rows."""
+    if key == OPTIMIZER:
+        return OPTIMIZERS[value].rung
+    if key == QUANTIZATION:
+        rung = QUANTIZATIONS[value].rung
+        assert rung is not None
+        return rung
+    return PRICES[key, value]
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 In: what the run would be, which of its settings are open, and a function from changed settings to a `Plan`.
 Out: a frozen `Ladder`, or a `DoesNotFit` that names the nearest miss and the cheapest way out.
-Knows nothing of settings objects, cards or traces. Imports nothing but the standard library.
+Knows nothing of settings objects, cards or traces. Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
 from fitune.errors import DoesNotFit, PlanError
+from fitune.models.quantization import QUANTIZATIONS, rungs_below
+from fitune.ops.optimizers import OPTIMIZERS
 from fitune.planning.predict import Plan
 from fitune.planning.search.ladder import (
     CHECKPOINTING,
@@ -20,7 +23,6 @@ from fitune.planning.search.ladder import (
     LENGTH,
     MICRO,
     OPTIMIZER,
-    PRICES,
     QUANTIZATION,
     SAME,
     TUNING,
@@ -29,6 +31,7 @@ from fitune.planning.search.ladder import (
     PlanOf,
     Start,
     Step,
+    price_of,
     shown,
 )
 from fitune.sizes import size_in
@@ -88,11 +91,11 @@ class _Search:
         if key == CHECKPOINTING:
             return [False, True] if not now else [True]
         if key == OPTIMIZER:
-            return [now, "adamw_8bit"] if now == "adamw" else [now]
+            return [now, lighter] if (lighter := OPTIMIZERS[now].lighter) else [now]
         if key == TUNING:
             return [now, "lora"] if now == "full" else [now]
         if key == QUANTIZATION:
-            return {"none": ["none", "int8", "nf4"], "int8": ["int8", "nf4"]}.get(now, [now])
+            return [now, *rungs_below(QUANTIZATIONS[now].bits if now in QUANTIZATIONS else math.inf)]
         return [now, *(length for length in self.start.lengths if now is None or length < now)]
 
     def levels(self, fixed: frozenset[str]) -> Iterable[Changes]:
@@ -162,7 +165,7 @@ class _Search:
         if key == LENGTH:
             lost = 1 - self.start.kept_share(value)
             return f"rows of at most {value:,} tokens", f"{lost:.1%} of the rows are left out"
-        return PRICES[key, value]
+        return price_of(key, value)
 
     # ---- nothing fits
 

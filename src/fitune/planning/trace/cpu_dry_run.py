@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from fitune.models.quantization.quantize import numel
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import FULL_ON_CPU, MetaAutocast
+from fitune.planning.trace.cpu_memory_rules import int8_kernels
 from fitune.planning.trace.dry_run import DTYPES, Program
 from fitune.planning.trace.packs import meta_pack, rows_of
 from fitune.planning.trace.recorder import Recorder
 from fitune.planning.trace.trace import Trace, kernels_of, record
-from fitune.planning.trace.upstream_patches import autocast_on_meta, cpu_attention
+from fitune.planning.trace.upstream_patches import autocast_on_meta, cpu_attention, cpu_int8_products
 
 aten = torch.ops.aten
 # Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
@@ -43,7 +45,7 @@ class CpuProgram(Program):
         if self.device != "meta":
             return super().make_pack()
         use_tree_attention(self.bare())
-        dtype = DTYPES[scenario.autocast if scenario.autocast != "none" else scenario.weights]
+        dtype = DTYPES[scenario.autocast if scenario.autocast != "none" else scenario.dense_type]
         return meta_pack(rows_of(scenario.seq_len, self.row_tokens, scenario.label_share), self.config, dtype)
 
     def chunk_logits(self) -> int | None:
@@ -56,14 +58,15 @@ class CpuProgram(Program):
 def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> Trace:
     """Run every phase of ``scenario`` as on a CPU, and write down what it allocates."""
     kernels = kernels_of(scenario)
-    recorder = Recorder({operator: kernels[operator] for operator in BY_VALUE})
+    recorder = Recorder({**{operator: kernels[operator] for operator in BY_VALUE}, **int8_kernels()})
     recorder.vocabulary = getattr(config, "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast], FULL_ON_CPU) if scenario.autocast != "none" else None
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(autocast_on_meta(mode))
+        stack.enter_context(autocast_on_meta(mode, on_card=False))
         stack.enter_context(cpu_attention(mode))
+        stack.enter_context(cpu_int8_products())
         program = CpuProgram(
             config,
             scenario.but(attention="eager" if scenario.attention == "eager" else "sdpa"),
@@ -73,7 +76,7 @@ def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) ->
         )
         program.row_tokens = row_tokens
         record(recorder, program, mode)
-    total = sum(p.numel() for p in program.model.parameters())
+    total = sum(numel(parameter) for parameter in program.model.parameters())
     return Trace(
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
         sum(p.numel() for p in program.trained()), total,

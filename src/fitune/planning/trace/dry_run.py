@@ -21,8 +21,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fitune.models.base_model import base_model_of
+from fitune.models.quantization import QUANTIZATIONS
+from fitune.models.quantization.quantization import Layer
+from fitune.models.quantization.quantize import tell_peft
+from fitune.ops.optimizers import PLANNED
 from fitune.planning.scenario import Scenario
 
+LEARNING_RATE = 1e-5  # of the optimizer's own code, whose memory does not depend on it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +36,7 @@ def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    dtype = DTYPES[scenario.compute if scenario.quantized else scenario.weights]
+    dtype = DTYPES[scenario.dense_type]
     attention = scenario.attention
     # flash_attention_2 wants its package and a GPU when the model is made; its kernel is SDPA's flash, and the one
     # difference, that it never takes a mask, is the batch's: see make_batch.
@@ -54,10 +59,8 @@ def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
 
 
 def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
-    """Linear layers become bitsandbytes' ones, the output head left out, as transformers' own loader does."""
-    import bitsandbytes as bnb
-
-    head = model.get_output_embeddings()
+    """Linear layers become the quantization's own, the output head left out, as transformers' own loader does."""
+    kind, head = QUANTIZATIONS[scenario.weights], model.get_output_embeddings()
     kinds = _linear_kinds()
     for name, module in list(model.named_modules()):
         if not isinstance(module, kinds) or module is head or "lm_head" in name:
@@ -66,25 +69,19 @@ def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
             inputs, outputs = module.in_features, module.out_features
         else:
             inputs, outputs = module.weight.shape
+        layer = Layer(
+            inputs=inputs, outputs=outputs, bias=module.bias is not None, compute=DTYPES[scenario.compute],
+            double_quant=scenario.double_quant,
+        )  # fmt: skip
         with torch.device("meta"):
-            if scenario.weights == "int8":
-                # llm_int8_threshold 6.0 is BitsAndBytesConfig's default.
-                made = bnb.nn.Linear8bitLt(
-                    inputs, outputs, module.bias is not None, has_fp16_weights=False, threshold=6.0
-                )
-            else:
-                made = bnb.nn.Linear4bit(
-                    inputs, outputs, module.bias is not None, DTYPES[scenario.compute],
-                    compress_statistics=scenario.double_quant, quant_type=scenario.weights,
-                )  # fmt: skip
+            made = kind.make_layer(layer)
         made.source_cls = type(module)
         made.requires_grad_(False)
         if module.bias is not None:
             made.bias = nn.Parameter(module.bias.data, requires_grad=False)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made)
-    is_int8 = scenario.weights == "int8"
-    model.is_loaded_in_8bit, model.is_loaded_in_4bit = is_int8, not is_int8
+    tell_peft(model, kind)
     model.is_quantized = True
 
 
@@ -99,37 +96,23 @@ def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
 
     Values are random and small: no weight is read. A quantized layer's 16-bit weights live only while it is quantized.
     """
-    dtype = DTYPES[scenario.compute if scenario.quantized else scenario.weights]
+    dtype, kind = DTYPES[scenario.dense_type], QUANTIZATIONS.get(scenario.weights)
     done: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in done:
-                done[id(parameter)] = _made(parameter, module, name, device, dtype)
+                if kind is not None and name == "weight" and kind.holds(module):
+                    done[id(parameter)] = kind.pack(_filled(parameter.data, dtype, device), module, device)
+                else:
+                    wanted = parameter.dtype if type(parameter) is nn.Parameter else dtype
+                    values = _filled(parameter.data, wanted, device)
+                    done[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             module._parameters[name] = done[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = _filled(buffer, buffer.dtype, device)
-
-
-def _made(parameter: nn.Parameter, module: nn.Module, name: str, device: str, dtype: torch.dtype) -> nn.Parameter:
-    kind = type(parameter).__name__
-    if name != "weight" or kind not in ("Params4bit", "Int8Params"):
-        wanted = parameter.dtype if kind == "Parameter" else dtype
-        return nn.Parameter(_filled(parameter.data, wanted, device), requires_grad=parameter.requires_grad)
-    import bitsandbytes as bnb
-
-    values = _filled(parameter.data, dtype, device)
-    if kind == "Params4bit":
-        made = bnb.nn.Params4bit(
-            values, requires_grad=False, compress_statistics=parameter.compress_statistics,
-            quant_type=parameter.quant_type, quant_storage=parameter.quant_storage, module=module,
-        )  # fmt: skip
-    else:
-        made = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
-    del values
-    return made._quantize(device)
 
 
 def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -379,14 +362,14 @@ class Program:
         if scenario.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters, scenario.max_grad_norm)
         if self.optimizer is None:
-            self.optimizer = make_optimizer(scenario.optimizer, parameters)
+            self.optimizer = PLANNED[scenario.optimizer].make(parameters, LEARNING_RATE)
         self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
     def optimizer_step_only(self, recorder: Any, states: str, temporaries: str) -> None:
         """The optimizer's own code on meta; its states are named afterwards."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.scenario.optimizer, self.trained())
+            self.optimizer = PLANNED[self.scenario.optimizer].make(self.trained(), LEARNING_RATE)
         with recorder.labelled(temporaries):
             self.optimizer.step()
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -425,24 +408,3 @@ class Program:
         return (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(self.bare()).forward).parameters else {}
         )
-
-
-def make_optimizer(name: str, parameters: list[nn.Parameter]) -> Any:
-    """The optimizer that transformers' Trainer makes for fitune's word."""
-    rate = 1e-5
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=rate)
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)
-    if name.startswith("adamw") and "8bit" not in name:
-        kinds = {"adamw": {"fused": True}, "adamw_foreach": {"foreach": True}, "adamw_loop": {"foreach": False}}
-        return torch.optim.AdamW(parameters, lr=rate, **kinds[name])
-    import bitsandbytes as bnb
-
-    if name == "paged_adamw":
-        return bnb.optim.PagedAdamW32bit(parameters, lr=rate)
-    return (
-        bnb.optim.PagedAdamW8bit(parameters, lr=rate) if "paged" in name else bnb.optim.AdamW8bit(parameters, lr=rate)
-    )

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fitune.models.quantization.quantize import numel
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import MetaAutocast
 from fitune.planning.trace.cuda_memory_rules import table
@@ -80,8 +81,7 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
             recomputing=mode.recomputing if mode else None,
         )
         managed, work = record(recorder, program, mode)
-    # bitsandbytes packs two 4-bit values into a byte
-    total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in program.model.parameters())
+    total = sum(numel(parameter) for parameter in program.model.parameters())
     return Trace(
         recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
         sum(p.numel() for p in program.trained()), total, managed,

@@ -14,6 +14,7 @@ import torch
 
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import MetaAutocast
+from fitune.planning.trace.cpu_memory_rules import training_matmul
 from fitune.planning.trace.cuda_memory_rules import attention_for
 
 
@@ -31,8 +32,12 @@ def replaced(owner: Any, **made: Any) -> Iterator[None]:
 
 
 @contextmanager
-def autocast_on_meta(mode: MetaAutocast | None) -> Iterator[None]:
+def autocast_on_meta(mode: MetaAutocast | None, on_card: bool = True) -> Iterator[None]:
     """torch.autocast, is_autocast_enabled and get_autocast_dtype know the meta device.
+
+    Args:
+        on_card: the meta device stands for a card. is_autocast_enabled without a device asks for CUDA's, which is off on
+            a CPU: there PEFT's quantized layers cast their input themselves.
 
     torch's own refuse it. To be dropped when torch.autocast("meta") follows CUDA's lists.
     """
@@ -47,9 +52,9 @@ def autocast_on_meta(mode: MetaAutocast | None) -> Iterator[None]:
         return mode.suspended()
 
     def is_autocast_enabled(device_type: str | None = None) -> bool:
-        if device_type == "meta" or device_type is None:
+        if device_type == "meta" or (device_type is None and on_card):
             return mode is not None and mode.active
-        return real["is_autocast_enabled"](device_type)
+        return real["is_autocast_enabled"](device_type or "cuda")
 
     def get_autocast_dtype(device_type: str) -> torch.dtype:
         return mode.dtype if device_type == "meta" and mode is not None else real["get_autocast_dtype"](device_type)
@@ -116,6 +121,18 @@ def cpu_attention(autocast: MetaAutocast | None) -> Iterator[None]:
         return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
     with replaced(functional, scaled_dot_product_attention=attention):
+        yield
+
+
+@contextmanager
+def cpu_int8_products() -> Iterator[None]:
+    """bitsandbytes' int8 layers train on meta as on a CPU; by the device they would take the path of a card.
+
+    To be dropped when bitsandbytes chooses it by something else than the name of the device.
+    """
+    import bitsandbytes
+
+    with replaced(bitsandbytes, matmul=training_matmul(bitsandbytes.matmul)):
         yield
 
 

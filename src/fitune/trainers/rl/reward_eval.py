@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fitune.answer_metrics import exact_match, score, word_accuracy
+from fitune.answer_metrics import row_scores, score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow
 from fitune.evaluation.generation import Sampling
@@ -60,8 +60,7 @@ class RewardEval:
                     "stopped": sample.stopped,
                     "wanted": sample.wanted or "",
                     "reward": reward,
-                    "exact_match": exact_match([sample.answer], [sample.wanted or ""]),
-                    "word_accuracy": word_accuracy([sample.answer], [sample.wanted or ""]),
+                    **row_scores(sample.answer, sample.wanted or ""),
                 }
                 for sample, reward in zip(answered.samples, scores, strict=True)
             ]

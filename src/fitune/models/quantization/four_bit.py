@@ -1,0 +1,92 @@
+"""What bitsandbytes' two 4-bit types share: 16 levels, a scale for each block of 64 weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fitune.models.quantization.quantization import Layer, Quantization
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 64  # bitsandbytes' default
+
+
+def four_bit(name: str, help: str, rung: tuple[str, str] | None = None) -> Quantization:
+    """The quantization of one of bitsandbytes' types, ``name`` as it calls it.
+
+    A CPU computes whole blocks alone: bitsandbytes 0.50 packs the others rightly, but its kernel begins a new block with
+    each row, so that a weight is off by up to its block's largest. Most models have none of these (hidden sizes are
+    multiples of 64).
+    """
+    return Quantization(
+        name=name,
+        help=help,
+        bits=4,
+        block=BLOCK,
+        double_quant=True,
+        rung=rung,
+        loader={"load_in_4bit": True, "bnb_4bit_quant_type": name},
+        cpu_inputs=BLOCK,
+        make_layer=partial(_make_layer, name),
+        pack=_pack,
+        holds=partial(_holds, name),
+        state=_state,
+        unpack=_unpack,
+        scales=_scales,
+        put_back=_put_back,
+    )
+
+
+def _layers() -> Any:
+    """bitsandbytes' classes, without its types, which do not fit what is called here."""
+    import bitsandbytes.nn
+
+    return bitsandbytes.nn
+
+
+def _make_layer(name: str, layer: Layer) -> Any:
+    bnb = _layers()
+    return bnb.Linear4bit(
+        layer.inputs, layer.outputs, layer.bias, layer.compute,
+        compress_statistics=layer.double_quant, quant_type=name,
+    )  # fmt: skip
+
+
+def _pack(weight: Tensor, layer: Any, device: Any) -> Any:
+    bnb = _layers()
+    empty = layer.weight
+    made = bnb.Params4bit(
+        weight, requires_grad=False, compress_statistics=empty.compress_statistics, quant_type=empty.quant_type,
+        quant_storage=empty.quant_storage, module=layer,
+    )  # fmt: skip
+    return made._quantize(device)  # `to` packs on real devices alone, and the plan packs on meta
+
+
+def _holds(name: str, module: Any) -> bool:
+    weight = module._parameters.get("weight")
+    return type(weight).__name__ == "Params4bit" and weight.quant_type == name
+
+
+def _state(layer: Any) -> Any:
+    import copy
+
+    return copy.copy(layer.weight.quant_state)
+
+
+def _unpack(weight: Tensor, state: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight, state)
+
+
+def _scales(state: Any) -> list[Tensor]:
+    found = [state.absmax, state.code]
+    return [*found, state.offset, state.state2.absmax, state.state2.code] if state.nested else found
+
+
+def _put_back(layer: Any, parameter: Any, state: Any) -> None:
+    # PEFT 0.21 marks the old weight as not quantized when it merges.
+    parameter.quant_state, parameter.bnb_quantized = state, True
+    layer.quant_state = state
