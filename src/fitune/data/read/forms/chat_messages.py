@@ -1,4 +1,4 @@
-"""Whole conversations in one column: messages (the usual keys), conversations (ShareGPT's)."""
+"""Whole conversations in one column: messages (the usual keys), conversations (ShareGPT's), OpenAI's batch requests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def _conversations(row: Cells) -> Messages:
 MESSAGES = DataForm(
     name="messages",
     needs=("messages",),
+    may_have=("system", "tools", "functions"),
     kinds=("rows", "prompts"),
     conversation=_messages,
     example={"messages": [say("user", "The pig eats."), say("assistant", "Ethay igpay eatsway.")]},
@@ -24,7 +25,7 @@ MESSAGES = DataForm(
 CONVERSATIONS = DataForm(
     name="conversations",
     needs=("conversations",),
-    may_have=("system",),
+    may_have=("system", "tools"),
     kinds=("rows", "prompts"),
     conversation=_conversations,
     example={
@@ -32,5 +33,16 @@ CONVERSATIONS = DataForm(
             {"from": "human", "value": "The pig eats."},
             {"from": "gpt", "value": "Ethay igpay eatsway."},
         ]
+    },
+)
+OPENAI_BATCH = DataForm(
+    name="openai_batch",
+    needs=("custom_id", "body"),
+    kinds=("rows", "prompts"),
+    inside="body",
+    conversation=_messages,
+    example={
+        "custom_id": "1",
+        "body": {"messages": [say("user", "The pig eats."), say("assistant", "Ethay igpay eatsway.")]},
     },
 )
