@@ -26,6 +26,19 @@ class WeightedSource:
     weight: float = 1.0
 
 
+def join_names(names: Any) -> Any:
+    """A list of sources as one name, with commas; anything else as it is.
+
+    Raises:
+        ValueError: a name that has a comma itself.
+    """
+    if not isinstance(names, list):
+        return names
+    if comma := next((name for name in names if not isinstance(name, str) or "," in name), None):
+        raise ValueError(f"holds {comma!r}; in a list, names of files have no commas")
+    return ", ".join(names)
+
+
 def sources_in(name: str) -> list[WeightedSource]:
     """The sources that a name holds; one, unless there are commas or a weight. A file of that very name goes first.
 

@@ -38,7 +38,9 @@ def _pair(row: Cells) -> Pair:
 def _every_two(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A row for every two of its answers."""
     answers = row.get("output")
-    return [{**row, "output": list(two)} for two in combinations(answers, 2)] if is_ranking(answers) else [row]
+    if not isinstance(answers, list) or not is_ranking(answers):
+        return [row]
+    return [{**row, "output": list(two)} for two in combinations(answers, 2)]
 
 
 ALPACA = DataForm(

@@ -57,13 +57,9 @@ def continued(prompt: Messages, completion: Messages, where: str) -> Messages:
 def taken(messages: Messages) -> tuple[Messages, Marks]:
     """The messages without their marks, and these."""
     keys = (UNTRAINED, COMPLETION, BEGUN)
-    found = [(place, key, message[key]) for place, message in enumerate(messages) for key in keys if key in message]
-    bare: Messages = [
-        {key: value for key, value in message.items() if key not in keys}
-        if any(key in message for key in keys)
-        else message
-        for message in messages
-    ]  # type: ignore[assignment]
+    bare: list[Any] = [{key: value for key, value in message.items() if key not in keys} for message in messages]
+    marked: list[dict[str, Any]] = [dict(message) for message in messages]
+    found = [(place, key, message[key]) for place, message in enumerate(marked) for key in keys if key in message]
     untrained = frozenset(place for place, key, _ in found if key == UNTRAINED)
     completion = next((place for place, key, _ in found if key == COMPLETION), None)
     return bare, Marks(untrained, completion, next((value for _, key, value in found if key == BEGUN), 0))
