@@ -9,7 +9,6 @@ from typing import Any
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
-from fitune.data.read.messages.calls import parsed
 from fitune.data.read.messages.conversation import check_order, taken
 from fitune.data.read.messages.message import unfolded
 from fitune.data.read.read_facts import RowLeftOut, Tally
@@ -74,14 +73,15 @@ class RecognisedForm:
         assert self.facts.conversation is not None, f"{self.name} has no messages"
         cells = self._cells(row, number)
         read = _with_system(self.facts.conversation(cells), cells.maybe("system"), system, cells.where)
-        messages, marks = taken([unfolded(message, cells.where) for message in read])
+        tools = cells.tools()
+        messages, marks = taken(_unfolded(read, bool(tools), cells.where))
         check_order(messages, cells.where)
         self._count(messages)
         return Example(
             tuple(messages),
             None,
             number,
-            tools=cells.tools(),
+            tools=tools,
             untrained=marks.untrained,
             completion_from=marks.completion,
             begun=marks.begun,
@@ -104,14 +104,14 @@ class RecognisedForm:
         """
         assert self.facts.pair is not None, f"{self.name} has no pairs"
         cells = self._cells(row, number)
-        pair = self.facts.pair(cells)
+        pair, tools = self.facts.pair(cells), cells.tools()
         prompt = _with_system(list(pair.prompt), cells.maybe("system"), system, cells.where)
-        sides = [_of_side(list(messages), cells.where) for messages in (prompt, pair.chosen, pair.rejected)]
+        sides = [_of_side(list(said), bool(tools), cells.where) for said in (prompt, pair.chosen, pair.rejected)]
         prompt, chosen, rejected = sides
         for side in (chosen, rejected):
             check_order([*prompt, *side], cells.where)
         self._count([*prompt, *chosen, *rejected])
-        return Pair(tuple(prompt), tuple(chosen), tuple(rejected), number, tools=cells.tools())
+        return Pair(tuple(prompt), tuple(chosen), tuple(rejected), number, tools=tools)
 
     def to_judged(self, row: Mapping[str, Any], system: str | None, number: int) -> Judged:
         """A row as an answer with its judgement.
@@ -121,12 +121,12 @@ class RecognisedForm:
         """
         assert self.facts.judged is not None, f"{self.name} has no judgements"
         cells = self._cells(row, number)
-        judged = self.facts.judged(cells)
+        judged, tools = self.facts.judged(cells), cells.tools()
         asked = _with_system(list(judged.prompt), cells.maybe("system"), system, cells.where)
-        prompt, completion = (_of_side(messages, cells.where) for messages in (asked, list(judged.completion)))
+        prompt, completion = (_of_side(said, bool(tools), cells.where) for said in (asked, list(judged.completion)))
         check_order([*prompt, *completion], cells.where)
         self._count([*prompt, *completion])
-        return replace(judged, prompt=tuple(prompt), completion=tuple(completion), tools=cells.tools())
+        return replace(judged, prompt=tuple(prompt), completion=tuple(completion), tools=tools)
 
     def spread(self, rows: Rows) -> Rows:
         """The rows, each as often as it holds something to be trained: one for every two answers of a ranked list."""
@@ -140,26 +140,25 @@ class RecognisedForm:
         return replace(rows, rows=tuple(row for row, _ in made), numbers=tuple(number for _, number in made))
 
     def _cells(self, row: Mapping[str, Any], number: int) -> Cells:
-        inside = self.facts.inside
-        if inside is None:
-            return Cells(row, self.columns, number, self.tally)
-        outer = Cells(row, self.columns, number, self.tally)
-        held = parsed(outer.get(inside), f"row {number}: {inside}")
-        if not isinstance(held, Mapping):
-            raise DataError(f"row {number}: {inside} is {held!r:.60}; an object is needed")
-        return Cells(held, {}, number, Tally())
+        cells = Cells(row, self.columns, number, self.tally)
+        return Cells(self.facts.unpack(cells), {}, number) if self.facts.unpack else cells
 
     def _count(self, messages: Messages) -> None:
         self.tally.roles.update(message["role"] for message in messages)
 
 
-def _of_side(messages: Messages, where: str) -> Messages:
+def _unfolded(messages: Messages, has_tools: bool, where: str) -> Messages:
+    """The messages, what stands in their texts at its own place; results in Hermes' marks too."""
+    return [part for message in messages for part in unfolded(message, has_tools, where)]
+
+
+def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
     """The messages of a pair's prompt or side, without marks.
 
     Raises:
         DataError: an answer that is marked as not to be trained, of which a pair can take no notice.
     """
-    bare, marks = taken([unfolded(message, where) for message in messages])
+    bare, marks = taken(_unfolded(messages, has_tools, where))
     if any(place in marks.untrained and bare[place]["role"] == "assistant" for place in range(len(bare))):
         raise DataError(f"{where}: a pair's answers are compared whole; take weight and train out of its messages")
     return bare

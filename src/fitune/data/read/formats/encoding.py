@@ -65,8 +65,9 @@ def refuse_encoding(name: str, content: bytes, at: int) -> NoReturn:
     if not readings:
         raise DataError(f"{name} is not UTF-8: {place}; find out what encoding it has, and {_advice(name, 'ENCODING')}")
     shown = "; ".join(f"as {encoding} the line reads {text[:60]!r}" for encoding, text in readings.items())
-    advice = _advice(name, next(iter(readings)))
-    raise DataError(f"{name} is not UTF-8: {place}. {shown[0].upper()}{shown[1:]}. If one of them is right, {advice}")
+    encoding = "ENCODING" if len(readings) > 1 else next(iter(readings))
+    advice = f"with the encoding that reads right, {_advice(name, encoding)}"
+    raise DataError(f"{name} is not UTF-8: {place}. {shown[0].upper()}{shown[1:]}; {advice}")
 
 
 def _readings(content: bytes, line: bytes) -> dict[str, str]:

@@ -66,6 +66,17 @@ class Cells:
         value = self.get(column)
         return "" if value is None else self._as_text(column, value)
 
+    def object(self, column: str) -> Mapping[str, Any]:
+        """An object, as such or as JSON text.
+
+        Raises:
+            DataError: anything else.
+        """
+        value = parsed(self.get(column), f"{self.where}: {column}")
+        if not isinstance(value, Mapping):
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; an object is needed")
+        return value
+
     def flag(self, column: str) -> bool:
         """True or false, as such, as 1 or 0, or as one of these words.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
 
@@ -12,6 +15,10 @@ def _messages(row: Cells) -> Messages:
 
 def _conversations(row: Cells) -> Messages:
     return row.messages("conversations", "from", "value")
+
+
+def _body(row: Cells) -> Mapping[str, Any]:
+    return row.object("body")
 
 
 MESSAGES = DataForm(
@@ -39,7 +46,7 @@ OPENAI_BATCH = DataForm(
     name="openai_batch",
     needs=("custom_id", "body"),
     kinds=("rows", "prompts"),
-    inside="body",
+    unpack=_body,
     conversation=_messages,
     example={
         "custom_id": "1",

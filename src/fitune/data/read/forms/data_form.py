@@ -23,7 +23,7 @@ class DataForm:
         first_for: kinds for which it is tried before the forms that stand before it.
         answer_column: the column that holds the answer and nothing else; a file of questions may lack it.
         loss_on: the tokens that `data.loss_on: auto` trains.
-        inside: the column whose object holds what `conversation` reads; None: the row itself does.
+        unpack: the row that `conversation` reads, its tools and its system prompt too, where it is packed into other columns.
         fits: whether the first row is of this form, where columns alone do not tell.
         spread: the rows that one row stands for.
         conversation: the messages of a row, without a system prompt that is added.
@@ -42,7 +42,7 @@ class DataForm:
     first_for: tuple[str, ...] = ()
     answer_column: str | None = None
     loss_on: str = "assistant"
-    inside: str | None = None
+    unpack: Callable[[Cells], Mapping[str, Any]] | None = None
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     spread: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
     conversation: Callable[[Cells], Messages] | None = None

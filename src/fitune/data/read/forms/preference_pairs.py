@@ -52,7 +52,7 @@ def _answer(row: Cells, column: str) -> str | Messages:
     if isinstance(value, str) and not value.strip():
         return value
     side = row.side(column, "assistant")
-    return row.maybe(column) if len(side) == 1 and side == [say("assistant", row.maybe(column))] else side
+    return value if isinstance(value, str) and side == [say("assistant", value)] else side
 
 
 def _of_texts(prompt: Messages, better: str, worse: str, where: str) -> tuple[Messages, list[Messages]]:

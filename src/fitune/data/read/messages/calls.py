@@ -14,6 +14,7 @@ Object = dict[str, Any]
 CALL_KEYS = ("name", "arguments", "parameters")
 OUTER_KEYS = ("id", "type", "function", "index", *CALL_KEYS)
 HERMES = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 
 
 def parsed(value: Any, what: str) -> Any:
@@ -146,3 +147,9 @@ def _marked(text: str, where: str) -> Iterator[Object]:
             f"{where}: an answer has {rest[:40]!r} where a call or its end should be; a call stands in "
             "<tool_call>…</tool_call> at the end of the answer"
         )
+
+
+def results_in_text(content: str) -> list[str]:
+    """The results that a text holds in Hermes' marks and in nothing else; the text itself where it is no such."""
+    text = content.strip()
+    return RESULT.findall(text) if text and not RESULT.sub("", text) else [content]

@@ -56,7 +56,9 @@ def continued(prompt: Messages, completion: Messages, where: str) -> Messages:
 
 def taken(messages: Messages) -> tuple[Messages, Marks]:
     """The messages without their marks, and these."""
-    keys = (UNTRAINED, COMPLETION, BEGUN)
+    keys = {UNTRAINED, COMPLETION, BEGUN}
+    if all(keys.isdisjoint(message) for message in messages):
+        return messages, Marks(frozenset(), None, 0)
     bare: list[Any] = [{key: value for key, value in message.items() if key not in keys} for message in messages]
     marked: list[dict[str, Any]] = [dict(message) for message in messages]
     found = [(place, key, message[key]) for place, message in enumerate(marked) for key in keys if key in message]
@@ -78,7 +80,8 @@ def check_order(messages: Sequence[Message], where: str) -> None:
                     f"{where}: messages {place - 1} and {place} are both answers; join them, or put what was asked between"
                 )
             calls = message.get("tool_calls")
-            open_calls = [call.get("id") for call in calls] if calls else None
+            in_text = message["content"].count("<tool_call>")  # calls that are trained as text
+            open_calls = [call.get("id") for call in calls] if calls else [None] * in_text or None
         elif role == "tool":
             open_calls = _answered(open_calls, message.get("tool_call_id"), place, where)
         else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fitune.data.read.cell_types import as_text, is_empty
-from fitune.data.read.messages.calls import calls_in_text, read_calls
-from fitune.data.read.messages.roles import CALL, role_of
+from fitune.data.read.cell_types import as_text, checked, is_empty
+from fitune.data.read.messages.calls import calls_in_text, read_calls, results_in_text
+from fitune.data.read.messages.roles import CALL, ROLES, role_of
 from fitune.data.read.messages.thoughts import split_thought
 from fitune.data.rows import Message
 from fitune.errors import DataError, did_you_mean
@@ -48,6 +48,9 @@ def read_message(message: Any, where: str, role_key: str = "role", content_key: 
     """
     if not isinstance(message, Mapping):
         raise DataError(f"{where}: a message is {message!r:.60}; an object with {role_key} and {content_key} is needed")
+    name, text = message.get(role_key), message.get(content_key)
+    if len(message) == 2 and isinstance(name, str) and isinstance(text, str) and ROLES.get(name, CALL) != CALL:
+        return say(ROLES[name], checked(text, f"{where}: the {content_key} of a {name} message"))
     given = {key: value for key, value in message.items() if not (is_empty(value) or value in ([], {}, ""))}
     name = _either(given, ("role", "from"), where)
     if name is None or (isinstance(name, str) and not name.strip()):
@@ -74,28 +77,33 @@ def read_message(message: Any, where: str, role_key: str = "role", content_key: 
     return made
 
 
-def unfolded(message: Message, where: str) -> Message:
-    """An answer with the reasoning and the calls that stand in its text at their own places.
+def unfolded(message: Message, has_tools: bool, where: str) -> Messages:
+    """A message with the reasoning, calls and results that stand in its text at their own places.
+
+    Args:
+        has_tools: the row names its tools, so that Hermes' `<tool_call>` and `<tool_response>` are marks of calls and
+            results; they are text otherwise.
 
     Raises:
         DataError: marks that do not match, or reasoning in both places that is not the same.
     """
+    if message["role"] == "tool" and has_tools:
+        return [_with(message, content=result) for result in results_in_text(message["content"])]
     if message["role"] != "assistant":
-        return message
+        return [message]
     thought, content = split_thought(message["content"], where)
     beside = message.get("reasoning_content", "")
     if thought and beside and thought != beside.strip():
         raise DataError(f"{where}: an answer has reasoning beside its content and other reasoning in it; keep one")
-    content, calls = calls_in_text(content, where)
+    content, calls = calls_in_text(content, where) if has_tools else (content, [])
     if calls and message.get("tool_calls"):
         raise DataError(f"{where}: an answer has tool_calls and <tool_call> in its content; keep one")
-    made = message.copy()
-    made["content"] = content
-    if thought and not beside:
-        made["reasoning_content"] = thought
-    if calls:
-        made["tool_calls"] = calls
-    return made
+    more = ({"reasoning_content": thought} if thought and not beside else {}) | ({"tool_calls": calls} if calls else {})
+    return [_with(message, content=content, **more)]
+
+
+def _with(message: Message, **changed: Any) -> Message:
+    return {**message, **changed}  # type: ignore[return-value]
 
 
 def _either(given: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
