@@ -35,7 +35,7 @@ def test_every_kind_reads_the_same_rows(tmp_path: Path):
 
 def test_a_text_file_is_a_row_a_line_and_remembers_the_line(tmp_path: Path):
     rows = read_rows(write(tmp_path / "a.txt", "one\n\n  two \n"))
-    assert rows.rows == ({"text": "one"}, {"text": "two"})
+    assert rows.rows == ({"text": "one"}, {"text": "  two "})
     assert rows.numbers == (1, 3)
 
 
@@ -45,8 +45,7 @@ FAULTS = {
     "bad.jsonl": ('{"a": 1}\n{"a": \n', "line 2, column 7: bad JSON"),
     "list.jsonl": ("[1, 2]\n", "line 1: a list"),
     "bad.json": ('[{"a": 1},\n {"a" 2}]', "line 2, column 7: bad JSON"),
-    "lines.json": ('{"a": 1}\n{"a": 2}\n', "should end in .jsonl"),
-    "object.json": ('{"a": 1}', "a list of objects is needed"),
+    "number.json": ("3", "a list of objects is needed"),
     "latin1.jsonl": ('{"a": "x"}\n{"a": "caf\xe9"}\n'.encode("latin1"), "byte 0xe9 on line 2"),
     "ragged.csv": ("a,b\n1,2\n1,2,3\n", "line 3: 3 values for 2 columns"),
     "empty.csv": ("a,b\n", "holds no rows"),

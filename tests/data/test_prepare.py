@@ -103,11 +103,11 @@ def test_a_doubled_bos_is_said(tmp_path: Path, tiny_model):
     assert any("two BOS tokens" in text for text in data.warnings)
 
 
-def test_odd_roles_and_blank_messages_are_said(tmp_path: Path, renderer: Renderer):
-    turns = [{"role": "narrator", "content": " "}, {"role": "assistant", "content": "igpay"}]
+def test_rare_roles_and_blank_messages_are_said(tmp_path: Path, renderer: Renderer):
+    turns = [{"role": "context", "content": " "}, {"role": "assistant", "content": "igpay"}]
     data = prepare(write(tmp_path / "a.jsonl", [{"messages": turns}]), None, renderer=renderer)
     text = "\n".join(data.warnings)
-    assert 'role "narrator" is unusual' in text and "1 row (1) with a blank message" in text
+    assert 'role "context" is unusual' in text and "1 row (1) with a blank message" in text
 
 
 def test_rows_without_an_answer_are_listed_together(tmp_path: Path, renderer: Renderer):

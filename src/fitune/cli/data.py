@@ -169,12 +169,12 @@ def _preference_method(source: str) -> str | None:
     if source.startswith("hub:") or is_demo(source):
         return "dpo" if source.startswith(PAIRS) else None
     try:
-        columns = read_rows(source).columns
+        rows = read_rows(source)
     except DataError:  # told by the command itself
         return None
-    if holds("pairs", columns):
+    if holds("pairs", rows.columns, rows.rows[0]):
         return "dpo"
-    return "kto" if holds("judged", columns) else None
+    return "kto" if holds("judged", rows.columns, rows.rows[0]) else None
 
 
 def _renderer(settings: Any) -> tuple[Any, Any]:

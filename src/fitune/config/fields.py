@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from fitune.config.choices import OneOf
@@ -138,6 +138,11 @@ def _words_of(annotation: Any, metadata: Sequence[Any]) -> tuple[str, ...]:
     return next((part.names for part in metadata if isinstance(part, OneOf)), ())
 
 
+def _written_as(metadata: Sequence[Any]) -> Any:
+    """The types that a setting may be written in, where they are turned into one; None where it is written as it is."""
+    return next((part.json_schema_input_type for part in metadata if isinstance(part, BeforeValidator)), None)
+
+
 def _field(key: str, info: FieldInfo) -> Field:
     kinds: list[type] = []
     choices: list[str] = []
@@ -149,6 +154,9 @@ def _field(key: str, info: FieldInfo) -> Field:
         annotation, metadata = pending.pop(0)
         if words := _words_of(annotation, metadata):
             choices += words
+            continue
+        if (written := _written_as(metadata)) is not None:
+            pending.insert(0, (written, ()))
             continue
         for part in metadata:
             for inner in getattr(part, "metadata", [part]):

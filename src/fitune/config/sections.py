@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from fitune.config.choices import one_of
 from fitune.data.read.forms import DATA_FORMS
+from fitune.data.read.mixture import join_names
 from fitune.exporting.forms import EXPORT_FORMS
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.methods.method import Method
@@ -83,12 +84,16 @@ class ModelSettings(Section):
     """Load pickled weights (`.bin`, `.pt`) where a model has no safetensors. Only for authors you trust."""
 
 
+Sources = Annotated[str, BeforeValidator(join_names, json_schema_input_type=str | list[str])]
+
+
 class DataSettings(Section):
     """Which rows to train on, and on which of their tokens."""
 
-    train: str = "demo:pig-latin"
-    """A file (.jsonl .json .csv .parquet .txt), `hub:NAME`, or the built-in demo task."""
-    test: str | None = None
+    train: Sources = "demo:pig-latin"
+    """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also compressed), a folder, `hub:NAME`, or the built-in demo
+    task; several with commas between them or as a list, each with a weight if wanted: `[a.jsonl*2, b.parquet]`."""
+    test: Sources | None = None
     """Rows held out for evaluation, likewise; null sets `test_share` of the training rows aside."""
     test_share: Share = 0.05
     """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""

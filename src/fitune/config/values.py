@@ -14,6 +14,8 @@ from fitune.errors import did_you_mean
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 EXAMPLES = {
     "data.columns": "prompt=question,completion=answer",
+    "data.train": "my.jsonl",
+    "data.test": "my-test.jsonl",
     "lora.continue_from": "runs/first",
     "lora.targets": "q_proj,v_proj",
     "memory.budget": "16GiB",

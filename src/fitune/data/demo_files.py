@@ -21,7 +21,7 @@ def read_sentences(path: str) -> list[str]:
     rows = read_rows(path)
     if "text" not in rows.columns:
         raise DataError(f"{path} is no list of sentences; give a .txt file with one a line")
-    return [row["text"] for row in rows.rows]
+    return [row["text"].strip() for row in rows.rows]
 
 
 def make_pig_latin(sentences: Iterable[str], out: Path) -> int:

@@ -12,7 +12,7 @@ from fitune.data.counting import refuse
 from fitune.data.pair_report import PairReport, check_pairs
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
-from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.rows import Pair, PairRow, TokenRow
@@ -28,11 +28,12 @@ def prepare_pairs(
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     pairs = _read(source, form, options)
-    hashes = {source.name: source.sha256}
+    hashes, test_read = {source.name: source.sha256}, None
     if test is not None:
         other, other_form = read_source(test, renderer.tokenizer, options)
         held_out = _read(other, other_form, options)
         hashes[other.name] = other.sha256
+        test_read = read_facts(other, other_form)
     else:
         pairs, held_out = set_aside(pairs, test_share, options.seed, key=lambda pair: repr(pair.prompt))
     test_rows, test_kept, test_report = [], [], None
@@ -50,6 +51,8 @@ def prepare_pairs(
         train_report=report,
         test_report=test_report,
         hashes=hashes,
+        train_read=read_facts(source, form),
+        test_read=test_read,
     )
 
 

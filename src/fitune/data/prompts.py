@@ -13,7 +13,7 @@ from fitune.data.counting import Lengths, num_duplicates, span
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm
-from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, PromptRow, TokenRow
 from fitune.errors import DataError
@@ -61,11 +61,12 @@ def prepare_prompts(
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     rows = _read(source, form, renderer, options)
-    hashes = {source.name: source.sha256}
+    hashes, test_read = {source.name: source.sha256}, None
     if test is not None:
         other, other_form = read_source(test, renderer.tokenizer, options)
         test_rows = _read(other, other_form, renderer, options)
         hashes[other.name] = other.sha256
+        test_read = read_facts(other, other_form)
     else:
         rows, test_rows = set_aside(rows, test_share, options.seed, key=lambda row: repr(row.messages))
     test_report = None
@@ -81,6 +82,8 @@ def prepare_prompts(
         train_report=report,
         test_report=test_report,
         hashes=hashes,
+        train_read=read_facts(source, form),
+        test_read=test_read,
     )
 
 
@@ -99,11 +102,13 @@ def _to_prompt(
     Raises:
         DataError: a row without a question.
     """
-    messages = form.to_messages(row, system, number)
+    example = form.to_conversation(row, system, number)
+    messages = list(example.messages or ())
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"row {number} has no question to answer")
-    return PromptRow(tuple(renderer.prompt_ids(messages)), tuple(messages), reference, dict(row), number)
+    ids = renderer.prompt_ids(messages, example.tools)
+    return PromptRow(tuple(ids), tuple(messages), reference, dict(row), number)
 
 
 def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[PromptRow]:

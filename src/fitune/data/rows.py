@@ -35,7 +35,9 @@ class Example:
 
     `row_number` is the line of a JSON Lines or text file, or the 1-based position in any other. `tools` are the JSON
     schemas that the model may call; `untrained` are the places in `messages` of answers that the data marks as not to
-    be trained (`weight: 0`, `train: false`).
+    be trained (`weight: 0`, `train: false`, or an answer that is empty). `completion_from` is the place in `messages`
+    where the completion begins, for forms that set it apart from the prompt; `begun` counts the characters of that
+    message that the prompt has given, where it ends with the beginning of the answer.
     """
 
     messages: tuple[Message, ...] | None
@@ -43,6 +45,8 @@ class Example:
     row_number: int
     tools: tuple[dict[str, Any], ...] = ()
     untrained: frozenset[int] = frozenset()
+    completion_from: int | None = None
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,11 @@ class Pair:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     row_number: int
+    tools: tuple[dict[str, Any], ...] = ()
 
     def example(self, better: bool) -> Example:
         """One side as a conversation."""
-        return Example((*self.prompt, *(self.chosen if better else self.rejected)), None, self.row_number)
+        return Example((*self.prompt, *(self.chosen if better else self.rejected)), None, self.row_number, self.tools)
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -187,11 +192,12 @@ class Judged:
     completion: tuple[Message, ...]
     desirable: bool
     row_number: int
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def example(self) -> Example:
         """Prompt and completion as one conversation."""
-        return Example((*self.prompt, *self.completion), None, self.row_number)
+        return Example((*self.prompt, *self.completion), None, self.row_number, self.tools)
 
 
 class JudgedRow(TokenRow):

@@ -29,6 +29,7 @@ def questions(rows: Rows, system: str | None = None) -> list[list[Message]]:
         for form in forms_of("rows")
         if form.conversation is not None and set(form.needs) - {form.answer_column} <= columns
     ]
+    asking = [form for form in asking if set(form.needs) <= columns] or asking
     alone = next((name for name in ALONE if name in columns), None)
     if alone and not asking:
         return [_plain(row, alone, number, system) for row, number in zip(rows.rows, rows.numbers, strict=True)]

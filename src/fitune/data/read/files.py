@@ -1,35 +1,53 @@
-"""Read rows from a file or from the hub; every fault names its place.
+"""Read rows from a file, a folder or the hub; every fault names its place.
 
-In: a path (.jsonl .json .csv .parquet .txt) or `hub:NAME[:CONFIG]`. Out: `Rows`.
+In: a path (its ending says the format, `.gz` and the like behind it) or `hub:NAME[:CONFIG]`. Out: `Rows`.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitune.data.read.formats import READERS
+from fitune.data.read.formats.arrow_tables import is_saved_dataset, read_saved_dataset
+from fitune.data.read.formats.compressed import UNPACK, unpacked
+from fitune.data.read.formats.found import Found
+from fitune.data.read.formats.hub_rows import read_hub
 from fitune.errors import DataError, did_you_mean
+
+HELD_OUT = {"test", "tests", "validation", "valid", "val", "dev", "eval"}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as they were found: `numbers[i]` is where row i stands in its file, from 1."""
+    """Rows as they were found: `numbers[i]` is where row i stands in its file, from 1.
+
+    `encoding` is that of the text, `notes` say what was read otherwise than as it stands. Of several files, `parts` are
+    (name, number before its first row, number of its last row).
+    """
 
     name: str
     rows: tuple[dict[str, Any], ...]
     numbers: tuple[int, ...]
     sha256: str
+    encoding: str = "utf-8"
+    notes: tuple[str, ...] = ()
+    parts: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that some row has, in order of appearance."""
         return tuple(dict.fromkeys(key for row in self.rows for key in row))
+
+    def place(self, number: int) -> str:
+        """`` (b.jsonl, row 3)`` for a row of several files, numbered through; "" where there is one."""
+        found = next(((name, before) for name, before, last in self.parts if number <= last), None)
+        return f" ({found[0]}, row {number - found[1]})" if found and len(self.parts) > 1 else ""
 
 
 def read_rows(name: str, hub_split: str = "train") -> Rows:
@@ -39,129 +57,96 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
         DataError: missing, empty, of an unknown kind, not UTF-8, or damaged; with file and line.
     """
     if name.startswith("hub:"):
-        return _read_hub(name, hub_split)
+        found, fingerprint = read_hub(name, hub_split)
+        return _rows(name, found, fingerprint)
     path = Path(name).expanduser()
+    if path.is_dir():
+        return _read_folder(name, path, hub_split)
     if not path.is_file():
         near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise DataError(f"there is no data file at {name}{near}")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{name} ends in {path.suffix or 'nothing'}; data files end in {', '.join(READERS)}")
     content = path.read_bytes()
-    if not content.strip():
+    packed, ending = _endings(path)
+    if ending not in READERS:
+        raise DataError(
+            f"{name} ends in {path.suffix or 'nothing'}; data files end in {', '.join(READERS)}, and may have "
+            f"{', '.join(UNPACK)} behind it"
+        )
+    plain = unpacked(name, packed, content) if packed else content
+    if not plain.strip():
         raise DataError(f"{name} is empty")
-    numbered = reader(name, content)
-    if not numbered:
+    return _rows(name, READERS[ending](name, plain), hashlib.sha256(content).hexdigest())
+
+
+def _rows(name: str, found: Found, sha256: str) -> Rows:
+    if not found.rows:
         raise DataError(f"{name} holds no rows")
-    numbers, rows = zip(*numbered, strict=True)
-    return Rows(name, rows, numbers, hashlib.sha256(content).hexdigest())
+    notes = tuple(dict.fromkeys(found.notes))
+    return Rows(name, tuple(found.rows), tuple(found.numbers), sha256, found.encoding, notes)
 
 
-def _decode(name: str, content: bytes) -> str:
-    """UTF-8 text, with or without a byte order mark."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+def _endings(path: Path) -> tuple[str, str]:
+    """(what packs the file or "", its format)."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in UNPACK:
+        return suffixes[-1], suffixes[-2] if len(suffixes) > 1 else ""
+    return "", suffixes[-1] if suffixes else ""
+
+
+def _read_folder(name: str, folder: Path, split: str) -> Rows:
+    """A folder: a set that `datasets` saved, or data files, one behind the other by name.
+
+    Raises:
+        DataError: no data files, or files of which some are for testing by their name.
+    """
+    if is_saved_dataset(folder):
+        found = read_saved_dataset(name, folder, split)
+        return _rows(name, found, _digest(folder, sorted(folder.rglob("*.arrow"))))
+    entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    files = [entry for entry in entries if _endings(entry)[1] in READERS]
+    if not files:
+        raise DataError(f"{name} is a folder without data files; they end in {', '.join(READERS)}")
+    held_out = [file.name for file in files if HELD_OUT & set(re.split(r"[^a-z]+", file.name.lower()))]
+    if held_out and len(held_out) < len(files):
         raise DataError(
-            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} on line {line} (offset {error.start}); "
-            "convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from error
+            f"{name} is a folder whose files are for training and for testing ({', '.join(held_out)}); name them one by one: "
+            "data.train and data.test"
+        )
+    others = [entry.name for entry in entries if entry not in files]
+    notes = [f"not read, since they are no data files: {', '.join(others)}"] if others else []
+    return joined(name, [read_rows(str(file)) for file in files], notes)
 
 
-def _read_jsonl(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(_decode(name, content).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{name}, line {number}, column {error.colno}: bad JSON ({error.msg}): {line.strip()[:80]}"
-            ) from error
-        rows.append((number, _object(name, f"line {number}", row)))
-    return rows
+def joined(name: str, parts: Sequence[Rows], notes: Sequence[str] = ()) -> Rows:
+    """Rows of several files behind each other, numbered through.
+
+    Args:
+        notes: what is to be said beside the files' own notes.
+    """
+    numbers: list[int] = []
+    places: list[tuple[str, int, int]] = []
+    for part in parts:
+        before = numbers[-1] if numbers else 0
+        numbers += [number + before for number in part.numbers]
+        places.append((Path(part.name).name, before, numbers[-1]))
+    return Rows(
+        name,
+        tuple(row for part in parts for row in part.rows),
+        tuple(numbers),
+        hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        ", ".join(dict.fromkeys(part.encoding for part in parts)),
+        (*(f"{Path(part.name).name}: {note}" for part in parts for note in part.notes), *notes),
+        tuple(places),
+    )
 
 
-def _read_json(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        data = json.loads(_decode(name, content))
-    except json.JSONDecodeError as error:
-        hint = "; a file with one object a line should end in .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{name}, line {error.lineno}, column {error.colno}: bad JSON ({error.msg}){hint}") from error
-    if isinstance(data, dict) and len(lists := [value for value in data.values() if isinstance(value, list)]) == 1:
-        data = lists[0]
-    if not isinstance(data, list):
-        raise DataError(f"{name} holds a JSON {type(data).__name__}; a list of objects is needed")
-    return [(number, _object(name, f"item {number}", row)) for number, row in enumerate(data, start=1)]
-
-
-def _read_csv(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_decode(name, content), newline=""), strict=True)
-    rows = []
-    try:
-        for number, row in enumerate(reader, start=1):
-            if None in row:
-                raise DataError(
-                    f"{name}, line {reader.line_num}: {len(row) - 1 + len(row[None])} values "
-                    f"for {len(reader.fieldnames or [])} columns; quote values that contain commas"
-                )
-            rows.append((number, dict(row)))
-    except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: bad CSV ({error})") from error
-    return rows
-
-
-def _read_parquet(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(io.BytesIO(content))
-    except pa.ArrowException as error:
-        raise DataError(f"{name} is not a whole Parquet file: {error}") from error
-    return list(enumerate(table.to_pylist(), start=1))
-
-
-def _read_text(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    lines = _decode(name, content).splitlines()
-    return [(number, {"text": line.strip()}) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-READERS: dict[str, Callable[[str, bytes], list[tuple[int, dict[str, Any]]]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}
-
-
-def _read_hub(name: str, split: str) -> Rows:
-    """A hub data set through the datasets library: `hub:NAME` or `hub:NAME:CONFIG`."""
-    from datasets import load_dataset
-
-    _, repository, *config = name.split(":")
-    try:
-        dataset = load_dataset(repository, config[0] if config else None, split=split)
-        rows = tuple(dict(row) for row in dataset)
-    except Exception as error:  # the library raises many kinds; each means the same to the user
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f'the hub data set "{repository}" (split {split}) cannot be loaded: {first}. '
-            "Check the name, the split and the network, or give a file"
-        ) from error
-    if not rows:
-        raise DataError(f"{name} holds no rows in split {split}")
-    return Rows(name, rows, tuple(range(1, len(rows) + 1)), str(getattr(dataset, "_fingerprint", "")))
-
-
-def _object(name: str, place: str, row: Any) -> dict[str, Any]:
-    """A row must be an object with columns."""
-    if not isinstance(row, dict):
-        raise DataError(f'{name}, {place}: a {type(row).__name__}; a row is an object such as {{"prompt": …}}')
-    return row
+def _digest(folder: Path, files: list[Path]) -> str:
+    """SHA-256 over the files' names and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], out: Path) -> int:

@@ -7,13 +7,12 @@ Out: a `RecognisedForm`, which reads the rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 from fitune.data.read.forms import DATA_FORMS
-from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
-from fitune.data.rows import Example, Judged, Pair
+from fitune.data.read.recognised_form import RecognisedForm
 from fitune.errors import DataError, did_you_mean
 
 # Kind → what a method that reads it needs, for the messages.
@@ -36,76 +35,7 @@ PREFERENCE = {
         "use method kto, or drop the label column to train on every completion",
     ),
 }
-
-
-@dataclass(frozen=True)
-class RecognisedForm:
-    """A form, and the file's column for each of the form's that the file names otherwise."""
-
-    facts: DataForm
-    columns: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """The form's name."""
-        return self.facts.name
-
-    @property
-    def is_text(self) -> bool:
-        """Whether a row is plain text, of which every token is trained."""
-        return self.facts.text is not None
-
-    def to_example(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
-        """A row as a conversation with an answer, or as text.
-
-        Args:
-            system: system prompt for a row that brings none.
-            number: where the row stands in its file.
-
-        Raises:
-            DataError: a missing or empty prompt, answer or text; a role or a message that is not one.
-        """
-        if self.facts.text is not None:
-            return Example(None, self.facts.text(Cells(row, self.columns, number)), number)
-        messages = self.to_messages(row, system, number)
-        if not any(message["role"] == "assistant" for message in messages):
-            roles = ", ".join(message["role"] for message in messages)
-            raise DataError(f"row {number} has no answer: its roles are {roles}")
-        return Example(tuple(messages), None, number)
-
-    def to_messages(self, row: Mapping[str, Any], system: str | None, number: int) -> Messages:
-        """The messages of a row, a system prompt before them; a form without answers gives the prompt alone.
-
-        Raises:
-            DataError: as `to_example`, but for a missing answer.
-        """
-        assert self.facts.conversation is not None, f"{self.name} has no messages"
-        cells = Cells(row, self.columns, number)
-        return _with_system(self.facts.conversation(cells), cells.get("system") or system)
-
-    def to_pair(self, row: Mapping[str, Any], system: str | None, number: int) -> Pair:
-        """A row as a pair.
-
-        Raises:
-            DataError: a side that is missing, sides without a common prompt, or a prompt that is not the one they begin
-                with.
-        """
-        assert self.facts.pair is not None, f"{self.name} has no pairs"
-        cells = Cells(row, self.columns, number)
-        pair = self.facts.pair(cells)
-        prompt = _with_system(list(pair.prompt), cells.get("system") or system)
-        return Pair(tuple(prompt), pair.chosen, pair.rejected, number)
-
-    def to_judged(self, row: Mapping[str, Any], system: str | None, number: int) -> Judged:
-        """A row as an answer with its judgement.
-
-        Raises:
-            DataError: a missing or empty prompt or completion, or a label that is neither true nor false.
-        """
-        assert self.facts.judged is not None, f"{self.name} has no judgements"
-        cells = Cells(row, self.columns, number)
-        judged = self.facts.judged(cells)
-        return replace(judged, prompt=tuple(_with_system(list(judged.prompt), cells.get("system") or system)))
+MISSPELT = 0.85  # likeness from which a column is taken for a misspelt one of the form
 
 
 def forms_of(kind: str) -> list[DataForm]:
@@ -114,14 +44,18 @@ def forms_of(kind: str) -> list[DataForm]:
     return sorted(found, key=lambda form: kind not in form.first_for)
 
 
-def holds(kind: str, columns: Iterable[str]) -> bool:
-    """Whether the columns are those of some form of this kind."""
+def holds(kind: str, columns: Iterable[str], sample: Mapping[str, Any] | None = None) -> bool:
+    """Whether the columns, and a row where it takes one to tell, are those of some form of this kind."""
     present = set(columns)
-    return any(set(form.needs) <= present for form in forms_of(kind))
+    return any(set(form.needs) <= present and _fits(form, sample, {}) for form in forms_of(kind))
 
 
 def recognise(
-    columns: Sequence[str], form: str = "auto", mapping: Mapping[str, str] | None = None, kind: str = "rows"
+    columns: Sequence[str],
+    form: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    kind: str = "rows",
+    sample: Mapping[str, Any] | None = None,
 ) -> RecognisedForm:
     """The form that fits the columns.
 
@@ -129,9 +63,11 @@ def recognise(
         form: a key of DATA_FORMS, or auto.
         mapping: the form's column → the file's.
         kind: what the method reads, a kind of `DataForm`.
+        sample: a row, for forms that columns alone do not tell.
 
     Raises:
-        DataError: none fits, or a preference form, or a mapping to columns that are not there.
+        DataError: none fits, or a preference form, a mapping to columns that are not there, or a column whose name is
+            nearly one that the form reads.
     """
     mapping = dict(mapping or {})
     _refuse_mapping(mapping, columns)
@@ -140,21 +76,57 @@ def recognise(
         _refuse_preferences(present)
     readable = {one.name: one for one in forms_of(kind)}
     if form == "auto":
-        chosen = next((one for one in readable.values() if set(one.needs) <= present), None)
+        fitting = (one for one in readable.values() if set(one.needs) <= present and _fits(one, sample, mapping))
+        chosen = next(fitting, None)
     elif form in readable:
         chosen = readable[form] if set(readable[form].needs) <= present else None
     else:
         raise DataError(f"data.form is {form}, and the method needs {NEEDS[kind]}: use {', '.join(readable)}, or auto")
     if chosen is None:
-        wanted = "; ".join(f"{one.name}: {', '.join(one.needs)}" for one in readable.values())
-        asked = f"data.form is {form}, and" if form != "auto" else "no form is recognised:"
-        if kind != "rows":
-            asked = f"the method needs {NEEDS[kind]}; {asked}"
-        raise DataError(
-            f"{asked} the data has the columns {', '.join(columns) or '(none)'}. Forms and their columns are {wanted}. "
+        raise DataError(_not_recognised(columns, form, kind, readable))
+    _refuse_misspelt(chosen, present)
+    return RecognisedForm(chosen, mapping)
+
+
+def _fits(form: DataForm, sample: Mapping[str, Any] | None, mapping: Mapping[str, str]) -> bool:
+    if form.fits is None:
+        return True
+    if sample is None:
+        return False
+    return form.fits({**sample, **{own: sample.get(theirs) for own, theirs in mapping.items()}})
+
+
+def _not_recognised(columns: Sequence[str], form: str, kind: str, readable: Mapping[str, DataForm]) -> str:
+    """What was found, what exists, and what may be wrong."""
+    wanted = "; ".join(f"{one.name}: {', '.join(one.needs)}" for one in readable.values())
+    asked = f"data.form is {form}, and" if form != "auto" else "no form is recognised:"
+    if kind != "rows":
+        asked = f"the method needs {NEEDS[kind]}; {asked}"
+    if {"custom_id", "response"} <= set(columns):
+        hint = "These are the answers of an OpenAI batch, without what was asked; join them with their requests."
+    elif any(name.strip().endswith((".", "?", "!")) or name.count(" ") > 2 for name in columns):
+        hint = (
+            "The first line looks like a row; if the file has no line of column names, write one at its head, for "
+            "example with: sed -i '1i prompt,completion' FILE."
+        )
+    else:
+        hint = (
             "Other names are mapped with data.columns, for example data.columns={prompt: question, completion: answer}"
         )
-    return RecognisedForm(chosen, mapping)
+    return f"{asked} the data has the columns {', '.join(columns) or '(none)'}. Forms and their columns are {wanted}. {hint}"
+
+
+def _refuse_misspelt(form: DataForm, present: set[str]) -> None:
+    """Raises DataError for a column that the form does not read, and that is nearly one that it would read."""
+    absent = [name for name in form.may_have if name not in present]
+    for column in sorted(present - {*form.needs, *form.may_have}):
+        folded = column.strip().casefold()
+        for name in absent:
+            if folded == name or SequenceMatcher(None, folded, name).ratio() >= MISSPELT:
+                raise DataError(
+                    f'the column "{column}" is not read (did you mean "{name}"?); map it with '
+                    f"data.columns={{{name}: {column}}}, or rename it if it is something else"
+                )
 
 
 def _refuse_mapping(mapping: Mapping[str, str], columns: Sequence[str]) -> None:
@@ -177,10 +149,3 @@ def _refuse_preferences(present: set[str]) -> None:
             raise DataError(
                 f"the columns are those of preference data ({layout}), which sft and lm do not train on; {instead}"
             )
-
-
-def _with_system(messages: Messages, system: Any) -> Messages:
-    """The messages, a system prompt before them where there is one to add."""
-    if system and messages[0]["role"] != "system":
-        return [say("system", str(system)), *messages]
-    return messages

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fitune.data.counting import DataReport
-from fitune.data.read.files import Rows, read_rows, write_jsonl
-from fitune.data.read.recognise import RecognisedForm, recognise
+from fitune.data.read.files import Rows, joined, read_rows, write_jsonl
+from fitune.data.read.mixture import MixedForm, sources_in, taken_by_weight
+from fitune.data.read.read_facts import ReadFacts, RowLeftOut
+from fitune.data.read.recognise import recognise
+from fitune.data.read.recognised_form import RecognisedForm
 from fitune.data.rows import Example
 from fitune.demo.tasks import demo_rows as make_demo_rows
 from fitune.demo.tasks import is_demo
@@ -27,7 +30,8 @@ Item = TypeVar("Item")
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`.
+    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
+    `train_read` and `test_read` say what was read of their sources (`test_read` is None where test rows were set aside).
     """
 
     train: list[Any]
@@ -37,12 +41,18 @@ class PreparedData:
     train_report: DataReport
     test_report: DataReport | None
     hashes: dict[str, str]
+    train_read: ReadFacts | None = None
+    test_read: ReadFacts | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Everything worth showing, test rows' after the training rows'."""
-        own = self.train_report.warnings
-        return own + tuple(f"test rows: {text}" for text in (self.test_report.warnings if self.test_report else ()))
+        own = (*(self.train_read.warnings if self.train_read else ()), *self.train_report.warnings)
+        test = (
+            *(self.test_read.warnings if self.test_read else ()),
+            *(self.test_report.warnings if self.test_report else ()),
+        )
+        return own + tuple(f"test rows: {text}" for text in test)
 
 
 @dataclass(frozen=True)
@@ -75,29 +85,64 @@ def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ())
 def read_source(
     name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()
 ) -> tuple[Rows, RecognisedForm]:
-    """Rows of a file, the hub or a demo task, and the form that the method can read.
+    """Rows of a file, a folder, the hub or a demo task, or of several of them, and the form that the method can read.
 
     Raises:
         DataError: unreadable, or of no form that fits the method.
     """
-    rows = demo_rows(name, tokenizer, options.seed, exclude) if is_demo(name) else read_rows(name, options.hub_split)
-    return rows, recognise(rows.columns, options.form, options.columns, options.reads)
+    sources, found = sources_in(name), []
+    for source in sources:
+        rows = (
+            demo_rows(source.name, tokenizer, options.seed, exclude)
+            if is_demo(source.name)
+            else read_rows(source.name, options.hub_split)
+        )
+        rows = taken_by_weight(rows, source.weight, options.seed)
+        mapping = options.columns if len(sources) == 1 else _mapping_of(rows, options.columns)
+        form = recognise(rows.columns, options.form, mapping, options.reads, rows.rows[0])
+        found.append((form.spread(rows), form))
+    if len(found) == 1:
+        return found[0]
+    whole = joined(name, [rows for rows, _ in found])
+    _check_mapping(whole, options.columns)
+    return whole, MixedForm.of([form for _, form in found], [last for _, _, last in whole.parts])
+
+
+def _mapping_of(rows: Rows, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """What of `data.columns` is about one of several sources."""
+    return {own: theirs for own, theirs in (columns or {}).items() if theirs in rows.columns}
+
+
+def _check_mapping(rows: Rows, columns: Mapping[str, str] | None) -> None:
+    for own, theirs in (columns or {}).items():
+        if theirs not in rows.columns:
+            raise DataError(f'data.columns maps {own} to "{theirs}", which none of the sources has')
 
 
 def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
-    """Every row turned.
+    """Every row turned; rows that teach nothing are left out and counted in the form's tally.
 
     Raises:
-        DataError: rows that are not of the form (several are listed).
+        DataError: rows that are not of the form (several are listed), or none left.
     """
     items, faults = [], []
     for row, number in zip(rows.rows, rows.numbers, strict=True):
         try:
             items.append(convert(row, number))
+        except RowLeftOut as error:
+            form.tally.leave_out(str(error), number)
         except DataError as error:
-            faults.append(str(error))
+            faults.append(f"{error}{rows.place(number)}")
     refuse_rows(f"{rows.name} ({form.name})", faults, len(rows.rows))
+    if not items:
+        reasons = "; ".join(form.tally.left_out)
+        raise DataError(f"{rows.name} ({form.name}): no row is left to train on: {reasons}")
     return items
+
+
+def read_facts(rows: Rows, form: RecognisedForm) -> ReadFacts:
+    """What was read of a source; asked after its rows were turned."""
+    return ReadFacts.of(rows, form.name, form.tally)
 
 
 def refuse_rows(name: str, faults: Sequence[str], rows: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ class DataForm:
         first_for: kinds for which it is tried before the forms that stand before it.
         answer_column: the column that holds the answer and nothing else; a file of questions may lack it.
         loss_on: the tokens that `data.loss_on: auto` trains.
+        unpack: the row that `conversation` reads, its tools and its system prompt too, where it is packed into other columns.
+        fits: whether the first row is of this form, where columns alone do not tell.
+        spread: the rows that one row stands for.
         conversation: the messages of a row, without a system prompt that is added.
         text: the row as plain text.
         pair: a prompt with a better and a worse answer.
@@ -39,6 +42,9 @@ class DataForm:
     first_for: tuple[str, ...] = ()
     answer_column: str | None = None
     loss_on: str = "assistant"
+    unpack: Callable[[Cells], Mapping[str, Any]] | None = None
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    spread: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
     conversation: Callable[[Cells], Messages] | None = None
     text: Callable[[Cells], str] | None = None
     pair: Callable[[Cells], Pair] | None = None

@@ -7,43 +7,68 @@ part: in messages, at the first message that differs; in text, by the turns of A
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 
+from fitune.data.read.forms.alpaca import instruction
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
-from fitune.data.rows import Pair
+from fitune.data.read.messages.transcript import is_transcript, turns
+from fitune.data.rows import Message, Pair
 from fitune.errors import DataError
 
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
+ASKED = ("prompt", "question", "query")  # a question by itself, as text or as messages
+TALKED = {"conversations": ("from", "value"), "messages": ("role", "content")}
 
 
 def _pair(row: Cells) -> Pair:
-    better, worse, asked = row.get("chosen"), row.get("rejected"), row.get("prompt")
-    if isinstance(better, list) != isinstance(worse, list):
-        raise DataError(
-            f"{row.where}: chosen is {type(better).__name__} and rejected {type(worse).__name__}; use one kind"
-        )
-    sides = [_answer(row, "chosen"), _answer(row, "rejected")]
-    prompt = row.side("prompt", "user") if asked is not None else []
-    if isinstance(better, list):
-        prompt, sides = _split_messages(prompt, sides, row.where)
-    elif asked is None:
-        prompt, sides = _split_text(str(better), str(worse), row.where)
-    if any(said[-1]["role"] != "assistant" for said in sides):
-        raise DataError(
-            f"{row.where}: a side ends with a message of {sides[0][-1]['role']}; both must end with an answer"
-        )
-    return Pair(tuple(prompt), tuple(sides[0]), tuple(sides[1]), row.number)
+    prompt, sides = _prompt(row), [_answer(row, "chosen"), _answer(row, "rejected")]
+    if isinstance(sides[0], str) != isinstance(sides[1], str):
+        kinds = ["text" if isinstance(side, str) else "messages" for side in sides]
+        raise DataError(f"{row.where}: chosen is {kinds[0]} and rejected {kinds[1]}; use one kind")
+    better, worse = sides
+    if isinstance(better, str) and isinstance(worse, str):
+        prompt, answers = _of_texts(prompt, better, worse, row.where)
+    else:
+        prompt, answers = _split_messages(prompt, [list(better), list(worse)], row.where)  # type: ignore[arg-type]
+    if wrong := next((said[-1]["role"] for said in answers if said[-1]["role"] != "assistant"), None):
+        raise DataError(f"{row.where}: a side ends with a message of {wrong}; both must end with an answer")
+    return Pair(tuple(prompt), tuple(answers[0]), tuple(answers[1]), row.number)
 
 
-def _answer(row: Cells, column: str) -> Messages:
-    """A side as it stands: messages, or text as one answer; a blank one is for the check to find."""
+def _prompt(row: Cells) -> Messages:
+    """The prompt of its own column; none where the sides hold it."""
+    for column in ASKED:
+        if row.get(column) is not None:
+            return row.side(column, "user")
+    for column, keys in TALKED.items():
+        if row.get(column) is not None:
+            return row.messages(column, *keys)
+    return instruction(row) if row.get("instruction") is not None else []
+
+
+def _answer(row: Cells, column: str) -> str | Messages:
+    """A side as it stands: a text, which may be blank (the check finds it), or messages."""
     value = row.get(column)
-    return [say("assistant", value)] if isinstance(value, str) else row.side(column, "assistant")
+    if isinstance(value, str) and not value.strip():
+        return value
+    side = row.side(column, "assistant")
+    return value if isinstance(value, str) and side == [say("assistant", value)] else side
+
+
+def _of_texts(prompt: Messages, better: str, worse: str, where: str) -> tuple[Messages, list[Messages]]:
+    """Prompt and answers of sides that are texts: answers alone, or the prompt too."""
+    texts = (better, worse)
+    if all(is_transcript(text) for text in texts):
+        return _split_messages(prompt, [turns(text) for text in texts], where)
+    if prompt:
+        return prompt, [[say("assistant", text)] for text in texts]
+    return _split_text(better, worse, where)
 
 
 def _split_messages(prompt: Messages, sides: list[Messages], where: str) -> tuple[Messages, list[Messages]]:
     """Prompt and answers of sides that are conversations, or answers alone."""
+    if any(not said for said in sides):
+        raise DataError(f"{where}: chosen or rejected holds no turn")
     if all(said[0]["role"] == "assistant" for said in sides):
         if not prompt:
             raise DataError(f"{where} has no prompt: both sides begin with an answer, and there is no prompt column")
@@ -54,19 +79,26 @@ def _split_messages(prompt: Messages, sides: list[Messages], where: str) -> tupl
     common = sides[0][:same]
     if not common:
         raise DataError(f"{where}: chosen and rejected have no first message in common, so there is no prompt")
-    plain = [message for message in common if message["role"] != "system"]
-    if prompt and [message for message in prompt if message["role"] != "system"] not in (plain, plain[: len(prompt)]):
+    plain = _bare(common)
+    if prompt and _bare(prompt) not in (plain, plain[: len(_bare(prompt))]):
         raise DataError(
             f"{where}: the prompt column ({prompt[-1]['content'][:40]!r}) is not what chosen and rejected begin with "
-            f"({plain[0]['content'][:40]!r})"
+            f"({common[0]['content'][:40]!r})"
         )
-    return common, [said[same:] for said in sides]
+    systems = [message["content"] for message in (*prompt[:1], common[0]) if message["role"] == "system"]
+    if len(set(systems)) > 1:
+        raise DataError(f"{where}: the prompt column and the sides begin with different system messages; keep one")
+    head = [message for message in prompt[:1] if message["role"] == "system" and common[0]["role"] != "system"]
+    return [*head, *common], [said[same:] for said in sides]
+
+
+def _bare(messages: Sequence[Message]) -> list[Message]:
+    """The messages without a system prompt."""
+    return [message for message in messages if message["role"] != "system"]
 
 
 def _split_text(better: str, worse: str, where: str) -> tuple[Messages, list[Messages]]:
     """Prompt and answers of sides that are whole texts."""
-    if "\n\nAssistant:" in better and "\n\nAssistant:" in worse:
-        return _split_messages([], [_turns(text) for text in (better, worse)], where)
     same = next(
         (i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse))
     )
@@ -83,17 +115,10 @@ def _split_text(better: str, worse: str, where: str) -> tuple[Messages, list[Mes
     )
 
 
-def _turns(text: str) -> Messages:
-    r"""Messages of a text in Anthropic's form (hh-rlhf): "\n\nHuman: … \n\nAssistant: …"."""
-    pieces = TURN.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [say(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
-
-
 PREFERENCE = DataForm(
     name="preference",
     needs=("chosen", "rejected"),
-    may_have=("prompt", "system"),
+    may_have=(*ASKED, *TALKED, "instruction", "input", "history", "system", "tools"),
     kinds=("pairs",),
     pair=_pair,
     example={"prompt": "The pig eats.", "chosen": "Ethay igpay eatsway.", "rejected": "Ethay pig eatsway."},

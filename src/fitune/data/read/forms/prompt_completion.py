@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fitune.data.read.forms.cells import Cells, Messages
 from fitune.data.read.forms.data_form import DataForm
+from fitune.data.read.messages.conversation import continued
 
 
 def _prompt(row: Cells) -> Messages:
@@ -11,13 +12,13 @@ def _prompt(row: Cells) -> Messages:
 
 
 def _prompt_and_completion(row: Cells) -> Messages:
-    return _prompt(row) + row.side("completion", "assistant")
+    return continued(_prompt(row), row.side("completion", "assistant"), row.where)
 
 
 PROMPT_COMPLETION = DataForm(
     name="prompt_completion",
     needs=("prompt", "completion"),
-    may_have=("system",),
+    may_have=("system", "tools"),
     kinds=("rows", "prompts"),
     first_for=("prompts",),
     answer_column="completion",
@@ -28,7 +29,7 @@ PROMPT_COMPLETION = DataForm(
 PROMPT = DataForm(
     name="prompt",
     needs=("prompt",),
-    may_have=("system",),
+    may_have=("system", "tools"),
     kinds=("prompts",),
     conversation=_prompt,
     example={"prompt": "The pig eats."},

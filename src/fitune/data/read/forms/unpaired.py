@@ -15,7 +15,7 @@ def _judged(row: Cells) -> Judged:
 UNPAIRED = DataForm(
     name="unpaired",
     needs=("prompt", "completion", "label"),
-    may_have=("system",),
+    may_have=("system", "tools"),
     kinds=("judged",),
     judged=_judged,
     example={"prompt": "The pig eats.", "completion": "Ethay igpay eatsway.", "label": True},

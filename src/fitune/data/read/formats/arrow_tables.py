@@ -1,0 +1,100 @@
+""".parquet, .arrow and folders saved by the `datasets` library."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from fitune.data.read.formats.found import Found
+from fitune.errors import DataError
+
+NULLS = "fields of objects that are null are taken for absent: in Arrow's tables all objects have the same fields"
+
+
+def read_parquet(name: str, content: bytes) -> Found:
+    """A Parquet file.
+
+    Raises:
+        DataError: damaged, or with two columns of one name.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return _of_table(name, parquet.ParquetFile(io.BytesIO(content)).read())
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not a whole Parquet file: {error}") from error
+
+
+def read_arrow(name: str, content: bytes) -> Found:
+    """An Arrow file, or a stream of one.
+
+    Raises:
+        DataError: as `read_parquet`.
+    """
+    import pyarrow as pa
+
+    try:
+        opener = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
+        return _of_table(name, opener(pa.py_buffer(content)).read_all())
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not a whole Arrow file: {error}") from error
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` saved the folder: a set, or several splits of one."""
+    return any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+
+
+def read_saved_dataset(name: str, folder: Path, split: str) -> Found:
+    """A set saved with `save_to_disk`, or a split of it.
+
+    Raises:
+        DataError: damaged, or without the split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception as error:  # the library raises many kinds; each means the same to the user
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name} is a data set's folder that cannot be opened: {first}; save it again") from error
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise DataError(f"{name} has no split {split}; set data.hub_split to one of {', '.join(map(str, dataset))}")
+        dataset = dataset[split]
+    return rows_of_dataset(dataset)
+
+
+def rows_of_dataset(dataset: Any) -> Found:
+    """The rows of a set of the `datasets` library."""
+    return _without_nulls(Found([dict(row) for row in dataset], list(range(1, len(dataset) + 1))))
+
+
+def _of_table(name: str, table: Any) -> Found:
+    names = table.column_names
+    if twice := next((column for column in names if names.count(column) > 1), None):
+        raise DataError(
+            f'{name}: {names.count(twice)} columns are named "{twice}" ({", ".join(names)}); rename all but one'
+        )
+    return _without_nulls(Found(table.to_pylist(), list(range(1, table.num_rows + 1))))
+
+
+def _without_nulls(found: Found) -> Found:
+    """Rows whose objects have no fields that are null; said where there were some."""
+    changed = False
+    for row in found.rows:
+        for column, value in row.items():
+            if isinstance(value, list | dict):
+                row[column] = bare = _bare(value)
+                changed = changed or bare != value
+    if changed:
+        found.notes.append(NULLS)
+    return found
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _bare(item) for key, item in value.items() if item is not None}
+    return [_bare(item) for item in value] if isinstance(value, list) else value

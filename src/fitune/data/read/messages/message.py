@@ -1,0 +1,186 @@
+"""One message of a row, in any of the forms that people bring → a `Message`, or a fault with row and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fitune.data.read.cell_types import as_text, checked, is_empty
+from fitune.data.read.messages.calls import calls_in_text, read_calls, results_in_text
+from fitune.data.read.messages.roles import CALL, ROLES, role_of
+from fitune.data.read.messages.thoughts import split_thought
+from fitune.data.rows import Message
+from fitune.errors import DataError, did_you_mean
+
+Messages = list[Message]
+REASONING = ("reasoning_content", "reasoning", "thinking")
+ONLY_FOR = {
+    "tool_calls": "assistant", "function_call": "assistant", **dict.fromkeys(REASONING, "assistant"),
+    "tool_call_id": "tool",
+}  # fmt: skip
+KEYS = ("role", "from", "content", "value", "name", "weight", "train", *ONLY_FOR)
+# What a message carries beside what templates see; `taken` takes it off.
+UNTRAINED, COMPLETION, BEGUN = ("(untrained)", "(completion)", "(begun)")
+TEXT_PARTS = ("text", "input_text", "output_text")
+PICTURES = ("image", "audio", "video", "file")
+
+
+def say(role: str, content: str) -> Message:
+    """A message."""
+    return {"role": role, "content": content}
+
+
+def looks_like_message(value: Any) -> bool:
+    """Whether a value is an object with a role and something said."""
+    speaks = isinstance(value, Mapping) and ("role" in value or "from" in value)
+    return speaks and any(key in value for key in ("content", "value", "tool_calls", "function_call"))
+
+
+def read_message(message: Any, where: str, role_key: str = "role", content_key: str = "content") -> Message:
+    """A message of a list.
+
+    Args:
+        where: the row, for a fault.
+        role_key: the key that a fault names where there is no role; `content_key` likewise.
+
+    Raises:
+        DataError: no object, an unknown role or key, content that is none, a call that is none.
+    """
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where}: a message is {message!r:.60}; an object with {role_key} and {content_key} is needed")
+    name, text = message.get(role_key), message.get(content_key)
+    if len(message) == 2 and isinstance(name, str) and isinstance(text, str) and ROLES.get(name, CALL) != CALL:
+        return say(ROLES[name], checked(text, f"{where}: the {content_key} of a {name} message"))
+    given = {key: value for key, value in message.items() if not (is_empty(value) or value in ([], {}, ""))}
+    name = _either(given, ("role", "from"), where)
+    if name is None or (isinstance(name, str) and not name.strip()):
+        raise DataError(f"{where}: a message has no {role_key}; its keys are {', '.join(map(str, message))}")
+    role = role_of(name, where)
+    _check_keys(given, role, where)
+    value = _either(given, ("content", "value"), where)
+    if role == CALL:
+        made: Message = {"role": "assistant", "content": "", "tool_calls": read_calls(value, where)}
+    else:
+        made = {
+            "role": role,
+            "content": _content(value, message, role, f"{where}: the {content_key} of a {role} message"),
+        }
+    if calls := given.get("tool_calls", given.get("function_call")):
+        made["tool_calls"] = read_calls(calls, where)
+    if thought := _reasoning(given, where):
+        made["reasoning_content"] = thought
+    for key in ("name", "tool_call_id"):
+        if key in given:
+            made[key] = as_text(given[key], f"{where}: the {key} of a message")
+    if not _trained(given, made["role"], where):
+        made[UNTRAINED] = True  # type: ignore[literal-required]
+    return made
+
+
+def unfolded(message: Message, has_tools: bool, where: str) -> Messages:
+    """A message with the reasoning, calls and results that stand in its text at their own places.
+
+    Args:
+        has_tools: the row names its tools, so that Hermes' `<tool_call>` and `<tool_response>` are marks of calls and
+            results; they are text otherwise.
+
+    Raises:
+        DataError: marks that do not match, or reasoning in both places that is not the same.
+    """
+    if message["role"] == "tool" and has_tools:
+        return [_with(message, content=result) for result in results_in_text(message["content"])]
+    if message["role"] != "assistant":
+        return [message]
+    thought, content = split_thought(message["content"], where)
+    beside = message.get("reasoning_content", "")
+    if thought and beside and thought != beside.strip():
+        raise DataError(f"{where}: an answer has reasoning beside its content and other reasoning in it; keep one")
+    content, calls = calls_in_text(content, where) if has_tools else (content, [])
+    if calls and message.get("tool_calls"):
+        raise DataError(f"{where}: an answer has tool_calls and <tool_call> in its content; keep one")
+    more = ({"reasoning_content": thought} if thought and not beside else {}) | ({"tool_calls": calls} if calls else {})
+    return [_with(message, content=content, **more)]
+
+
+def _with(message: Message, **changed: Any) -> Message:
+    return {**message, **changed}  # type: ignore[return-value]
+
+
+def _either(given: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
+    """The value under one of two names; None where neither is there."""
+    found = [given[key] for key in keys if key in given]
+    if len(found) > 1 and found[0] != found[1]:
+        raise DataError(f"{where}: a message has {' and '.join(keys)}, and they differ; keep one")
+    return found[0] if found else None
+
+
+def _check_keys(given: Mapping[str, Any], role: str, where: str) -> None:
+    for key in given:
+        if key not in KEYS:
+            raise DataError(
+                f'{where}: a message has the key "{key}", which is not read{did_you_mean(str(key), KEYS)}; take it out of '
+                f"the messages, or write what it means with one of {', '.join(KEYS)}"
+            )
+        if (wanted := ONLY_FOR.get(key, role)) != role:
+            raise DataError(f"{where}: {key} in a message of {role}; it belongs to {wanted}; take it out")
+
+
+def _content(value: Any, message: Mapping[str, Any], role: str, what: str) -> str:
+    """Content as text; parts are joined."""
+    if value is None:
+        empty = [message[key] for key in ("content", "value") if key in message]
+        if role in ("assistant", "tool") or (empty and empty[0] == ""):
+            return ""
+        raise DataError(f"{what} is {empty[0] if empty else None!r}; text is needed")
+    parts = value if isinstance(value, list) else [value]
+    if all(isinstance(part, Mapping) and "type" in part for part in parts):
+        return "".join(_part(part, what) for part in parts)
+    if len(parts) > 1 and any(isinstance(part, Mapping) and "type" in part for part in parts):
+        return "".join(part if isinstance(part, str) else _part(part, what) for part in parts)
+    return as_text(value, what)
+
+
+def _part(part: Any, what: str) -> str:
+    """The text of a part of a content."""
+    kind = str(part.get("type")) if isinstance(part, Mapping) else repr(part)
+    if any(word in kind for word in PICTURES):
+        raise DataError(
+            f"{what} has a part of type {kind}; pictures, sound and files are not trained: leave the row out"
+        )
+    if kind not in TEXT_PARTS:
+        raise DataError(f"{what} has a part of type {kind:.40}; only parts of type text are read: write it as text")
+    if not isinstance(part.get("text"), str):
+        raise DataError(f"{what} has a part whose text is {part.get('text')!r:.60}; text is needed")
+    return as_text(part["text"], what)
+
+
+def _reasoning(given: Mapping[str, Any], where: str) -> str:
+    """The reasoning beside an answer."""
+    found = {key: given[key] for key in REASONING if key in given}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {key} is {value!r:.60}; text is needed")
+        as_text(value, f"{where}: {key}")
+    if len(set(found.values())) > 1:
+        raise DataError(f"{where}: an answer has {' and '.join(found)}, and they differ; keep one")
+    thought = next(iter(found.values()), "")
+    return thought if thought.strip() else ""
+
+
+def _trained(given: Mapping[str, Any], role: str, where: str) -> bool:
+    """Whether a message is trained, by `weight` and `train`."""
+    said = {key: given[key] for key in ("weight", "train") if key in given}
+    for key, value in said.items():
+        if value not in (0, 1):
+            raise DataError(
+                f"{where}: {key} is {value!r:.40}; it is {'0 or 1' if key == 'weight' else 'true or false'}"
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise DataError(f"{where}: weight and train of a message contradict each other; keep one")
+    if role != "assistant":
+        if any(said.values()):
+            raise DataError(
+                f"{where}: {next(iter(said))} of a {role} message says to train it; only answers are trained"
+            )
+        return True
+    return all(said.values())
