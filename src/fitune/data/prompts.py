@@ -102,7 +102,13 @@ def _to_prompt(
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"row {number} has no question to answer")
-    return PromptRow(tuple(renderer.prompt_ids(messages)), tuple(messages), reference, dict(row), number)
+    return PromptRow(
+        input_ids=tuple(renderer.prompt_ids(messages)),
+        messages=tuple(messages),
+        reference=reference,
+        columns=dict(row),
+        row_number=number,
+    )
 
 
 def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[PromptRow]:

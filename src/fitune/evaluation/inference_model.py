@@ -70,7 +70,13 @@ def open_target(
         tokenizer = load_tokenizer(source, code)
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
         _say_allowed(base.notes)
-        return Target(base.model, Renderer(tokenizer, base.template.text, base.stop_ids), source.name, None, source)
+        return Target(
+            model=base.model,
+            renderer=Renderer(tokenizer, base.template.text, base.stop_ids),
+            base_name=source.name,
+            adapter=None,
+            source=source,
+        )
     if "reward" in read_facts(found) and not for_reward:
         raise ModelError(
             f"{found} is a reward model, which judges answers and gives none: fitune score {name} --data FILE"
@@ -79,7 +85,13 @@ def open_target(
     tokenizer, template, source = base.tokenizer, base.template, base.source
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)
-    return Target(model.eval(), Renderer(tokenizer, template.text, stops), source.name, found, source)
+    return Target(
+        model=model.eval(),
+        renderer=Renderer(tokenizer, template.text, stops),
+        base_name=source.name,
+        adapter=found,
+        source=source,
+    )
 
 
 def open_base_of(
