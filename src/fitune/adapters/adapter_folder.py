@@ -11,28 +11,28 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fitune.adapters.compatibility import FACTS, check_belongs, fingerprint, read_facts
 from fitune.adapters.inject import cast_trained_to_fp32, compute_in, refuse_dora_on_cpu, remember_biases
-from fitune.adapters.locate import copy_merged, merged_facts, read_config
+from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template
 from fitune.ops.fused_lora import use_fast_lora
 
 
-def base_facts(base: LoadedBase) -> dict[str, Any]:
+def base_facts(base: LoadedBase) -> Facts:
     """What an adapter must find again: the base's origin, shapes, vocabulary and template."""
     config, origin = base.model.config, base.source.to_dict()
     if base.source.kind in ("folder", "gguf"):
         origin["name"] = str(Path(base.source.name).expanduser().resolve())
-    return {
+    facts: Facts = {
         "base": origin,
         "model_type": config.model_type,
         "hidden_size": getattr(config, "hidden_size", None),
@@ -48,16 +48,18 @@ def base_facts(base: LoadedBase) -> dict[str, Any]:
         },
         "precision": base.precision.name,
         "quantization": base.quantization.to_dict() if base.quantization.on else None,
-        **({"merged": merged_facts(base.merged)} if base.merged else {}),
     }
+    if base.merged:
+        facts["merged"] = merged_facts(base.merged)
+    return facts
 
 
 def save_adapter(
     model: PeftModel,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     template: Template,
     folder: Path,
-    facts: dict[str, Any],
+    facts: Facts,
     name: str = "default",
     beside: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
@@ -93,7 +95,7 @@ def save_adapter(
         whole.rename(folder)
 
 
-def load_tokenizer_of(folder: Path):
+def load_tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with an adapter, or None when it was saved without one."""
     return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").exists() else None
 
@@ -130,8 +132,8 @@ def continue_adapter(base: LoadedBase, folder: Path) -> PeftModel:
     Raises:
         ModelError: as `load_adapter`; and another chat template than the adapter's.
     """
-    saved = read_facts(folder).get("template", {}).get("sha256")
-    if saved not in (None, template_digest(base.template)):
+    saved = read_facts(folder).get("template")
+    if saved and saved["sha256"] != template_digest(base.template):
         raise ModelError(
             f"the adapter in {folder} was trained with another chat template; "
             f"set model.chat_template to {folder / 'chat_template.jinja'}"
@@ -177,10 +179,10 @@ def _restore_fp32(model: PeftModel, tensors: dict[str, torch.Tensor], name_of: s
         set_peft_model_state_dict(model, tensors, adapter_name=name_of)
 
 
-def grow_for(base: PreTrainedModel, tokenizer, facts: dict[str, Any], template: Template) -> None:
+def grow_for(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Facts, template: Template) -> None:
     """Give a fresh base the embedding rows that the adapter's template tokens had in training."""
-    if facts.get("template", {}).get("added_tokens"):
-        rows = facts["embedding_rows"]
+    saved, rows = facts.get("template"), facts.get("embedding_rows", 0)
+    if saved and saved.get("added_tokens"):
         if input_weight(base).shape[0] < rows:
             base.resize_token_embeddings(rows, mean_resizing=False)
     else:

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from fitune.models.base_model import base_model_of
 from fitune.models.quantization.quantize import dense_weight, is_quantized, kind_of, scales
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 # PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
 WRAPPERS = ("base_layer", "original_module", "token_adapter")
@@ -45,11 +48,21 @@ class Restored:
         )
 
 
+class Stored(TypedDict):
+    """The stored tensors of a layer; of a quantized one also its parameter and what its numbers are scaled by."""
+
+    bias: Tensor | None
+    weight: Tensor
+    parameter: NotRequired[nn.Parameter]
+    quant_state: NotRequired[QuantState]
+    scales: NotRequired[Tensor]
+
+
 @dataclass
 class Copies:
     """What the layers held before a merge: {name: (layer, its stored tensors)}."""
 
-    layers: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    layers: dict[str, tuple[nn.Module, Stored]] = field(default_factory=dict[str, tuple[nn.Module, "Stored"]])
 
     @property
     def num_bytes(self) -> int:
@@ -62,9 +75,8 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every stored tensor of the base by its name in the bare model: weights, biases, scales of quantized layers."""
     found: dict[str, Tensor] = {}
     for name, module in _base_modules(model):
-        for kind, parameter in module._parameters.items():
-            if parameter is not None:
-                found[f"{name}.{kind}"] = parameter.detach()
+        for kind, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            found[f"{name}.{kind}"] = parameter.detach()
         if is_quantized(module):
             found |= {f"{name}.weight.scales.{index}": scale for index, scale in enumerate(scales(module))}
     return found
@@ -90,7 +102,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name in the bare model, frozen layer) of every layer that an adapter lies over."""
     root = base_model_of(model)
     for name, module in root.named_modules():
@@ -125,7 +137,7 @@ def compare(copies: Copies) -> Restored:
     """The layers as they are against what they were when copied."""
     worst, name_of_worst, exact = math.inf, None, True
     for name, (layer, state) in copies.layers.items():
-        now, then = dense_weight(layer).float().cpu(), _dense(layer, state).float().cpu()
+        now, then = dense_weight(layer).float().cpu(), _dense(state).float().cpu()
         largest, error = then.abs().max().item(), (now - then).abs().max().item()
         if is_quantized(layer):
             exact &= torch.equal(layer.weight.data.cpu(), state["weight"].cpu()) and error == 0
@@ -135,7 +147,7 @@ def compare(copies: Copies) -> Restored:
     return Restored(exact, None if exact else worst, len(copies.layers), name_of_worst)
 
 
-def _stored(layer: Any) -> dict[str, Any]:
+def _stored(layer: nn.Module) -> Stored:
     bias = getattr(layer, "bias", None)
     state: dict[str, Any] = {"bias": None if bias is None else bias.detach().clone()}
     if (kind := kind_of(layer)) is None:
@@ -145,14 +157,14 @@ def _stored(layer: Any) -> dict[str, Any]:
     return {**state, **stored, "kind": kind, "unpacked_by": kind.state(layer)}
 
 
-def _dense(layer: Any, state: dict[str, Any]) -> Tensor:
+def _dense(state: Stored) -> Tensor:
     """The weights that a copy stands for."""
     if "parameter" not in state:
         return state["weight"]
     return state["kind"].unpack(state["weight"], state["unpacked_by"])
 
 
-def _base_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     root = base_model_of(model)
     for name, module in root.named_modules():
         parts = name.split(".")

@@ -94,7 +94,7 @@ def combine(
     model.requires_grad_(False)
     _activate(model, was_active)
     made: Any = model.peft_config[new]
-    return Combined(new, tuple(parts), kind, made.r, options.get("density"))
+    return Combined(name=new, parts=tuple(parts), kind=kind, rank=made.r, density=options.get("density"))
 
 
 def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int | None, density: float | None) -> None:

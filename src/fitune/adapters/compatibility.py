@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from fitune.adapters.locate import read_config
+from fitune.adapters.locate import Facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
@@ -23,7 +23,7 @@ from fitune.models.safetensors_check import check_safetensors
 FACTS = "fitune.json"
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> Facts:
     """fitune.json of an adapter folder; for an adapter made by plain PEFT, what its own config tells.
 
     Raises:
@@ -48,7 +48,9 @@ def fingerprint(base: PreTrainedModel) -> str | None:
     """
     layer = base.get_input_embeddings()
     # PEFT's wrappers (a module trained in full, trained rows, LoRA) each keep the frozen layer under another name.
-    while kept := [part for part in ("original_module", "token_adapter", "base_layer") if layer._modules.get(part)]:
+    while kept := [
+        part for part in ("original_module", "token_adapter", "base_layer") if dict(layer.named_children()).get(part)
+    ]:
         layer = layer.get_submodule(kept[0])
     weight = cast(torch.Tensor, layer.weight).detach()
     if weight.dtype not in (torch.float32, torch.bfloat16):
@@ -74,9 +76,10 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
     if why := _another_name(facts, config):
         raise ModelError(f"the adapter in {folder} belongs to another base: {why}")
     for key, value in found.items():
-        if value is not None and facts.get(key) not in (None, value):
+        then = facts.get(key)
+        if value is not None and then not in (None, value):
             raise ModelError(
-                f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {facts[key]}, "
+                f"the adapter in {folder} belongs to another base: its {key.replace('_', ' ')} is {then}, "
                 f"this model's is {value}. It was trained on {facts['base']['name']}"
             )
     wanted, stored = QuantizationConfig.from_dict(facts.get("quantization")), stored_as(base)
@@ -98,7 +101,7 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
     return tensors
 
 
-def _another_name(facts: dict[str, Any], config: Any) -> str | None:
+def _another_name(facts: Facts, config: PretrainedConfig) -> str | None:
     """Why the base's hub name or commit shows another model; None where they agree or tell nothing.
 
     A folder may be moved, so its name tells nothing; then shapes and a sample of the weights have to agree.

@@ -11,13 +11,13 @@ told not to, and `unmerge` puts them back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraModel, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -180,8 +180,8 @@ def unload(model: PeftModel, before: dict[str, str] | None = None) -> tuple[PreT
         if isinstance(module, ModulesToSaveWrapper):
             # With an adapter on, PEFT leaves what it trained in full in the base's place, and its `set_adapter([])`
             # refuses an empty list here.
-            module._active_adapter = []
-    base: Any = model.unload()
+            module._active_adapter = []  # pyright: ignore[reportPrivateUsage]
+    base = cast(PreTrainedModel, _tuner(model).unload())
     undo(base)
     after = digests(base) if before is not None else {}
     return base, changed(before or {}, after)
@@ -239,16 +239,16 @@ def rename(model: PeftModel, old: str, new: str) -> None:
         holder.active_adapter = _renamed(holder.active_adapter, old, new)
 
 
-def _renamed(adapters: Any, old: str, new: str) -> Any:
+def _renamed(adapters: str | list[str], old: str, new: str) -> str | list[str]:
     """PEFT keeps one name as text, several as a list."""
     if isinstance(adapters, list):
         return [new if one == old else one for one in adapters]
     return new if adapters == old else adapters
 
 
-def _tuner(model: PeftModel) -> Any:
+def _tuner(model: PeftModel) -> LoraModel:
     """PEFT's `LoraModel`, which has the operations on all layers."""
-    return model.base_model
+    return cast(LoraModel, model.base_model)
 
 
 def _enabled(model: nn.Module) -> bool:
@@ -263,7 +263,7 @@ def _check(model: PeftModel, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """PEFT warns of rounding at each layer, and of choosing another adapter; fitune measures the one, decides the other."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(Merge|Unmerge) lora module to .-bit linear")

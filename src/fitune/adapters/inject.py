@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -23,7 +24,13 @@ from fitune.ops.fused_lora import use_fast_lora
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
 # loftq is set by loftq.start_loftq once the adapter is there.
-INITS: dict[str, Any] = {"default": True, "gaussian": "gaussian", "pissa": "pissa", "loftq": True, "debug": False}
+INITS: dict[str, bool | Literal["gaussian", "pissa"]] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "pissa": "pissa",
+    "loftq": True,
+    "debug": False,
+}
 
 
 def lora_config(
@@ -63,7 +70,7 @@ def lora_config(
         lora_alpha=cast(int, alpha),
         lora_dropout=dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        bias=cast(Any, bias),
+        bias=cast(Literal["none", "all", "lora_only"], bias),
         use_rslora=rslora,
         use_dora=dora,
         modules_to_save=[*modules_to_save, *(norm_names(model) if train_norms else [])] or None,
@@ -142,11 +149,11 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
     if device == "meta":  # the memory plan sets autocast itself
         return
 
-    def enter(*_: Any) -> None:
+    def enter(*_: object) -> None:
         entered.append(torch.autocast(device, dtype=dtype))
         entered[-1].__enter__()
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         entered.pop().__exit__(None, None, None)
 
     undo_of(base).hooks += [
@@ -159,7 +166,7 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
 class Undo:
     """What an adapter changed in the base itself: hooks, types of norms, and biases, which PEFT trains in place."""
 
-    hooks: list[Any] = field(default_factory=list)
+    hooks: list[RemovableHandle] = field(default_factory=list["RemovableHandle"])
     casts: list[tuple[nn.Module, torch.dtype]] = field(default_factory=list)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
 

@@ -10,13 +10,62 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from fitune.errors import ModelError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from fitune.models.source import Origin
 
 MERGED = "merged"
 """Folder, inside an adapter's, with copies of the adapters that its base has in its weights."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class TemplateFacts(TypedDict):
+    """The chat template that an adapter was trained with."""
+
+    origin: str
+    end_of_turn: str | None
+    added_tokens: list[str]
+    sha256: str
+
+
+class Facts(TypedDict, total=False):
+    """fitune.json, beside a saved adapter.
+
+    base and all that a base is recognised by; init: PEFT's start of A and B where it is none of its plain ones; merged:
+    the adapters in the base's weights; reward: mean and scale of a reward model; combined, kind: how it was made.
+    """
+
+    base: Required[Origin]
+    model_type: str
+    hidden_size: int | None
+    num_layers: int | None
+    embedding_rows: int
+    commit: str | None
+    weights: str | None
+    template: TemplateFacts
+    precision: str
+    quantization: dict[str, object] | None
+    merged: list[dict[str, str]]
+    init: str
+    reward: dict[str, float]
+    combined: list[dict[str, str | float]]
+    kind: str
+
+
+class LoraOptions(TypedDict):
+    """The options of a LoRA in fitune's words."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str | list[str]
+    bias: str
+    rslora: bool
+    dora: bool
+    modules_to_save: list[str]
 
 
 def find_adapter(name: str, runs_folder: str | Path = "runs", setting: str = "") -> Path:
@@ -60,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
-def lora_options(folder: Path) -> dict[str, Any]:
+def lora_options(folder: Path) -> LoraOptions:
     """The options of a saved LoRA in fitune's words, as `settings.lora` has them.
 
     Norms that were trained in full are among `modules_to_save`.
@@ -117,7 +166,7 @@ def merged_inside(folder: Path) -> list[Path]:
     return found
 
 
-def _merged(folder: Path) -> list[Any]:
+def _merged(folder: Path) -> list[dict[str, str]]:
     path = folder / "fitune.json"
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("merged") or [] if path.is_file() else []

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fitune.errors import ModelError
@@ -108,7 +109,7 @@ def above_rounding(sigma_R: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def begin(layer: Any, name: str, b: Tensor, a: Tensor) -> None:
+def begin(layer: LoraLayer, name: str, b: Tensor, a: Tensor) -> None:
     """Set a LoRA layer's B and A to k directions, (out, k) and (k, in); k may be less than the rank.
 
     What is left of the rank begins as PEFT's default does: rows of A random (Kaiming), columns of B zero. It adds

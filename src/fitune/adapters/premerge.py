@@ -36,8 +36,8 @@ def merge_into(base: LoadedBase, folders: Sequence[Path]) -> LoadedBase:
                 f"model.merge names {folder}, and model.quantization is {base.quantization.kind}: the sum would be rounded "
                 "to its few bits; go on with that adapter (lora.continue_from), or merge in 16 bits"
             )
-        saved = (read_facts(folder).get("template") or {}).get("sha256")
-        if saved not in (None, template_digest(base.template)):
+        saved = read_facts(folder).get("template")
+        if saved and saved.get("sha256") not in (None, template_digest(base.template)):
             raise ModelError(
                 f"the adapter in {folder} was trained with another chat template; "
                 f"set model.chat_template to {folder / 'chat_template.jinja'}"

@@ -7,11 +7,11 @@ below it, so the adapter lies on the base a second time, frozen, under the name 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from peft import PeftModel
 
 from fitune.errors import ModelError
 
@@ -19,7 +19,7 @@ REFERENCE = "fitune_reference"
 
 
 @contextmanager
-def as_reference(model: Any) -> Iterator[None]:
+def as_reference(model: PeftModel) -> Generator[None, None, None]:
     """Within it the model answers as the reference, without gradients; afterwards all is as it was.
 
     Raises:
@@ -44,7 +44,7 @@ def as_reference(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _switched(model: Any, name: str) -> Iterator[None]:
+def _switched(model: PeftModel, name: str) -> Generator[None, None, None]:
     """Another adapter active; which parameters are trained does not change."""
     before, trained = model.active_adapter, [(value, value.requires_grad) for value in model.parameters()]
     model.set_adapter(name, inference_mode=True)

@@ -7,16 +7,86 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
-from fitune.adapters.locate import CONFIG, MERGED, WEIGHTS, digest, find_adapter, lora_options, read_config
+from fitune.adapters.locate import (
+    CONFIG,
+    MERGED,
+    WEIGHTS,
+    TemplateFacts,
+    digest,
+    find_adapter,
+    lora_options,
+    read_config,
+)
 from fitune.errors import ModelError, RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.disk_space import folder_bytes
 from fitune.runs.run_folder import MANIFEST, RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Listed(TypedDict, total=False):
+    """An adapter in a line; `error` instead of the rest where it is damaged."""
+
+    name: Required[str]
+    path: Required[str]
+    kind: str
+    rank: int
+    base: str
+    quantization: object
+    bytes: int
+    error: str
+
+
+class Described(TypedDict):
+    """Everything that an adapter's files tell.
+
+    parameters and in_full count what is trained as A and B and what is trained in full, by module; total counts base
+    and adapter, None when the run is not beside it.
+    """
+
+    name: str
+    path: str
+    kind: str
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str | list[str]
+    bias: str
+    init: str | bool | None
+    base: str
+    revision: str | None
+    quantization: object
+    template: TemplateFacts | None
+    parameters: dict[str, int]
+    in_full: dict[str, int]
+    trained: int
+    total: int | None
+    share: float | None
+    bytes: int
+    continues: str | None
+
+
+class Update(TypedDict):
+    """‖ΔW‖ of each of two adapters, and the cosine between the two; None where one of them leaves the layer alone."""
+
+    norms: list[float]
+    cosine: float | None
+
+
+class AdapterComparison(TypedDict):
+    """Two adapters side by side; options: those that differ, modules: the layers of a name together."""
+
+    names: list[str]
+    same_base: bool
+    options: dict[str, list[object]]
+    modules: dict[str, Update]
 
 
 def title(folder: Path) -> str:
@@ -25,29 +95,32 @@ def title(folder: Path) -> str:
     return path.parent.name if path.name == "adapter" else path.name
 
 
-def list_adapters(root: str | Path = "runs") -> list[dict[str, Any]]:
+def list_adapters(root: str | Path = "runs") -> list[Listed]:
     """One summary an adapter below ``root``, by name; damaged ones say so."""
-    found = []
+    found: list[Listed] = []
     for config in sorted(Path(root).glob(f"**/{CONFIG}")):
         if any(part.startswith(".") or part in ("checkpoints", MERGED) for part in config.parts):
             continue
         try:
             whole = describe(config.parent)
-            keys = ("name", "path", "kind", "rank", "base", "quantization", "bytes")
-            found.append({key: whole[key] for key in keys})
+            found.append(
+                {
+                    "name": whole["name"],
+                    "path": whole["path"],
+                    "kind": whole["kind"],
+                    "rank": whole["rank"],
+                    "base": whole["base"],
+                    "quantization": whole["quantization"],
+                    "bytes": whole["bytes"],
+                }
+            )
         except (ModelError, RunError, KeyError) as error:
             found.append({"name": title(config.parent), "path": str(config.parent), "error": str(error)})
     return found
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Everything that an adapter's files tell.
-
-    Returns:
-        name, path, kind, rank, alpha, dropout, targets, init, base, revision, quantization, template, parameters (by
-        module), in_full (what is trained in full, by module), trained, total (of base and adapter; None when the run is
-        not beside it), share, bytes, continues.
-    """
+def describe(folder: Path) -> Described:
+    """Everything that an adapter's files tell."""
     from safetensors import safe_open
 
     from fitune.adapters.compatibility import read_facts
@@ -66,13 +139,19 @@ def describe(folder: Path) -> dict[str, Any]:
             into[module] = into.get(module, 0) + count
     trained = sum(low_rank.values()) + sum(in_full.values())
     manifest = _manifest(folder)
-    total = (manifest.get("parameters") or {}).get("total")
+    counted = manifest.get("parameters") if manifest else None
+    total = counted["total"] if counted else None
+    continues = manifest.get("model", {}).get("continues") if manifest else None
     kinds = [word for word, on in (("DoRA", options["dora"]), ("rank-stabilised", options["rslora"])) if on]
     return {
         "name": title(folder),
         "path": str(folder),
         "kind": ", ".join(["LoRA", *kinds]),
-        **{key: options[key] for key in ("rank", "alpha", "dropout", "targets", "bias")},
+        "rank": options["rank"],
+        "alpha": options["alpha"],
+        "dropout": options["dropout"],
+        "targets": options["targets"],
+        "bias": options["bias"],
         "init": facts.get("init") or config.get("init_lora_weights"),
         "base": facts["base"]["name"],
         "revision": facts["base"].get("revision"),
@@ -84,22 +163,18 @@ def describe(folder: Path) -> dict[str, Any]:
         "total": total,
         "share": trained / total if total else None,
         "bytes": folder_bytes(folder),
-        "continues": manifest.get("model", {}).get("continues", {}).get("adapter"),
+        "continues": continues.get("adapter") if continues else None,
     }
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Two adapters side by side.
-
-    Returns:
-        options: those that differ; same_base; modules: module → (‖ΔW‖ of each, cosine between the two), for all layers
-        of that name together; None where one of them leaves it alone. ΔW = s·B·A is never built: norms and products
-        come from r × r matrices.
-    """
+def compare(first: Path, second: Path) -> AdapterComparison:
+    """Two adapters side by side. ΔW = s·B·A is never built: norms and products come from r × r matrices."""
     facts = [describe(folder) for folder in (first, second)]
     left_out = ("name", "path", "bytes", "continues", "parameters", "in_full", "trained", "total", "share", "template")
     differing = {
-        key: [one[key] for one in facts] for key in facts[0] if key not in left_out and facts[0][key] != facts[1][key]
+        key: [one.get(key) for one in facts]
+        for key in facts[0]
+        if key not in left_out and facts[0].get(key) != facts[1].get(key)
     }
     updates = [_updates(folder) for folder in (first, second)]
     sums: dict[str, list[float]] = {}
@@ -108,7 +183,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         found = sums.setdefault(_module(layer), [0.0, 0.0, 0.0])
         for place, pair in enumerate(((a, a), (b, b), (a, b))):
             found[place] += _product(*pair)
-    modules = {}
+    modules: dict[str, Update] = {}
     for module, (aa, bb, ab) in sorted(sums.items()):
         aa, bb = max(aa, 0.0), max(bb, 0.0)  # a sum of terms that cancel may end below zero
         cosine = ab / (aa * bb) ** 0.5 if aa > 0 and bb > 0 else None
@@ -165,7 +240,7 @@ def copies_of(folder: Path, root: str | Path = "runs") -> list[Path]:
 
 
 @contextmanager
-def _free(folder: Path, root: str | Path) -> Iterator[None]:
+def _free(folder: Path, root: str | Path) -> Generator[None, None, None]:
     """Hold the adapter's run against other processes.
 
     Raises:
@@ -173,8 +248,12 @@ def _free(folder: Path, root: str | Path) -> Iterator[None]:
     """
     for path in Path(root).glob(f"*/{MANIFEST}"):
         run = manifests.read(path)
-        continues = run.get("model", {}).get("continues", {}).get("adapter")
-        if continues == str(folder.resolve()) and run.get("status") in ("running", "interrupted"):
+        continues = run.get("model", {}).get("continues")
+        if (
+            continues
+            and continues.get("adapter") == str(folder.resolve())
+            and run.get("status") in ("running", "interrupted")
+        ):
             raise RunError(
                 f"run {path.parent} goes on with {folder} and is {run['status']}; finish it first, it will be opened again"
             )
@@ -186,9 +265,9 @@ def _free(folder: Path, root: str | Path) -> Iterator[None]:
         yield
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> manifests.Manifest | None:
     path = folder.parent / MANIFEST
-    return manifests.read(path) if folder.name == "adapter" and path.is_file() else {}
+    return manifests.read(path) if folder.name == "adapter" and path.is_file() else None
 
 
 def _module(name: str) -> str:
@@ -199,13 +278,13 @@ def _module(name: str) -> str:
     ]
 
 
-def _updates(folder: Path) -> dict[str, tuple[Any, Any]]:
+def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Layer → (s·B, A) in fp32; a DoRA layer's direction alone."""
     from safetensors.torch import load_file
 
     config = read_config(folder)
     tensors = load_file(folder / WEIGHTS)
-    found = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, a in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue
@@ -216,7 +295,7 @@ def _updates(folder: Path) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _product(first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> float:
+def _product(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None) -> float:
     """Inner product of two updates: tr((B₁A₁)ᵀ B₂A₂) = Σ (B₁ᵀB₂) ∘ (A₁A₂ᵀ), summed in fp64.
 
     An adapter that PiSSA began is saved as the difference of two products, alike after little training. The terms of

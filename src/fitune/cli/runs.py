@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
+
+if TYPE_CHECKING:
+    from fitune.runs.compare import MemoryFigure
 
 
 @click.group()
@@ -58,8 +61,8 @@ def show(run: str, folder: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    memory = _in_words(found["summary"].pop("memory"))
-    facts = {**flat(found["summary"]), **memory, "checkpoints": found["checkpoints"]}
+    summary = {name: value for name, value in found["summary"].items() if name != "memory"}
+    facts = {**flat(summary), **_in_words(found["summary"]["memory"]), "checkpoints": found["checkpoints"]}
     print_table(("", run), [[name, value] for name, value in facts.items()], _cell)
 
 
@@ -81,14 +84,14 @@ def compare(names: tuple[str, ...], folder: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = []
+    rows: list[list[object]] = []
     for part in ("settings", "versions", "data", "results"):
         rows += [[f"{part}: {name}", *values] for name, values in found[part].items()]
     last = [losses[-1][1] if losses else None for losses in found["losses"]]
     print_table(("", *found["names"]), [*rows, ["last training loss", *last]], _cell)
 
 
-def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
+def _in_words(memory: dict[str, MemoryFigure]) -> dict[str, str]:
     """``peak allocated``: ``11.31 GiB measured, 11.23 GiB predicted (+0.7%)``."""
     from fitune.sizes import size_in
 
@@ -102,5 +105,5 @@ def _in_words(memory: dict[str, dict[str, float]]) -> dict[str, str]:
     return found
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -107,8 +107,13 @@ def _to_prompt(
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"row {number} has no question to answer")
-    ids = renderer.prompt_ids(messages, example.tools)
-    return PromptRow(tuple(ids), tuple(messages), reference, dict(row), number)
+    return PromptRow(
+        input_ids=tuple(renderer.prompt_ids(messages, example.tools)),
+        messages=tuple(messages),
+        reference=reference,
+        columns=dict(row),
+        row_number=number,
+    )
 
 
 def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[PromptRow]:

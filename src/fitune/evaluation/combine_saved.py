@@ -78,4 +78,6 @@ def combine_on_disk(
     ]
     save_adapter(model, base.tokenizer, base.template, place, held | {"combined": origin, "kind": kind}, "combined")
     said = tuple((title(folder), weight) for folder, weight in zip(folders, weights, strict=True) if weight)
-    return CombinedOnDisk(Combined(new, said, report.kind, report.rank, report.density), place)
+    return CombinedOnDisk(
+        Combined(name=new, parts=said, kind=report.kind, rank=report.rank, density=report.density), place
+    )

@@ -74,8 +74,13 @@ def open_target(
         base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
         _say_allowed(base.notes)
         asking = asked_by(thinking, found or Path(source.path))
-        renderer = Renderer(tokenizer, base.template.text, base.stop_ids, asking=asking)
-        return Target(base.model, renderer, source.name, None, source)
+        return Target(
+            model=base.model,
+            renderer=Renderer(tokenizer, base.template.text, base.stop_ids, asking=asking),
+            base_name=source.name,
+            adapter=None,
+            source=source,
+        )
     if "reward" in read_facts(found) and not for_reward:
         raise ModelError(
             f"{found} is a reward model, which judges answers and gives none: fitune score {name} --data FILE"
@@ -84,8 +89,13 @@ def open_target(
     tokenizer, template, source = base.tokenizer, base.template, base.source
     model = load_adapter(base.model, found)
     stops = stop_ids(tokenizer, base.model.generation_config, template)
-    renderer = Renderer(tokenizer, template.text, stops, asking=asked_by(thinking, found))
-    return Target(model.eval(), renderer, source.name, found, source)
+    return Target(
+        model=model.eval(),
+        renderer=Renderer(tokenizer, template.text, stops, asking=asked_by(thinking, found)),
+        base_name=source.name,
+        adapter=found,
+        source=source,
+    )
 
 
 def asked_by(thinking: str, folder: Path) -> Asking:

@@ -81,7 +81,13 @@ def prove_merge(adapter: Path, title: str, device: str = "auto", precision: str 
     target = open_target(str(adapter), device=device, precision=precision)
     before = _logits(target)
     merged = in_memory.merge(target.model)
-    return Proof("merge", title, merged.layers, _difference(before, _logits(target)), kept_bytes=merged.kept_bytes)
+    return Proof(
+        step="merge",
+        adapter=title,
+        layers=merged.layers,
+        difference=_difference(before, _logits(target)),
+        kept_bytes=merged.kept_bytes,
+    )
 
 
 def prove_unmerge(adapter: Path, title: str, device: str = "auto", precision: str = "auto") -> Proof:
@@ -94,13 +100,13 @@ def prove_unmerge(adapter: Path, title: str, device: str = "auto", precision: st
     merged = in_memory.merge(target.model)
     restored = in_memory.unmerge(target.model)
     return Proof(
-        "unmerge",
-        title,
-        merged.layers,
-        _difference(before, _logits(target)),
-        by_arithmetic,
-        restored,
-        merged.kept_bytes,
+        step="unmerge",
+        adapter=title,
+        layers=merged.layers,
+        difference=_difference(before, _logits(target)),
+        by_arithmetic=by_arithmetic,
+        restored=restored,
+        kept_bytes=merged.kept_bytes,
     )
 
 
@@ -116,7 +122,7 @@ def prove_unload(adapter: Path, title: str, device: str = "auto", precision: str
     different = changed(digests(fresh.model), left)
     worst = f"{len(different)} of {len(left)} tensors, {different[0]} first" if different else None
     restored = Restored(not different, None if not different else 0.0, len(left), worst)
-    return Proof("unload", title, layers, restored=restored)
+    return Proof(step="unload", adapter=title, layers=layers, restored=restored)
 
 
 def _logits(target: Target) -> list[Tensor]:

@@ -100,7 +100,16 @@ def export(
         rows.append(compare(probe, copy.model, f"exported, {stored}", form.loss_of(gguf_type)))
         same, first = same_prompts(probe, copy.tokenizer) if copy.tokenizer is not None else (None, None)
         tokens = sum(len(answer) for answer in probe.answers)
-        report = Report(_reference(found), precision, len(probe.prompts), tokens, tuple(rows), same, first, copy.notes)
+        report = Report(
+            reference=_reference(found),
+            arithmetic=precision,
+            prompts=len(probe.prompts),
+            tokens=tokens,
+            rows=tuple(rows),
+            prompts_same=same,
+            first_difference=first,
+            notes=copy.notes,
+        )
         (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
     for text in report.warnings():

@@ -143,7 +143,15 @@ def compare(probe: Probe, model: Any, copy: str, loss: str) -> Row:
         same += int(equal.sum())
         whole += int(equal.all())
         count += len(equal)
-    return Row(copy, largest, total / values, divergence / count, same / count, whole / len(probe.prompts), loss)
+    return Row(
+        copy=copy,
+        largest=largest,
+        mean=total / values,
+        divergence=divergence / count,
+        tokens_same=same / count,
+        answers_same=whole / len(probe.prompts),
+        loss=loss,
+    )
 
 
 def same_prompts(probe: Probe, tokenizer: Any) -> tuple[int, str | None]:

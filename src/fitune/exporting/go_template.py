@@ -126,11 +126,11 @@ def _read_off(render: Any, bos: str) -> Turns:
     if not (opening.startswith(bos) and with_system.startswith(bos)):
         raise ValueError(f"it does not begin with {bos}")
     return Turns(
-        bos,
-        opening.removeprefix(bos),
-        {"user": before_user, "assistant": before_answer, "system": with_system.removeprefix(bos)},
-        {"user": after_user, "assistant": after_answer, "system": system_to_user.removesuffix(before_user)},
-        generation,
+        start=bos,
+        default_system=opening.removeprefix(bos),
+        before={"user": before_user, "assistant": before_answer, "system": with_system.removeprefix(bos)},
+        after={"user": after_user, "assistant": after_answer, "system": system_to_user.removesuffix(before_user)},
+        generation=generation,
     )
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
 from fitune.models.safetensors_check import check_weight_files
+
+
+class Origin(TypedDict, total=False):
+    """Where a base came from, as `fitune.json` says it; plain PEFT knows name and revision alone."""
+
+    kind: str
+    name: Required[str]
+    revision: Required[str | None]
+    gguf_file: str | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class ModelSource:
     gguf_file: str | None = None
     pickled: bool | None = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Origin:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
         return {"kind": self.kind, "name": self.name, "revision": self.revision, "gguf_file": self.gguf_file}
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def unmark(folder: Path) -> None:
     (folder / MARK).unlink(missing_ok=True)
 
 
-def write_extra_state(folder: Path, values: dict[str, Any]) -> None:
+def write_extra_state(folder: Path, values: Mapping[str, object]) -> None:
     """Keep beside a checkpoint what the run's log must carry over a resume."""
     (folder / CARRIED).write_text(json.dumps(values))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 
@@ -11,6 +12,69 @@ from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import complete_checkpoints, step_of
 from fitune.runs.run_folder import MANIFEST, RunFolder, read_rows
+
+
+class MemoryFigure(TypedDict):
+    """A peak in bytes; difference: (measured − predicted) / predicted."""
+
+    predicted: NotRequired[int]
+    measured: int
+    difference: NotRequired[float]
+
+
+class Summary(TypedDict):
+    """A run in a line; None where its manifest says nothing yet."""
+
+    name: str
+    path: str
+    status: str | None
+    started: str | None
+    ended: str | None
+    method: str | None
+    tuning: str | None
+    model: str | None
+    data: str | None
+    steps: object
+    step: int
+    loss: float | None
+    best_step: int | None
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    memory: dict[str, MemoryFigure]
+
+
+class Damaged(TypedDict):
+    """A run whose manifest cannot be read; status: damaged."""
+
+    name: str
+    path: str
+    status: str
+    error: str
+
+
+class ShownRun(TypedDict):
+    """Everything about one run; metrics: the rows of metrics.jsonl, checkpoints: their steps."""
+
+    summary: Summary
+    manifest: manifests.Manifest
+    settings: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    checkpoints: list[int]
+
+
+class Comparison(TypedDict):
+    """Runs side by side, one value a run in the order of ``names``.
+
+    settings, versions and data have only the keys that differ, dotted; results: metric → its values after training;
+    losses: one list of (step, loss) a run.
+    """
+
+    names: list[str]
+    settings: dict[str, list[object]]
+    versions: dict[str, list[object]]
+    data: dict[str, list[object]]
+    results: dict[str, list[float | None]]
+    losses: list[list[tuple[int, float]]]
 
 
 def find_run(name: str, root: str | Path = "runs") -> Path:
@@ -25,9 +89,9 @@ def find_run(name: str, root: str | Path = "runs") -> Path:
     return RunFolder.open(Path(root) / name).path
 
 
-def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
+def list_runs(root: str | Path = "runs") -> list[Summary | Damaged]:
     """One summary a run below ``root``, the newest first; damaged ones say so."""
-    found = []
+    found: list[Summary | Damaged] = []
     for path in Path(root).glob(f"*/{MANIFEST}"):
         try:
             found.append(summary(path.parent))
@@ -36,8 +100,8 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     return sorted(found, key=lambda run: (run.get("started") or "", run["name"]), reverse=True)
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """name, path, status, started, ended, model, data, method, tuning, steps, step, loss, best, before, after, memory."""
+def summary(path: Path) -> Summary:
+    """What the manifest and the last logged training step tell of a run."""
     manifest = manifests.read(path / MANIFEST)
     rows = read_rows(path / "metrics.jsonl")
     trained = [row for row in rows if row.get("kind") == "train"]
@@ -45,7 +109,11 @@ def summary(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "path": str(path),
-        **{key: manifest.get(key) for key in ("status", "started", "ended", "method", "tuning")},
+        "status": manifest.get("status"),
+        "started": manifest.get("started"),
+        "ended": manifest.get("ended"),
+        "method": manifest.get("method"),
+        "tuning": manifest.get("tuning"),
         "model": manifest.get("model", {}).get("name"),
         "data": manifest.get("data", {}).get("train"),
         "steps": manifest.get("training", {}).get("steps"),
@@ -58,24 +126,24 @@ def summary(path: Path) -> dict[str, Any]:
     }
 
 
-def memory_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Peak memory as it was planned and as it was measured: {figure: {predicted, measured, difference}} in bytes.
+def memory_of(manifest: manifests.Manifest) -> dict[str, MemoryFigure]:
+    """Peak memory as it was planned and as it was measured, figure by figure.
 
     A figure that was measured and not planned has no prediction.
     """
     memory = manifest.get("memory", {})
     predicted, measured = memory.get("predicted", {}), memory.get("measured", {})
-    found: dict[str, Any] = {}
+    found: dict[str, MemoryFigure] = {}
     for key in ("allocated_bytes", "reserved_bytes", "resident_growth_bytes"):
-        if key in measured:
-            found[key] = {"measured": measured[key]}
-            if key in predicted:
-                difference = (measured[key] - predicted[key]) / max(predicted[key], 1)
-                found[key] = {"predicted": predicted[key], **found[key], "difference": difference}
+        was, planned = measured.get(key), predicted.get(key)
+        if was is not None and planned is not None:
+            found[key] = {"predicted": planned, "measured": was, "difference": (was - planned) / max(planned, 1)}
+        elif was is not None:
+            found[key] = {"measured": was}
     return found
 
 
-def show_run(path: Path) -> dict[str, Any]:
+def show_run(path: Path) -> ShownRun:
     """Everything about one run: summary, manifest, settings, metrics, checkpoints."""
     run = RunFolder.open(path)
     return {
@@ -87,13 +155,8 @@ def show_run(path: Path) -> dict[str, Any]:
     }
 
 
-def compare_runs(paths: list[Path]) -> dict[str, Any]:
-    """What differs between runs.
-
-    Returns:
-        names; settings: dotted key → one value a run, only the keys that differ; versions and data likewise;
-        results: metric → one value a run (after training); losses: one list of (step, loss) a run.
-    """
+def compare_runs(paths: list[Path]) -> Comparison:
+    """What differs between runs."""
     runs = [show_run(path) for path in paths]
     metrics = sorted({name for run in runs for name in (run["summary"]["after"] or {})})
     return {
@@ -120,9 +183,9 @@ def read_settings(run: RunFolder) -> dict[str, Any]:
         raise RunError(f"{run.settings} is damaged: {error}") from error
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested dicts as dotted keys: ``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
             found.update(flat(value, f"{prefix}{key}."))
@@ -131,7 +194,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differing(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def differing(columns: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """Keys whose values are not the same in every dict, with the value of each."""
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = {key: [column.get(key) for column in columns] for key in keys}

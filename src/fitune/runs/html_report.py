@@ -9,13 +9,12 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import memory_of
-from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.runs.run_folder import Answered, Rollout, RunFolder, read_rows, read_samples
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
 ROLLOUT_STEPS, ROLLOUT_ROWS = 10, 8
@@ -32,14 +31,14 @@ svg path { fill: none; stroke: var(--line); stroke-width: 1.6; } svg line { stro
 """.strip()
 
 
-def write_report(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
+def write_report(run: RunFolder, defaults: Mapping[str, object]) -> Path:
     """Write report.html of a run, finished or not; returns its path.
 
     Args:
         defaults: the settings at their defaults, nested as in the run's settings.yaml.
     """
     manifest = manifests.read(run.manifest)
-    metrics, samples = read_rows(run.metrics), read_rows(run.samples)
+    metrics, samples = read_rows(run.metrics), read_samples(run.samples)
     body = [
         f"<h1>{escape(run.path.name)}</h1>",
         f"<p>{escape(_story(manifest))}</p>",
@@ -63,7 +62,7 @@ def write_report(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
     return run.report
 
 
-def changed_settings(run: RunFolder, defaults: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def changed_settings(run: RunFolder, defaults: Mapping[str, object]) -> list[tuple[str, object]]:
     """(dotted name, value) of each setting that is not at its default."""
     given = yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
     default = dict(_flat(dict(defaults)))
@@ -95,7 +94,7 @@ def curve(points: Sequence[tuple[float, float]], label: str) -> str:
     )
 
 
-def _story(manifest: dict[str, Any]) -> str:
+def _story(manifest: manifests.Manifest) -> str:
     """One sentence: what was done to what, with how many parameters, and how it ended."""
     share = manifest.get("parameters", {}).get("share")
     trained = f", {share:.2%} of its parameters trained" if share else ""
@@ -106,7 +105,7 @@ def _story(manifest: dict[str, Any]) -> str:
     )
 
 
-def _scores(results: dict[str, Any]) -> list[str]:
+def _scores(results: manifests.Results) -> list[str]:
     """Metrics before and after, side by side."""
     before, after = results.get("before") or {}, results.get("after") or {}
     names = [name for name in after if isinstance(after[name], float) and name in before]
@@ -116,7 +115,7 @@ def _scores(results: dict[str, Any]) -> list[str]:
     return ["<h2>Before and after</h2>", _table(("metric", "before", "after"), rows)]
 
 
-def _memory(manifest: dict[str, Any]) -> list[str]:
+def _memory(manifest: manifests.Manifest) -> list[str]:
     """Predicted and measured peak side by side, and what was given up to fit."""
     figures = memory_of(manifest)
     body: list[str] = []
@@ -124,7 +123,8 @@ def _memory(manifest: dict[str, Any]) -> list[str]:
         rows = [
             (
                 name.removesuffix("_bytes").replace("_", " "),
-                *(f"{one[key] / 2**20:,.0f} MiB" if key in one else "" for key in ("predicted", "measured")),
+                f"{one['predicted'] / 2**20:,.0f} MiB" if "predicted" in one else "",
+                f"{one['measured'] / 2**20:,.0f} MiB",
                 f"{one['difference']:+.1%}" if "difference" in one else "",
             )
             for name, one in figures.items()
@@ -138,20 +138,23 @@ def _memory(manifest: dict[str, Any]) -> list[str]:
     return ["<h2>Memory</h2>", *body] if body else []
 
 
-def _curves(metrics: Sequence[dict[str, Any]]) -> list[str]:
+def _curves(metrics: Sequence[Mapping[str, object]]) -> list[str]:
     """A chart for each number that was logged at two steps or more."""
     charts = []
     for kind, names in (("train", ("loss", "learning_rate", "grad_norm", "tokens_per_second")), ("eval", None)):
         rows = [row for row in metrics if row.get("kind") == kind]
         known = {"step", "kind", "epoch", "tokens", "seconds", "memory_bytes", *(names or ())}
         for name in (*(names or ()), *sorted({key for row in rows for key in row} - known)):
-            points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            pairs = [(row["step"], row.get(name)) for row in rows]
+            points = [
+                (step, value) for step, value in pairs if isinstance(step, int) and isinstance(value, int | float)
+            ]
             if len(points) > 1:
                 charts.append(curve(points, f"{kind} {name}".replace("_", " ")))
     return ["<h2>Curves</h2>", *charts] if charts else []
 
 
-def _samples(samples: Sequence[dict[str, Any]]) -> list[str]:
+def _samples(samples: Sequence[Answered | Rollout]) -> list[str]:
     """asked, before, after, wanted; words at their right place stand out."""
     before = {row["row"]: row["answer"] for row in samples if row["moment"] == "before"}
     after = [row for row in samples if row["moment"] == "after"]
@@ -165,7 +168,7 @@ def _samples(samples: Sequence[dict[str, Any]]) -> list[str]:
     return ["<h2>Held-out rows</h2>", f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"]
 
 
-def _rollouts(samples: Sequence[dict[str, Any]]) -> list[str]:
+def _rollouts(samples: Sequence[Answered | Rollout]) -> list[str]:
     """Answers that were sampled and rewarded in the last steps, the worst first, then the best."""
     kept = [row for row in samples if row["moment"] == "rollout"]
     if not kept:
@@ -197,16 +200,16 @@ def _marked(answer: str, wanted: str) -> str:
     return " ".join(words)
 
 
-def _table(head: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[tuple[object, ...]]) -> str:
     """A plain table, everything escaped."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """Nested dicts as dotted names."""
-    flat: list[tuple[str, Any]] = []
+    flat: list[tuple[str, object]] = []
     for name, value in values.items():
         flat += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
     return flat

@@ -1,10 +1,6 @@
 """manifest.json: what a run was made with, and what became of it.
 
-Keys: fitune, status (running, finished, interrupted, halted, failed), started, ended, command, method, tuning,
-versions, hardware, model, data, seeds, parameters {trained, total, share}, training {steps, ...derived values},
-results {before, after, best_step, ...}, memory {room, ladder, step_downs, predicted, measured, comparison},
-resumed [{at, from_step}], error.
-Times are ISO 8601 in UTC. Written whole and moved into place, so a reader never sees half of it.
+`Manifest` has its keys. Times are ISO 8601 in UTC. Written whole and moved into place, so a reader never sees half of it.
 """
 
 from __future__ import annotations
@@ -15,14 +11,136 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from fitune.errors import RunError
 
 PACKAGES = ("fitune", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
+
+
+class Origin(TypedDict, total=False):
+    """Another adapter that a run stands on, and the SHA-256 of its weights."""
+
+    adapter: str
+    sha256: Required[str]
+
+
+class ModelFacts(TypedDict, total=False):
+    """The base, and what a resumed run must find unchanged."""
+
+    kind: str
+    name: str
+    revision: str | None
+    fingerprint: str
+    template_hash: str
+    precision: str
+    continues: Origin
+    merged: list[Origin]
+
+
+class DataFacts(TypedDict, total=False):
+    """What the run trains on and is measured on."""
+
+    train: str
+    test: str | None
+    exclude: Required[list[str]]
+    train_rows: int
+    test_rows: int
+    hashes: dict[str, str]
+
+
+Change = TypedDict("Change", {"was": object, "is": object})
+"""A setting that the fit ladder changed."""
+
+
+class GivenUp(TypedDict):
+    """A step of the fit ladder."""
+
+    name: str
+    saves_bytes: int
+    quality: str
+
+
+class LadderFacts(TypedDict, total=False):
+    """What was given up so that the run fits."""
+
+    changes: dict[str, Change]
+    steps: list[GivenUp]
+
+
+class StepDown(TypedDict):
+    """Memory ran out: where, and how passes went on."""
+
+    at: str
+    to: str
+
+
+class PeakBytes(TypedDict, total=False):
+    """Peak memory in bytes: allocated and reserved on a GPU, growth of the process on a CPU."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    resident_growth_bytes: int
+
+
+class MemoryFacts(TypedDict, total=False):
+    """How much memory was planned, taken and given up."""
+
+    ladder: LadderFacts
+    step_downs: list[StepDown]
+    predicted: PeakBytes
+    measured: PeakBytes
+
+
+class Results(TypedDict, total=False):
+    """What came out: metrics on the held-out rows before and after, the step whose weights are kept."""
+
+    before: dict[str, float]
+    after: dict[str, float] | None
+    steps: int
+    best_step: int
+    final_loss: float | None
+
+
+class Parameters(TypedDict):
+    """How many parameters are trained."""
+
+    trained: int
+    total: int
+    share: float
+
+
+class Resumed(TypedDict):
+    """When a run was resumed, and from which step."""
+
+    at: str
+    from_step: int
+
+
+class Manifest(TypedDict, total=False):
+    """What fitune reads of a manifest; `status` is running, finished, interrupted, halted or failed."""
+
+    status: Required[str]
+    started: str
+    ended: str | None
+    error: str | None
+    command: str
+    method: str
+    tuning: str
+    versions: dict[str, str]
+    hardware: dict[str, object]
+    model: ModelFacts
+    data: Required[DataFacts]
+    seeds: dict[str, int]
+    parameters: Parameters
+    training: dict[str, object]
+    results: Results
+    memory: MemoryFacts
+    resumed: list[Resumed]
 
 
 def now() -> str:
@@ -46,7 +164,7 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Manifest:
     """The manifest at ``path``.
 
     Raises:
@@ -60,24 +178,24 @@ def read(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def write(path: Path, manifest: dict[str, Any]) -> None:
+def write(path: Path, manifest: Mapping[str, object]) -> None:
     """Replace the manifest in one move."""
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 
-def update(path: Path, **values: Any) -> dict[str, Any]:
+def update(path: Path, **values: object) -> Manifest:
     """Set top-level keys, merging dicts one level deep; returns the whole."""
-    manifest = read(path)
+    manifest: dict[str, object] = {**read(path)}
     for key, value in values.items():
         old = manifest.get(key)
         manifest[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     write(path, manifest)
-    return manifest
+    return read(path)
 
 
-def append(path: Path, section: str, key: str, value: Any) -> None:
+def append(path: Path, section: str, key: str, value: object) -> None:
     """Append to the list ``section.key``."""
     held = read(path).get(section, {}).get(key, [])
     update(path, **{section: {key: [*held, value]}})

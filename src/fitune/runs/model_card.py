@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +12,7 @@ from fitune.runs.html_report import changed_settings
 from fitune.runs.run_folder import RunFolder
 
 
-def write_card(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
+def write_card(run: RunFolder, defaults: Mapping[str, object]) -> Path:
     """Write the model card into the run's folder and beside the weights; returns the run's.
 
     Args:
@@ -28,11 +27,11 @@ def write_card(run: RunFolder, defaults: Mapping[str, Any]) -> Path:
     return run.card
 
 
-def card_text(run: RunFolder, manifest: dict[str, Any], defaults: Mapping[str, Any]) -> str:
+def card_text(run: RunFolder, manifest: manifests.Manifest, defaults: Mapping[str, object]) -> str:
     """The card: what it is, what it was trained on, what was measured, how to use it."""
     model, data = manifest.get("model", {}), manifest.get("data", {})
     lora, judge = manifest.get("tuning") == "lora", manifest.get("method") == "reward"
-    head: dict[str, Any] = {
+    head: dict[str, object] = {
         "library_name": "peft" if lora else "transformers",
         "pipeline_tag": "text-classification" if judge else "text-generation",
         "license": "unknown",
@@ -40,7 +39,7 @@ def card_text(run: RunFolder, manifest: dict[str, Any], defaults: Mapping[str, A
     }
     on_hub = model.get("kind") == "hub"
     if on_hub:
-        head["base_model"] = model["name"]
+        head["base_model"] = model.get("name")
     results = manifest.get("results", {})
     before, after = results.get("before") or {}, results.get("after") or {}
     numbers = [name for name, value in after.items() if isinstance(value, float) and name in before]

@@ -17,10 +17,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 import yaml
 
@@ -30,6 +30,32 @@ from fitune.errors import RunError
 SETTINGS, MANIFEST, METRICS, SAMPLES, LOCK = (
     "settings.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "run.lock",
 )  # fmt: skip
+
+
+class Answered(TypedDict):
+    """A held-out question and its answer, a row of samples.jsonl; row: its number in the data."""
+
+    step: int
+    moment: Literal["before", "during", "after"]
+    row: int
+    asked: str
+    answer: str
+    wanted: str
+    stopped: bool
+
+
+class Rollout(TypedDict):
+    """An answer that was sampled in training; rewards: reward function → its value."""
+
+    step: int
+    moment: Literal["rollout"]
+    row: int
+    asked: str
+    answer: str
+    wanted: str
+    stopped: bool
+    reward: float
+    rewards: dict[str, float]
 
 
 class RunFolder:
@@ -96,7 +122,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None, None, None]:
         """Hold the run against other processes; a lock left by a dead process is taken over.
 
         Raises:
@@ -133,17 +159,17 @@ class RunFolder:
             log(f"taking over {self.path} from process {pid}, which is gone")
         self._lock.unlink(missing_ok=True)
 
-    def write_settings(self, settings: dict[str, Any]) -> None:
+    def write_settings(self, settings: Mapping[str, object]) -> None:
         """Every setting of the run, defaults included."""
         self.settings.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     # ---- logs
 
-    def log_metrics(self, row: dict[str, Any]) -> None:
+    def log_metrics(self, row: Mapping[str, object]) -> None:
         """Append a row to metrics.jsonl, on the disk before this returns."""
         append_row(self.metrics, row)
 
-    def log_samples(self, rows: list[dict[str, Any]]) -> None:
+    def log_samples(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append answered questions to samples.jsonl."""
         for row in rows:
             append_row(self.samples, row)
@@ -157,7 +183,7 @@ class RunFolder:
             os.replace(draft, path)
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, object]) -> None:
     """Append one JSON line and flush it to the operating system."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -167,13 +193,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON Lines log; a last line cut short by a killed process is left out. Empty when there is no file."""
     if not path.is_file():
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
     return rows
+
+
+def read_samples(path: Path) -> list[Answered | Rollout]:
+    """Rows of samples.jsonl, as `read_rows`."""
+    return cast(list[Answered | Rollout], read_rows(path))
 
 
 def _alive(pid: int) -> bool:

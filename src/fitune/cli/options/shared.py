@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import click
 
 FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
+Cell = TypeVar("Cell")
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 THINKING = click.option(
     "--thinking",
@@ -19,12 +21,12 @@ THINKING = click.option(
 )
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """A value as indented JSON, for scripts."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def print_table(columns: tuple[str, ...], rows: list[list[Any]], cell: Callable[[Any], str]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], cell: Callable[[Cell], str]) -> None:
     """Rows under their columns, without lines; ``cell`` says a value in words."""
     from rich.table import Table
     from rich.text import Text

@@ -71,7 +71,15 @@ class PlanQuestion:
 
         usable = None if self.card is None else self.gpu.usable_bytes
         notes = (*self.notes, *self.config.notes)
-        return View(self.config.name, describe(scenario), made, self.card, usable, self.gpu.context_bytes, notes=notes)
+        return View(
+            model=self.config.name,
+            question=describe(scenario),
+            plan=made,
+            card=self.card,
+            usable_bytes=usable,
+            context_bytes=self.gpu.context_bytes,
+            notes=notes,
+        )
 
 
 def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: dict[str, Any]) -> PlanQuestion:
@@ -104,7 +112,16 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     else:
         rows = ()
         tokens, note = _tokens(settings, config, given["seq_len"])
-    return PlanQuestion(settings, config, rows, tokens, gpu, card, given["expandable_segments"], (*notes, *note))
+    return PlanQuestion(
+        settings=settings,
+        config=config,
+        rows=rows,
+        tokens=tokens,
+        gpu=gpu,
+        card=card,
+        expandable=given["expandable_segments"],
+        notes=(*notes, *note),
+    )
 
 
 def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
@@ -155,7 +172,9 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
     # A folder needs no weights here.
     folder = Path(name).expanduser()
     is_folder = folder.is_dir()
-    source = ModelSource("folder", name, str(folder)) if is_folder else resolve(name, settings.model.revision)
+    source = (
+        ModelSource(kind="folder", name=name, path=str(folder)) if is_folder else resolve(name, settings.model.revision)
+    )
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     config = load_config(source, settings.model.trust_remote_code)
     renderer = make_renderer(

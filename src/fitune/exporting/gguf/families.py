@@ -183,11 +183,11 @@ def _as_is(name: str, weight: Tensor, config: Any) -> Tensor:
     return weight
 
 
-LLAMA = Family("llama", _llama_like, _interleave, _halve, _llama_faults)
+LLAMA = Family(arch="llama", metadata=_llama_like, to_gguf=_interleave, from_gguf=_halve, faults=_llama_faults)
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
-    "qwen2": Family("qwen2", _llama_like, _as_is, _as_is, _qwen_faults),
-    "qwen3": Family("qwen3", _llama_like, _as_is, _as_is, _qwen_faults),
-    "gpt_neox": Family("gptneox", _neox, _part_qkv, _join_qkv, _neox_faults),
+    "qwen2": Family(arch="qwen2", metadata=_llama_like, to_gguf=_as_is, from_gguf=_as_is, faults=_qwen_faults),
+    "qwen3": Family(arch="qwen3", metadata=_llama_like, to_gguf=_as_is, from_gguf=_as_is, faults=_qwen_faults),
+    "gpt_neox": Family(arch="gptneox", metadata=_neox, to_gguf=_part_qkv, from_gguf=_join_qkv, faults=_neox_faults),
 }

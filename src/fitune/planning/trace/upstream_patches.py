@@ -132,7 +132,7 @@ def cpu_int8_products() -> Iterator[None]:
     """
     import bitsandbytes
 
-    with replaced(bitsandbytes, matmul=training_matmul(bitsandbytes.matmul)):
+    with replaced(bitsandbytes, matmul=training_matmul(bitsandbytes.matmul)):  # pyright: ignore[reportPrivateImportUsage]
         yield
 
 
