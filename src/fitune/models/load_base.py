@@ -163,7 +163,18 @@ def load_base(
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization, dense)
+    return LoadedBase(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        source=source,
+        precision=precision,
+        stop_ids=stops,
+        new_token_ids=new_ids,
+        notes=tuple(notes),
+        quantization=quantization,
+        dense=dense,
+    )
 
 
 def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: Quantization) -> None:

@@ -91,9 +91,14 @@ def make_row_batch(rows: Sequence[Row], mode: Mode, device: torch.device | str =
         return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.long).to(device)
 
     return RowBatch(
-        inputs, there(entries[0]), there(entries[1]), there(entry_of.reshape(-1)), there(np.concatenate(row_of)),
-        there([path[-1] for path in paths]), computed,
-    )  # fmt: skip
+        inputs=inputs,
+        places=there(entries[0]),
+        tokens=there(entries[1]),
+        entry_of=there(entry_of.reshape(-1)),
+        row_of=there(np.concatenate(row_of)),
+        ends=there([path[-1] for path in paths]),
+        computed_tokens=computed,
+    )
 
 
 def states_of(model: Any, row_batch: RowBatch) -> Tensor:

@@ -124,8 +124,21 @@ def make_layout(
             places[paths[unit][-owned[unit] :]] = laid + row * num_queries + np.arange(owned[unit])
         laid += len(units) * num_queries
         shifts = tuple(len(paths[unit]) - owned[unit] for unit in units)
-        groups.append(Group(_index(query_nodes, device), _index(key_nodes, device), shifts, num_queries, num_keys))
-    return TreeLayout(tuple(groups), _index(places, device), _index(positions, device), _index(ends, device))
+        groups.append(
+            Group(
+                query_nodes=_index(query_nodes, device),
+                key_nodes=_index(key_nodes, device),
+                shifts=shifts,
+                num_queries=num_queries,
+                num_keys=num_keys,
+            )
+        )
+    return TreeLayout(
+        groups=tuple(groups),
+        places=_index(places, device),
+        positions=_index(positions, device),
+        ends=_index(ends, device),
+    )
 
 
 def group_by_size(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

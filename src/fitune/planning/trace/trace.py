@@ -83,10 +83,17 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
     # bitsandbytes packs two 4-bit values into a byte
     total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in program.model.parameters())
     return Trace(
-        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
-        sum(p.numel() for p in program.trained()), total, managed,
-        {"operators": [[*operator, count] for operator, count in work.items()]},
-    )  # fmt: skip
+        order=recorder.order,
+        moments=recorder.moments,
+        moment_names=recorder.moment_names,
+        sizes=recorder.sizes,
+        categories=recorder.categories,
+        phases=recorder.phases,
+        trained_parameters=sum(p.numel() for p in program.trained()),
+        total_parameters=total,
+        managed_bytes=managed,
+        work={"operators": [[*operator, count] for operator, count in work.items()]},
+    )
 
 
 def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> tuple[int, Work]:
