@@ -11,7 +11,6 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -37,7 +36,7 @@ class Hardware:
     fast_bf16: bool
     capability: tuple[int, int] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for the manifest."""
         return asdict(self)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
@@ -25,7 +24,7 @@ class ModelSource:
     gguf_file: str | None = None
     pickled: bool | None = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | None]:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
         return {"kind": self.kind, "name": self.name, "revision": self.revision, "gguf_file": self.gguf_file}
 

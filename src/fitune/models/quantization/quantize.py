@@ -12,8 +12,8 @@ is trained is lifted where adapters are attached. The memory plan's `kbit_prepar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ KINDS = ("none", "int8", *FOUR_BIT)
 # bitsandbytes' layers, by the name of their weight's class: its import takes a second and is left to those who need it.
 BLOCK = 64  # weights that share a scale in 4 bits, bitsandbytes' default
 STORED = {"Int8Params": "int8", "Params4bit": "4-bit"}
+
+
+class QuantizationValues(TypedDict, total=False):
+    """A `Quantization` in the manifest and in the adapter's `fitune.json`."""
+
+    kind: str
+    double_quant: bool
+    unquantized: list[str]
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,12 @@ class Quantization:
         """In words: ``nf4 with double quantization``."""
         return f"{self.kind} with double quantization" if self.double_quant else self.kind
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> QuantizationValues:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
-        return {**asdict(self), "unquantized": list(self.unquantized)}
+        return {"kind": self.kind, "double_quant": self.double_quant, "unquantized": list(self.unquantized)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any] | None) -> Quantization:
+    def from_dict(cls, values: QuantizationValues | None) -> Quantization:
         """What `to_dict` gave; nothing gives no quantization."""
         values = values or {}
         return cls(values.get("kind", "none"), values.get("double_quant", False), tuple(values.get("unquantized", ())))
@@ -137,6 +145,7 @@ def quantize_in_place(
             continue
         weight = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
         outputs, inputs = weight.shape
+        bias = cast("nn.Parameter | None", module.bias)
         if keep_dense:
             dense[name] = weight
         with torch.device("meta"):
@@ -144,13 +153,13 @@ def quantize_in_place(
                 made: Any = bnb.nn.Linear8bitLt(
                     inputs,
                     outputs,
-                    module.bias is not None,
+                    bias is not None,
                     has_fp16_weights=False,
                     threshold=options.llm_int8_threshold,
                 )
                 kept = bnb.nn.Int8Params(weight.contiguous().cpu(), requires_grad=False, has_fp16_weights=False)
             else:
-                made = bnb.nn.Linear4bit(inputs, outputs, module.bias is not None, options.bnb_4bit_compute_dtype)
+                made = bnb.nn.Linear4bit(inputs, outputs, bias is not None, options.bnb_4bit_compute_dtype)
                 kept = bnb.nn.Params4bit(
                     weight.contiguous().cpu(),
                     requires_grad=False,
@@ -159,8 +168,8 @@ def quantize_in_place(
                     module=made,
                 )
         made.weight = kept.to(device)
-        if module.bias is not None:
-            made.bias = nn.Parameter(module.bias.data.to(device), requires_grad=False)
+        if bias is not None:
+            made.bias = nn.Parameter(bias.data.to(device), requires_grad=False)
         made.source_cls = type(module)
         model.set_submodule(name, made)
     model.to(device)  # type: ignore[arg-type]
@@ -185,7 +194,8 @@ def keep_standard_layout(model: nn.Module) -> None:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether this very module's weight is stored by bitsandbytes in 8 or 4 bits."""
-    return type(module._parameters.get("weight")).__name__ in STORED
+    own = module._parameters  # pyright: ignore[reportPrivateUsage]
+    return type(own.get("weight")).__name__ in STORED
 
 
 def quantized_layers(model: nn.Module) -> list[str]:
@@ -206,7 +216,11 @@ def stored_as(model: nn.Module) -> Quantization:
 
 def unquantized_layers(model: nn.Module) -> list[str]:
     """Names of the modules with weights of their own (embeddings, norms, head, …) that are stored in the base's type."""
-    return [name for name, module in model.named_modules() if module._parameters and not is_quantized(module)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if module._parameters and not is_quantized(module)  # pyright: ignore[reportPrivateUsage]
+    ]
 
 
 def refuse_full_tuning(model: nn.Module, name: str) -> None:
@@ -235,9 +249,9 @@ def stored_bytes(model: nn.Module) -> int:
     return total
 
 
-def dense_weight(module: Any) -> Tensor:
+def dense_weight(module: nn.Module) -> Tensor:
     """The weights that a quantized layer stands for, (out, in), unpacked; another layer's weight as it is."""
-    weight = module.weight
+    weight: Any = module.weight
     if type(weight).__name__ == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit
 
@@ -245,7 +259,8 @@ def dense_weight(module: Any) -> Tensor:
     if type(weight).__name__ == "Int8Params":
         from bitsandbytes.functional import int8_vectorwise_dequant
 
-        rows = module.state.SCB if module.state.SCB is not None else weight.SCB
+        state: Any = module.state
+        rows = state.SCB if state.SCB is not None else weight.SCB
         return int8_vectorwise_dequant(weight.data, rows)
     return weight.detach()
 
@@ -261,7 +276,7 @@ def describe(model: nn.Module, quantization: Quantization, dtype_name: str, dens
     )
 
 
-def _inputs(layer: Any) -> int:
+def _inputs(layer: nn.Linear | Conv1D) -> int:
     """Input features of a linear layer; Conv1D stores its weight the other way round."""
     return layer.nx if isinstance(layer, Conv1D) else layer.in_features
 
@@ -282,11 +297,13 @@ def _named(model: nn.Module, endings: Sequence[str]) -> list[str]:
     return found
 
 
-def scales(module: Any) -> list[Tensor]:
+def scales(module: nn.Module) -> list[Tensor]:
     """The tensors beside a quantized weight that unpack it."""
-    state = getattr(module.weight, "quant_state", None)
+    weight: Any = module.weight
+    state = getattr(weight, "quant_state", None)
     if state is None:
-        rows = module.state.SCB if module.state.SCB is not None else module.weight.SCB
+        layer: Any = module.state
+        rows = layer.SCB if layer.SCB is not None else weight.SCB
         return [] if rows is None else [rows]
     found = [state.absmax, state.code]
     if state.nested:
