@@ -75,4 +75,10 @@ class RunContext:
 
     def batches(self, mode: str) -> Batches:
         """How this run deals out its rows when they are laid out as ``mode``."""
-        return Batches(self.batch_size, self.schedule.micro_batch_rows, self.seed, self.epochs, mode)
+        return Batches(
+            batch_rows=self.batch_size,
+            micro_rows=self.schedule.micro_batch_rows,
+            seed=self.seed,
+            epochs=self.epochs,
+            mode=mode,
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fitune.errors import ModelError
 
@@ -30,7 +31,9 @@ def check_gguf(path: Path) -> None:
         raise ModelError(f"{path} holds no tensors; download it again")
 
 
-def load_dense(path: Path, dtype: torch.dtype, attention: str | None = None) -> tuple[PreTrainedModel, dict]:
+def load_dense(
+    path: Path, dtype: torch.dtype, attention: str | None = None
+) -> tuple[PreTrainedModel, dict[str, Collection[str]]]:
     """The file's model with every weight unpacked (a packed one can be neither trained nor saved), and what was loaded.
 
     The second is transformers' loading report; its `missing_keys` are weights that the file does not have.
@@ -46,6 +49,6 @@ def load_dense(path: Path, dtype: torch.dtype, attention: str | None = None) -> 
     return loaded
 
 
-def load_gguf_tokenizer(path: Path):
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The file's own tokenizer, with the chat template that it carries."""
-    return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name))

@@ -11,7 +11,6 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -37,7 +36,7 @@ class Hardware:
     fast_bf16: bool
     capability: tuple[int, int] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for the manifest."""
         return asdict(self)
 
@@ -73,11 +72,33 @@ def detect(device: str = "auto") -> Hardware:
         properties = torch.cuda.get_device_properties(0)
         free_bytes, total_bytes = torch.cuda.mem_get_info(0)
         capability = (properties.major, properties.minor)
-        return Hardware("cuda", properties.name, total_bytes, free_bytes, cores, capability >= (8, 0), capability)
+        return Hardware(
+            device="cuda",
+            name=properties.name,
+            memory_bytes=total_bytes,
+            free_bytes=free_bytes,
+            cores=cores,
+            fast_bf16=capability >= (8, 0),
+            capability=capability,
+        )
     memory = psutil.virtual_memory()
     if device == "mps":
-        return Hardware("mps", platform.processor() or "Apple GPU", memory.total, memory.available, cores, True)
-    return Hardware("cpu", _cpu_name(), memory.total, memory.available, cores, _cpu_has_bf16())
+        return Hardware(
+            device="mps",
+            name=platform.processor() or "Apple GPU",
+            memory_bytes=memory.total,
+            free_bytes=memory.available,
+            cores=cores,
+            fast_bf16=True,
+        )
+    return Hardware(
+        device="cpu",
+        name=_cpu_name(),
+        memory_bytes=memory.total,
+        free_bytes=memory.available,
+        cores=cores,
+        fast_bf16=_cpu_has_bf16(),
+    )
 
 
 def peak_memory_bytes(device: str) -> int:

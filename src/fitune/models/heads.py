@@ -10,13 +10,14 @@ H hidden size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fitune.errors import ModelError
+from fitune.models.base_model import base_model_of
 
 HEAD = "fitune_head"
 HEAD_FILE = "head.safetensors"
@@ -45,15 +46,15 @@ class ScalarHead(nn.Module):
             return scores if self.offset is None else scores + self.offset.float()
 
 
-def put_head(model: Any, offset: bool = False, spread: float | None = None, name: str = HEAD) -> ScalarHead:
+def put_head(model: nn.Module, offset: bool = False, spread: float | None = None, name: str = HEAD) -> ScalarHead:
     """Hang a fresh head on the model, on its device; returns it."""
-    config = model.config.get_text_config()
+    config = base_model_of(model).config.get_text_config()
     head = ScalarHead(config.hidden_size, offset, spread).to(next(model.parameters()).device)
     model.add_module(name, head)
     return head
 
 
-def head_of(model: Any, name: str = HEAD) -> ScalarHead:
+def head_of(model: nn.Module, name: str = HEAD) -> ScalarHead:
     """The model's head."""
     return cast(ScalarHead, model.get_submodule(name))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fitune.errors import ModelError
 from fitune.models.gguf_reader import load_dense
@@ -41,7 +41,7 @@ class LoadedBase:
     """
 
     model: PreTrainedModel
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     template: Template
     source: ModelSource
     precision: Precision
@@ -69,7 +69,8 @@ def load_config(source: ModelSource, trust_remote_code: bool = False) -> Pretrai
     heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_HEADS)]
     if heads:
         raise ModelError(f"{source.name} is a {heads[0]}, not a causal language model")
-    if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportPrivateUsage]
+    if config.is_encoder_decoder or type(config) not in known:
         remote = getattr(config, "auto_map", {}) if trust_remote_code else {}
         if "AutoModelForCausalLM" not in remote:
             raise ModelError(f"{source.name} is a {config.model_type} model, not a causal language model")
@@ -78,7 +79,7 @@ def load_config(source: ModelSource, trust_remote_code: bool = False) -> Pretrai
 
 def load_base(
     source: ModelSource,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     template: Template,
     hardware: Hardware,
     precision: Precision,
@@ -172,7 +173,18 @@ def load_base(
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LoadedBase(model, tokenizer, template, source, precision, stops, new_ids, tuple(notes), quantization, dense)
+    return LoadedBase(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        source=source,
+        precision=precision,
+        stop_ids=stops,
+        new_token_ids=new_ids,
+        notes=tuple(notes),
+        quantization=quantization,
+        dense=dense,
+    )
 
 
 def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: QuantizationConfig) -> None:
@@ -187,7 +199,9 @@ def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, qu
     )
 
 
-def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -> tuple[int, ...]:
+def add_template_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[int, ...]:
     """Add the template's missing special tokens; grow the embeddings when no spare row is there.
 
     Many models keep more rows than tokens (Pythia: 50,304 rows, 50,277 tokens), and then nothing grows. A new row
@@ -198,7 +212,7 @@ def add_template_tokens(model: PreTrainedModel, tokenizer, template: Template) -
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
     )
-    ids = tuple(tokenizer.convert_tokens_to_ids(list(template.added_tokens)))
+    ids = tuple(cast("list[int]", tokenizer.convert_tokens_to_ids(list(template.added_tokens))))
     rows = input_weight(model).shape[0]
     if max(ids) >= rows:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

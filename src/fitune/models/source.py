@@ -52,7 +52,7 @@ def resolve(name: str, revision: str | None = None, allow_pickled: bool = False)
     if not name.strip():
         raise ModelError(f"model.name is empty; name a folder, a hub id or a built-in model: {', '.join(BUILTIN)}")
     if name in BUILTIN:
-        return ModelSource("builtin", name, str(fetch(name)))
+        return ModelSource(kind="builtin", name=name, path=str(fetch(name)))
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path, name, allow_pickled)
@@ -62,14 +62,14 @@ def resolve(name: str, revision: str | None = None, allow_pickled: bool = False)
         from fitune.models.gguf_reader import check_gguf
 
         check_gguf(path)
-        return ModelSource("gguf", name, str(path.parent), gguf_file=path.name)
+        return ModelSource(kind="gguf", name=name, path=str(path.parent), gguf_file=path.name)
     if path.is_file():
         raise ModelError(f"{name} is a file; name the model's folder, a .gguf file, a hub id or a built-in model")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f'there is no folder "{name}"{_neighbours(path)}')
     if "/" not in name and (hint := did_you_mean(name, BUILTIN)):
         raise ModelError(f'there is no model "{name}"{hint}; built in are: {", ".join(BUILTIN)}')
-    return ModelSource("hub", name, name, revision=revision, pickled=None if allow_pickled else False)
+    return ModelSource(kind="hub", name=name, path=name, revision=revision, pickled=None if allow_pickled else False)
 
 
 def _folder(path: Path, name: str, allow_pickled: bool) -> ModelSource:
@@ -81,7 +81,7 @@ def _folder(path: Path, name: str, allow_pickled: bool) -> ModelSource:
         )
     if not (path / "config.json").exists():
         raise ModelError(f"{name} is not a model folder: it has no config.json")
-    return ModelSource("folder", name, str(path), pickled=check_weight_files(path, name, allow_pickled))
+    return ModelSource(kind="folder", name=name, path=str(path), pickled=check_weight_files(path, name, allow_pickled))
 
 
 def _neighbours(path: Path) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
 from fitune.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # ChatML as OpenAI published it (openai-python chatml.md, 2023), without a default system prompt.
@@ -29,7 +33,7 @@ class Template:
     added_tokens: tuple[str, ...] = ()
 
 
-def resolve_template(tokenizer, choice: str = "auto") -> Template:
+def resolve_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto") -> Template:
     """The template to train and to chat with.
 
     Args:
@@ -57,7 +61,7 @@ def resolve_template(tokenizer, choice: str = "auto") -> Template:
     return Template(text, "file", end_of_turn(tokenizer, text))
 
 
-def end_of_turn(tokenizer, text: str) -> str | None:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     """The special token that ends an answer in a template, found by rendering one; None if there is none.
 
     Raises:

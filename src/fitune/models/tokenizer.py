@@ -7,8 +7,9 @@ stopping; the pad id set here only fills the rectangle.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN
@@ -16,7 +17,7 @@ from fitune.models.source import ModelSource
 from fitune.models.template import Template
 
 
-def load_tokenizer(source: ModelSource, trust_remote_code: bool = False):
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with some pad token.
 
     Raises:
@@ -26,7 +27,7 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False):
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source.path, **options))
     except Exception as error:  # transformers raises many kinds here; each means the same to the user
         raise ModelError(unreachable(source, "tokenizer", error)) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -39,14 +40,16 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False):
     return tokenizer
 
 
-def stop_ids(tokenizer, config, template: Template | None) -> tuple[int, ...]:
+def stop_ids(
+    tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | PretrainedConfig | None, template: Template | None
+) -> tuple[int, ...]:
     """Ids that end an answer: the end token, those of the model's (generation) config, the template's end of turn."""
-    ids: list[int] = []
+    ids: list[int | None] = []
     own = getattr(config, "eos_token_id", None)
     ids += own if isinstance(own, list | tuple) else [own] if own is not None else []
-    ids.append(tokenizer.eos_token_id)
+    ids.append(cast("int | None", tokenizer.eos_token_id))
     if template and template.end_of_turn:
-        ids.append(tokenizer.convert_tokens_to_ids(template.end_of_turn))
+        ids.append(cast("int | None", tokenizer.convert_tokens_to_ids(template.end_of_turn)))
     return tuple(sorted({int(token) for token in ids if token is not None}))
 
 

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from fitune.ops.autograd_context import Context, once_differentiable
 
 # Logits of a chunk: on a CPU 32 MiB in fp32, on a GPU 256 MiB.
 CPU_CHUNK_LOGITS = 2**23
 GPU_CHUNK_LOGITS = 2**26
 # As torch.utils.checkpoint.checkpoint: a function, its arguments, use_reentrant=False.
-Recompute = Callable[..., Any]
+Recompute = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,19 @@ class Entries:
 class Head:
     """The way from hidden states to logits: a module, then a factor, then soft-capping."""
 
-    module: Any
+    module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """V×H."""
+        return cast(Tensor, self.module.weight)
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return getattr(self.module, "out_features", None) or self.weight.shape[0]
 
     @property
     def frozen_linear(self) -> bool:
@@ -78,7 +89,7 @@ def chunked_cross_entropy(
         chunk_logits = GPU_CHUNK_LOGITS if hidden_MH.device.type == "cuda" else CPU_CHUNK_LOGITS
     if not head.frozen_linear:
         return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits, recompute)
-    weight, bias = head.module.weight, head.module.bias
+    weight, bias = head.weight, cast("Tensor | None", head.module.bias)
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden_MH.device.type):
         dtype = torch.get_autocast_dtype(hidden_MH.device.type)
@@ -92,7 +103,7 @@ def chunked_cross_entropy(
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -129,7 +140,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[
             None
@@ -183,9 +194,8 @@ def _recomputed(
 
 def _chunks(hidden: Tensor, head: Head, entries: Entries, chunk_logits: int) -> Iterator[tuple[slice, slice]]:
     """Runs of rows, each with the entries that belong to it."""
-    vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
     count = len(hidden)
-    chunks = max(1, -(-count * vocabulary // chunk_logits))
+    chunks = max(1, -(-count * head.vocabulary // chunk_logits))
     size = -(-count // chunks)
     starts = list(range(0, count, size))
     bounds = torch.searchsorted(entries.rows, torch.tensor([*starts, count], device=entries.rows.device)).tolist()

@@ -15,16 +15,18 @@ M tokens, H hidden size, I inner size, n heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fitune.ops.fused_lora import FastLinear, PlainParts, Products
+from fitune.models.base_model import attention_of
+from fitune.ops.autograd_context import Context, ShapedContext, once_differentiable
+from fitune.ops.fused_lora import FastLinear, PlainParts, ProductContext, Products, Setting
 
 # Classes of transformers whose forward is weight · (x / rms(x)), the normalized value rounded before the product;
 # down(silu(gate(x)) · up(x)); and h + o(attention(q, k, v of norm(h))) followed by h + block(norm(h)), with rotary
@@ -52,7 +54,7 @@ def use_lean_layers(model: nn.Module) -> int:
             continue
         if kind.__name__ in NORMS:
             module.__class__ = _lean(kind, LeanNorm)
-        elif kind.__name__ in BLOCKS and type(cast(Any, module).act_fn).__name__ in SILU:
+        elif kind.__name__ in BLOCKS and type(getattr(module, "act_fn", None)).__name__ in SILU:
             module.__class__ = _lean(kind, LeanBlock)
         elif kind.__name__ in ATTENTIONS:
             module.__class__ = _lean(kind, LeanAttention)
@@ -65,7 +67,7 @@ def use_lean_layers(model: nn.Module) -> int:
 
 
 @cache
-def _lean(kind: type, lean: type) -> type:
+def _lean(kind: type[nn.Module], lean: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (lean, kind), {"__module__": kind.__module__, "__doc__": lean.__doc__})
 
 
@@ -86,14 +88,14 @@ class LeanNorm(nn.Module):
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         inverse = inverse_rms(x, epsilon)
         ctx.save_for_backward(x, inverse, weight)
         return normed(x, inverse, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return norm_backward(grads[0], *ctx.saved_tensors), None, None
 
 
@@ -147,9 +149,13 @@ class LeanExit(NamedTuple):
     """Of o, gate, up and down."""
 
 
+class _BlockContext(ShapedContext, Protocol):
+    setting: tuple[Setting, Setting]
+
+
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: _BlockContext, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         block = _BlockProducts.of(x.dtype, scales, tensors)
         result, kept = block.forward(rows)
@@ -159,7 +165,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _BlockContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, gate, up, inner, down_inner, *saved = ctx.saved_tensors
         block = _BlockProducts.again(ctx.setting, saved)
         grad = grads[0].reshape(-1, grads[0].shape[-1])
@@ -178,7 +184,7 @@ class _BlockProducts(NamedTuple):
         return cls(Products.of(dtype, scales[:2], tensors[:8]), Products.of(dtype, scales[2:], tensors[8:]))
 
     @property
-    def setting(self) -> tuple[Any, ...]:
+    def setting(self) -> tuple[Setting, Setting]:
         return self.entry.setting, self.exit.setting
 
     @property
@@ -186,7 +192,7 @@ class _BlockProducts(NamedTuple):
         return *self.entry.saved, *self.exit.saved
 
     @classmethod
-    def again(cls, setting: tuple[Any, ...], saved: Sequence[Tensor]) -> _BlockProducts:
+    def again(cls, setting: tuple[Setting, Setting], saved: Sequence[Tensor]) -> _BlockProducts:
         return cls(Products.again(setting[0], saved[:5]), Products.again(setting[1], saved[5:]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -217,18 +223,18 @@ class LeanLayer(nn.Module):
     Its two halves are computed by its attention and its block, so that hooks on these see what they take.
     """
 
-    self_attn: Any
-    mlp: Any
-    input_layernorm: Any
-    post_attention_layernorm: Any
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: LeanNorm
+    post_attention_layernorm: LeanNorm
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         plain = not args and "position_embeddings" in kwargs and all(kwargs.get(name) is None for name in CACHES)
         parts = self._parts(hidden_states) if plain else None
         if parts is None:
             return super().forward(hidden_states, *args, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in CACHES}
-        attention: Any = self.self_attn
+        attention = cast(LeanAttention, self.self_attn)
         norms = [(norm.weight, norm.variance_epsilon) for norm in (self.input_layernorm, self.post_attention_layernorm)]
         mixed = attention(hidden_states, lean=LeanEntry(norms[0], parts[:3]), **kwargs)
         read = getattr(kwargs.get("tree_layout"), "read", None)
@@ -239,11 +245,11 @@ class LeanLayer(nn.Module):
 
     def _parts(self, x: Tensor) -> list[PlainParts] | None:
         """Of q, k, v, o, gate, up and down; None when the class above has to compute this layer."""
-        attention: Any = self.self_attn
-        mlp: Any = self.mlp
+        attention, mlp = self.self_attn, self.mlp
         norms = (self.input_layernorm, self.post_attention_layernorm)
-        lean = self.training and isinstance(attention, LeanAttention) and isinstance(mlp, LeanBlock)
-        if not lean or attention.interface() is None or any(norm.weight.requires_grad for norm in norms):
+        if not (self.training and isinstance(attention, LeanAttention) and isinstance(mlp, LeanBlock)):
+            return None
+        if attention.interface() is None or any(norm.weight.requires_grad for norm in norms):
             return None
         parts = plain_parts(x, attention.q_proj, attention.k_proj, attention.v_proj)
         more = plain_parts(x, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
@@ -262,33 +268,39 @@ class LeanEntry(NamedTuple):
 class LeanAttention(nn.Module):
     """Norm, query, key and value, and attention itself; the products with o are the other half's."""
 
-    config: Any
+    config: PretrainedConfig
+    layer_idx: int
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
     head_dim: int
     attention_dropout: float
     scaling: float
 
-    def interface(self) -> Any:
+    def interface(self) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
         """What transformers has registered for the model's attention; None for eager attention."""
-        return ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation)
+        return ALL_ATTENTION_FUNCTIONS.get(attention_of(self.config))
 
-    def forward(self, hidden_states: Tensor, *args: Any, lean: LeanEntry | None = None, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: object, lean: LeanEntry | None = None, **kwargs: object) -> Any:
         if lean is None:
             return super().forward(hidden_states, *args, **kwargs)
-        cos, sin = kwargs.pop("position_embeddings")
+        cos, sin = cast(tuple[Tensor, Tensor], kwargs.pop("position_embeddings"))
         with torch.autocast(hidden_states.device.type, enabled=False):
             query, key, value = _Entry.apply(
                 hidden_states, *lean.norm, cos, sin, self.head_dim, _scales(lean.parts), *_tensors(lean.parts)
             )
         if window := _window(self):
             kwargs["sliding_window"] = window
-        mixed, _ = self.interface()(
+        attend = cast(Callable[..., tuple[Tensor, Tensor | None]], self.interface())
+        mixed, _ = attend(
             self, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), kwargs.pop("attention_mask", None),
             dropout=self.attention_dropout, scaling=self.scaling, **kwargs,
         )  # fmt: skip
         return mixed.flatten(2)
 
 
-def _window(attention: Any) -> int | None:
+def _window(attention: LeanAttention) -> int | None:
     """The sliding window that the attention's own class would ask for."""
     if type(attention).__name__ == "MistralAttention":
         return getattr(attention.config, "sliding_window", None)
@@ -300,7 +312,7 @@ class _Entry(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, norm: Tensor, epsilon: float, cos: Tensor, sin: Tensor, size: int,
+        ctx: ProductContext, h: Tensor, norm: Tensor, epsilon: float, cos: Tensor, sin: Tensor, size: int,
         scales: tuple[float, ...], *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         rows = h.reshape(-1, h.shape[-1])
@@ -313,7 +325,7 @@ class _Entry(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: ProductContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, inverse, norm, cos, sin, inner, *saved = ctx.saved_tensors
         query, key, value = grads
         back = -sin
@@ -325,12 +337,16 @@ class _Entry(torch.autograd.Function):
         return grad_h, *[None] * 6, *trained
 
 
+class _ExitContext(ShapedContext, Protocol):
+    settings: tuple[Setting, tuple[Setting, Setting]]
+
+
 class _Exit(torch.autograd.Function):
     """h' + block(norm(h')) with h' = h + o(attention's result)."""
 
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, mixed: Tensor, norm: Tensor, epsilon: float, scales: tuple[float, ...],
+        ctx: _ExitContext, h: Tensor, mixed: Tensor, norm: Tensor, epsilon: float, scales: tuple[float, ...],
         *tensors: Tensor | None,
     ) -> Tensor:  # fmt: skip
         rows, mixed = h.reshape(-1, h.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
@@ -345,7 +361,7 @@ class _Exit(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _ExitContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         mixed, mixed_inner, between, inverse, norm, gate, up, inner, down_inner, *saved = ctx.saved_tensors
         output, block = Products.again(ctx.settings[0], saved[:3]), _BlockProducts.again(ctx.settings[1], saved[3:])
         grad = grads[0].reshape(-1, grads[0].shape[-1])
@@ -373,7 +389,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---- what they share
 
 
-def plain_parts(x: Tensor, *layers: Any) -> list[PlainParts] | None:
+def plain_parts(x: Tensor, *layers: nn.Module) -> list[PlainParts] | None:
     """What the products of ``x`` with ``layers`` are made of; None when one of them is not the plain case."""
     if not torch.is_grad_enabled():
         return None

@@ -15,13 +15,17 @@ M tokens, R sum of the ranks of layers that read the same input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from fitune.ops.autograd_context import ShapedContext, once_differentiable
+
+Setting = tuple[tuple[float, ...], tuple[torch.dtype, torch.dtype]]
+"""Scales of the layers; types of A and B."""
 
 
 def use_fast_lora(config: LoraConfig, model: nn.Module) -> bool:
@@ -35,7 +39,7 @@ def use_fast_lora(config: LoraConfig, model: nn.Module) -> bool:
         isinstance(module, nn.Linear) and type(module) is not nn.Linear for module in model.modules()
     ):
         return False
-    config._register_custom_module({nn.Linear: FastLinear})
+    config._register_custom_module({nn.Linear: FastLinear})  # pyright: ignore[reportPrivateUsage]
     return True
 
 
@@ -58,7 +62,7 @@ class PlainParts(NamedTuple):
 class FastLinear(Linear):
     """`peft.tuners.lora.Linear`; the plain case is computed by `_LoraProduct`, all others by PEFT."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         parts = self.plain_parts(x) if not args and not kwargs else None
         if parts is None:
             return super().forward(x, *args, **kwargs)
@@ -93,7 +97,8 @@ class FastLinear(Linear):
         dropout = self.lora_dropout[name]
         if self.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0:
             return None
-        trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+        bias = cast("Tensor | None", base.bias)
+        trained = base.weight.requires_grad or (bias is not None and bias.requires_grad)
         return None if trained or type(base) is not nn.Linear else name
 
 
@@ -128,7 +133,7 @@ class Products(NamedTuple):
         return [b.shape[1] for b in self.bs]
 
     @property
-    def setting(self) -> tuple[Any, ...]:
+    def setting(self) -> Setting:
         """What is no tensor."""
         return self.scales, self.trained_types
 
@@ -138,7 +143,7 @@ class Products(NamedTuple):
         return self.a, *self.weights, *self.bs
 
     @classmethod
-    def again(cls, setting: tuple[Any, ...], saved: Sequence[Tensor]) -> Products:
+    def again(cls, setting: Setting, saved: Sequence[Tensor]) -> Products:
         """The products of which autograd kept ``saved``."""
         scales, trained_types = setting
         count = len(scales)
@@ -177,11 +182,17 @@ class Products(NamedTuple):
         return grad_x.addmm_(low, self.a), trained
 
 
+class ProductContext(ShapedContext, Protocol):
+    """Of a function that computes `Products`."""
+
+    setting: Setting
+
+
 class _LoraProduct(torch.autograd.Function):
     """One layer by itself."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: ProductContext, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
         products, rows = Products.of(x.dtype, (scale,), tensors), x.reshape(-1, x.shape[-1])
         (result,), inner = products.forward(rows)
         ctx.save_for_backward(rows, inner, *products.saved)
@@ -190,7 +201,7 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: ProductContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, *saved = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_x, trained = Products.again(ctx.setting, saved).backward([grad], rows, inner, ctx.needs_input_grad[0])

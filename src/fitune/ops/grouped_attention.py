@@ -13,13 +13,13 @@ KV key/value heads, G query heads for each, D head size, N nodes, U units of a g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fitune.ops.autograd_context import Context, once_differentiable
 from fitune.ops.tree_attention_layout import Group, TreeLayout
 
 # Queries of a block: long rows skip the keys after a block, so half the square is never computed.
@@ -75,10 +75,14 @@ def remember(layout: TreeLayout, query: Tensor, key: Tensor, window: int | None 
     _head_rows(layout, "places", layout.places, kv_heads)
 
 
+class _AttentionContext(Context, Protocol):
+    setting: tuple[TreeLayout, int, float, float | None, int | None]
+
+
 class _GroupedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _AttentionContext,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -89,7 +93,8 @@ class _GroupedAttention(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         ctx.setting = (layout, kv_heads, scale, softcap, window)
-        kept, results = [], []
+        kept: list[Tensor] = []
+        results: list[Tensor] = []
         for number, group in enumerate(layout.groups):
             q, k, v = _units(query, key, value, layout, number, kv_heads)
             result = q.new_empty((*q.shape[:2], v.shape[2]))
@@ -104,7 +109,8 @@ class _GroupedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _AttentionContext, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = outer
         query, key, value, *kept = ctx.saved_tensors
         layout, kv_heads, scale, softcap, window = ctx.setting
         places = _head_rows(layout, "places", layout.places, kv_heads)
@@ -118,8 +124,8 @@ class _GroupedAttention(torch.autograd.Function):
             q, k, v = _units(query, key, value, layout, number, kv_heads)
             grad_result = grads[number].reshape(*q.shape[:2], v.shape[2])
             blocks = list(_blocks(layout, number, kv_heads, query, key, window))
-            if len(blocks) > 1:
-                grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            whole = len(blocks) == 1 and blocks[0].num_keys == group.num_keys
+            sums = None if whole else (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
             for block in blocks:
                 keys, slope = k[:, : block.num_keys], None
                 if group.num_keys <= KEEP_KEYS and softcap is None:
@@ -134,13 +140,14 @@ class _GroupedAttention(torch.autograd.Function):
                 block_q = _scaled_bmm(grad_scores, keys, scale)
                 block_k = _scaled_bmm(grad_scores.transpose(1, 2), q[:, block.rows], scale)
                 block_v = torch.bmm(weights.transpose(1, 2), grad_rows)
-                if len(blocks) == 1 and block.num_keys == group.num_keys:
-                    grad_q, grad_k, grad_v = block_q, block_k, block_v
+                if sums is None:
+                    parts.append((block_q, block_k, block_v))
                     continue
-                grad_q[:, block.rows] = block_q
-                grad_k[:, : block.num_keys] += block_k
-                grad_v[:, : block.num_keys] += block_v
-            parts.append((grad_q, grad_k, grad_v))
+                sums[0][:, block.rows] = block_q
+                sums[1][:, : block.num_keys] += block_k
+                sums[2][:, : block.num_keys] += block_v
+            if sums is not None:
+                parts.append(sums)
         grad_query, grad_key, grad_value = (
             [part[which].reshape(-1, source.shape[1]) for part in parts]
             for which, source in enumerate((query, key, value))
@@ -228,7 +235,7 @@ def _units(
     )
 
 
-def _head_rows(layout: TreeLayout, name: Any, nodes: Tensor, kv_heads: int, length: int | None = None) -> Tensor:
+def _head_rows(layout: TreeLayout, name: Hashable, nodes: Tensor, kv_heads: int, length: int | None = None) -> Tensor:
     """Numbers of the (node, kv head) rows: heads in front of ``length`` nodes of a unit, or for the places of nodes in
     results that were laid so."""
     key = (name, kv_heads)
@@ -239,7 +246,7 @@ def _head_rows(layout: TreeLayout, name: Any, nodes: Tensor, kv_heads: int, leng
         else:
             rows = _laid_with_heads(layout, nodes, heads)
         layout.kept[key] = rows.reshape(-1)
-    return layout.kept[key]
+    return cast(Tensor, layout.kept[key])
 
 
 def _laid_with_heads(layout: TreeLayout, places: Tensor, heads: Tensor) -> Tensor:
@@ -249,7 +256,7 @@ def _laid_with_heads(layout: TreeLayout, places: Tensor, heads: Tensor) -> Tenso
     for group in layout.groups:
         size = group.num_units * group.num_queries
         here = (places >= start) & (places < start + size)
-        unit, offset = (places[here] - start).div(group.num_queries, rounding_mode="floor"), None
+        unit = (places[here] - start).div(group.num_queries, rounding_mode="floor")
         offset = places[here] - start - unit * group.num_queries
         rows[here] = start * len(heads) + (unit[:, None] * len(heads) + heads) * group.num_queries + offset[:, None]
         start += size
@@ -263,7 +270,7 @@ def _to_nodes(parts: list[Tensor], layout: TreeLayout, kv_heads: int) -> Tensor:
     wide = torch.promote_types(parts[0].dtype, torch.float32)
     total = torch.zeros((layout.num_nodes * kv_heads, parts[0].shape[1]), dtype=wide, device=parts[0].device)
     for number, part in enumerate(parts):
-        total.index_add_(0, layout.kept[(("keys", number), kv_heads)], part.to(wide))
+        total.index_add_(0, cast(Tensor, layout.kept[(("keys", number), kv_heads)]), part.to(wide))
     return total.to(parts[0].dtype)
 
 

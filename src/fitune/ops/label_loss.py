@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fitune.models.base_model import base_model_of
@@ -43,7 +42,7 @@ def count_trained(labels_BS: Tensor) -> int:
     return int((labels_BS[:, 1:] != IGNORED).sum())
 
 
-def label_loss(model: Any, batch: dict[str, Tensor], num_items: Tensor | int) -> Tensor:
+def label_loss(model: nn.Module, batch: dict[str, Tensor], num_items: Tensor | int) -> Tensor:
     """Cross entropy of the trained tokens of ``batch``, summed in fp32, divided by ``num_items``.
 
     With ``num_items`` the trained tokens of the whole optimizer step, the losses of its micro-batches add up to the
@@ -63,7 +62,7 @@ def label_loss(model: Any, batch: dict[str, Tensor], num_items: Tensor | int) ->
 
 
 def selected_loss(
-    model: Any, inputs: dict[str, Tensor], keep: Tensor, targets_N: Tensor, num_items: Tensor | int
+    model: nn.Module, inputs: dict[str, Tensor], keep: Tensor, targets_N: Tensor, num_items: Tensor | int
 ) -> Tensor:
     """`label_loss` for positions that the caller has already picked.
 
@@ -80,7 +79,7 @@ def selected_loss(
     return F.cross_entropy(logits_NV, targets_N.to(logits_NV.device), ignore_index=IGNORED, reduction="sum") / num_items
 
 
-def takes_position_mask(model: Any) -> bool:
+def takes_position_mask(model: nn.Module) -> bool:
     """Whether the model's ``logits_to_keep`` takes a bool mask BS (transformers 5.24; older ones take a count or 1-D
     indices, some models take none)."""
     inner = base_model_of(model)
@@ -88,7 +87,7 @@ def takes_position_mask(model: Any) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _forward_takes_mask(kind: type) -> bool:
+def _forward_takes_mask(kind: type[nn.Module]) -> bool:
     # Documented nowhere as a version, so the model's own module is asked whether it selects through the one helper
     # of transformers that knows masks.
     try:

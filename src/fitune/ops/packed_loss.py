@@ -10,10 +10,10 @@ N nodes, M of them with something to predict, E entries, H hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fitune.data.packing.tree import Tree
@@ -54,7 +54,7 @@ def to_pack(tree: Tree, device: torch.device | str) -> Pack:
 
 
 def pack_loss(
-    model: Any,
+    model: nn.Module,
     pack: Pack,
     num_items: Tensor | int,
     label_smoothing: float = 0.0,
@@ -73,7 +73,7 @@ def pack_loss(
     return chunked_cross_entropy(states, head, pack.entries, label_smoothing, chunk_logits, recompute) / num_items
 
 
-def predicting_states(body: Any, pack: Pack) -> Tensor:
+def predicting_states(body: nn.Module, pack: Pack) -> Tensor:
     """M×H hidden states that something is predicted from."""
     output = body(
         input_ids=pack.input_ids,
@@ -87,7 +87,7 @@ def predicting_states(body: Any, pack: Pack) -> Tensor:
     return states if len(states) == len(pack.predicting) else states.index_select(0, pack.predicting)
 
 
-def split_model(model: Any) -> tuple[Any, Head]:
+def split_model(model: nn.Module) -> tuple[nn.Module, Head]:
     """Body and head of a causal LM, with what its config says of the logits.
 
     Models that do something else between body and logits are found out by `self_check`, not here.
@@ -96,5 +96,5 @@ def split_model(model: Any) -> tuple[Any, Head]:
     config = inner.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    head = Head(inner.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+    head = Head(cast(nn.Module, inner.get_output_embeddings()), scale, getattr(config, "final_logit_softcapping", None))
     return getattr(inner, inner.base_model_prefix), head

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fitune.data.packing.bins import Mode
@@ -28,14 +28,17 @@ from fitune.errors import ModelError
 from fitune.ops.chunked_cross_entropy import CPU_CHUNK_LOGITS, GPU_CHUNK_LOGITS, Head, transformed
 from fitune.ops.packed_loss import split_model
 from fitune.ops.tree_attention import no_mask
-from fitune.ops.tree_attention_layout import make_layout
+from fitune.ops.tree_attention_layout import TreeLayout, make_layout
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
     """Rows as one forward pass sees them. Places are numbers in the flattened states of the pass."""
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Tensor | TreeLayout]
     """What the model's body is called with."""
     places: Tensor
     """P places from which something is predicted, each (place, token) once."""
@@ -66,7 +69,9 @@ def make_row_batch(rows: Sequence[Row], mode: Mode, device: torch.device | str =
         batch = pad_collate(rows, pad_id=0)  # type: ignore[arg-type]
         width = batch["input_ids"].shape[1]
         paths = [np.arange(len(row.input_ids)) + index * width for index, row in enumerate(rows)]
-        inputs: dict[str, Any] = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        inputs: dict[str, Tensor | TreeLayout] = {
+            name: batch[name].to(device) for name in ("input_ids", "attention_mask")
+        }
         computed = len(rows) * width
     else:
         tree = build_tree(rows, share=mode == "tree", keep_ends=True)
@@ -78,7 +83,9 @@ def make_row_batch(rows: Sequence[Row], mode: Mode, device: torch.device | str =
             "attention_mask": no_mask(device),
             "tree_layout": layout,
         }
-    places, tokens, row_of = [], [], []
+    places: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    row_of: list[np.ndarray] = []
     for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
         at = predicting_places(row)
         places.append(path[at])
@@ -87,28 +94,33 @@ def make_row_batch(rows: Sequence[Row], mode: Mode, device: torch.device | str =
     pairs = np.stack([np.concatenate(places), np.concatenate(tokens)]).astype(np.int64)
     entries, entry_of = np.unique(pairs, axis=1, return_inverse=True)
 
-    def there(values: Any) -> Tensor:
+    def there(values: ArrayLike) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=torch.long).to(device)
 
     return RowBatch(
-        inputs, there(entries[0]), there(entries[1]), there(entry_of.reshape(-1)), there(np.concatenate(row_of)),
-        there([path[-1] for path in paths]), computed,
-    )  # fmt: skip
+        inputs=inputs,
+        places=there(entries[0]),
+        tokens=there(entries[1]),
+        entry_of=there(entry_of.reshape(-1)),
+        row_of=there(np.concatenate(row_of)),
+        ends=there([path[-1] for path in paths]),
+        computed_tokens=computed,
+    )
 
 
-def states_of(model: Any, row_batch: RowBatch) -> Tensor:
+def states_of(model: nn.Module, row_batch: RowBatch) -> Tensor:
     """Hidden states behind the last norm, one a place: (places, H)."""
     body, _ = split_model(model)
     states = body(**row_batch.inputs, use_cache=False).last_hidden_state
     return states.reshape(-1, states.shape[-1])
 
 
-def end_states(model: Any, row_batch: RowBatch) -> Tensor:
+def end_states(model: nn.Module, row_batch: RowBatch) -> Tensor:
     """R×H hidden states at the rows' last tokens."""
     return states_of(model, row_batch).index_select(0, row_batch.ends)
 
 
-def token_logprobs(model: Any, row_batch: RowBatch) -> Tensor:
+def token_logprobs(model: nn.Module, row_batch: RowBatch) -> Tensor:
     """T log-probabilities in fp32, with gradient where it is enabled.
 
     Logits exist for a few hundred places at a time and are made again in the backward pass.
@@ -122,16 +134,15 @@ def entry_logprobs(states: Tensor, head: Head, row_batch: RowBatch, temperature:
     Args:
         temperature: logits are divided by it, for tokens that were sampled so.
     """
-    vocabulary = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
     # On meta the plan asks what a GPU would do.
     limit = CPU_CHUNK_LOGITS if states.device.type == "cpu" else GPU_CHUNK_LOGITS
-    size = max(1, limit // vocabulary)
+    size = max(1, limit // head.vocabulary)
 
     def chunk(part: Tensor, tokens: Tensor) -> Tensor:
         logits = transformed(head.module(part), head) / temperature
         return torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
 
-    found = []
+    found: list[Tensor] = []
     for start in range(0, len(row_batch.places), size):
         here = slice(start, start + size)
         part = states.index_select(0, row_batch.places[here])
@@ -154,7 +165,7 @@ def count_by_row(row_batch: RowBatch) -> Tensor:
 
 
 @torch.no_grad()
-def check_row_batch(model: Any, rows: Sequence[Row], mode: Mode) -> None:
+def check_row_batch(model: nn.Module, rows: Sequence[Row], mode: Mode) -> None:
     """Compare a padded row's log-probabilities with the model's own logits; packs have had their own check.
 
     Raises:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -29,15 +29,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torch_flex_attn_available
 
 from fitune.errors import ModelError
+from fitune.models.base_model import attention_of
 from fitune.ops.grouped_attention import grouped_attention
 from fitune.ops.tree_attention_layout import TreeLayout
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import PreTrainedModel
 
 PREFIX = "fitune_tree_"
 # What attention may be asked for besides these would change the result if it were ignored.
 HARMLESS = {"use_cache", "output_attentions", "is_causal", "position_ids", "num_items_in_batch", "cache_position"}
 
 
-def use_tree_attention(model: Any) -> str:
+def use_tree_attention(model: PreTrainedModel) -> str:
     """Let ``model`` take tree packs.
 
     Args:
@@ -49,7 +54,7 @@ def use_tree_attention(model: Any) -> str:
     Raises:
         ModelError: its attention does not go through transformers' interface, or is one that this does not stand for.
     """
-    before = str(model.config._attn_implementation)
+    before = attention_of(model.config)
     if before.startswith(PREFIX):
         return before.removeprefix(PREFIX)
     if before not in ("sdpa", "eager"):
@@ -58,7 +63,7 @@ def use_tree_attention(model: Any) -> str:
     AttentionInterface.register(name, partial(tree_attention_forward, before))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
     model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
+    if attention_of(model.config) != name:
         raise ModelError(f"{type(model).__name__} has an attention of its own, not transformers' interface")
     return before
 
@@ -74,11 +79,11 @@ def tree_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Any,
+    attention_mask: Tensor | BlockMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     tree_layout: TreeLayout | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention in transformers' calling convention.
 
@@ -97,7 +102,8 @@ def tree_attention_forward(
             raise ModelError(f"{type(module).__name__} does not pass the pack's layout on to its attention")
         plain = _implementation(before, module)
         return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    softcap, window = kwargs.pop("softcap", None), kwargs.pop("sliding_window", None)
+    softcap = cast("float | None", kwargs.pop("softcap", None))
+    window = cast("int | None", kwargs.pop("sliding_window", None))
     asked = [name for name, wanted in kwargs.items() if wanted is not None and name not in HARMLESS]
     if dropout:
         raise ModelError(f"attention dropout {dropout} is not available in packs; set it to 0, or data.packing: off")
@@ -109,7 +115,7 @@ def tree_attention_forward(
     return grouped_attention(query, key, value, tree_layout, scale, softcap, window), None
 
 
-def _implementation(name: str, module: torch.nn.Module) -> Callable:
+def _implementation(name: str, module: torch.nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if name != "eager":
         return ALL_ATTENTION_FUNCTIONS[name]
     for kind in type(module).__mro__:
@@ -137,9 +143,9 @@ def _flex(
     window: int | None,
 ) -> Tensor:
     """FlexAttention through transformers' own function, with a block mask made once for each pack and window."""
-    made = layout.kept.get(("flex", window))
+    made = layout.block_masks.get(window)
     if made is None:
-        made = layout.kept[("flex", window)] = layout.block_mask(window)
+        made = layout.block_masks[window] = layout.block_mask(window)
     length = made.shape[-1]
     padded = (F.pad(part, (0, 0, 0, length - part.shape[2])) for part in (query, key, value))
     output, _ = ALL_ATTENTION_FUNCTIONS["flex_attention"](module, *padded, made, scaling=scale, softcap=softcap)

@@ -12,13 +12,16 @@ N nodes, U units in a group, Q queries and K keys of a unit (padded to the group
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 # What one more attention call costs, in scores: 9 heads of 64 need about 0.1 ms for so many, two cores, bf16.
 CALL_SCORES = 6_000
@@ -75,8 +78,10 @@ class TreeLayout:
     """N exit times."""
     read: Tensor | None = None
     """The nodes whose last hidden states are read, ascending; None is all. A model may leave the others out."""
-    kept: dict = field(default_factory=dict)
+    kept: dict[Hashable, Tensor | None] = field(default_factory=dict[Hashable, "Tensor | None"])
     """Masks and indices by what they were made for."""
+    block_masks: dict[int | None, BlockMask] = field(default_factory=dict[int | None, "BlockMask"])
+    """FlexAttention's, by the sliding window."""
 
     @property
     def num_nodes(self) -> int:
@@ -87,7 +92,7 @@ class TreeLayout:
         """Whether some node lies on the path of several units."""
         return not all(group.causal for group in self.groups)
 
-    def block_mask(self, window: int | None) -> Any:
+    def block_mask(self, window: int | None) -> BlockMask:
         """FlexAttention's mask of the pack, padded to whole blocks of 128; padded nodes see themselves alone."""
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -113,7 +118,8 @@ def make_layout(
     """The layout of a tree; arguments as in `fitune.data.packing.tree.Tree`."""
     order = sorted(range(len(paths)), key=lambda unit: (len(paths[unit]) > owned[unit], len(paths[unit]), owned[unit]))
     sizes = [(owned[unit], len(paths[unit])) for unit in order]
-    groups, places, laid = [], np.empty(len(positions), dtype=np.int64), 0
+    groups: list[Group] = []
+    places, laid = np.empty(len(positions), dtype=np.int64), 0
     for start, stop in group_by_size(sizes):
         units = order[start:stop]
         num_queries = max(owned[unit] for unit in units)
@@ -124,8 +130,21 @@ def make_layout(
             places[paths[unit][-owned[unit] :]] = laid + row * num_queries + np.arange(owned[unit])
         laid += len(units) * num_queries
         shifts = tuple(len(paths[unit]) - owned[unit] for unit in units)
-        groups.append(Group(_index(query_nodes, device), _index(key_nodes, device), shifts, num_queries, num_keys))
-    return TreeLayout(tuple(groups), _index(places, device), _index(positions, device), _index(ends, device))
+        groups.append(
+            Group(
+                query_nodes=_index(query_nodes, device),
+                key_nodes=_index(key_nodes, device),
+                shifts=shifts,
+                num_queries=num_queries,
+                num_keys=num_keys,
+            )
+        )
+    return TreeLayout(
+        groups=tuple(groups),
+        places=_index(places, device),
+        positions=_index(positions, device),
+        ends=_index(ends, device),
+    )
 
 
 def group_by_size(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -149,7 +168,8 @@ def group_by_size(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
             cost = best[start] + (stop - start) * queries * keys + CALL_SCORES
             if cost < best[stop]:
                 best[stop], cut[stop] = cost, start
-    runs, stop = [], len(sizes)
+    runs: list[tuple[int, int]] = []
+    stop = len(sizes)
     while stop:
         runs.append((cut[stop], stop))
         stop = cut[stop]

@@ -89,7 +89,13 @@ def assemble_cpu(traced: dict[str, Any]) -> CpuPlan:
         name = traced["categories"][index]
         parts[name] = parts.get(name, 0) + traced["sizes"][index]
     moment = traced["moment_names"][traced["moments"][position]]
-    return CpuPlan(peak + PROCESS_BYTES, sum(parts.values()), PROCESS_BYTES, parts, moment)
+    return CpuPlan(
+        growth_peak_bytes=peak + PROCESS_BYTES,
+        allocated_peak_bytes=sum(parts.values()),
+        process_bytes=PROCESS_BYTES,
+        parts=parts,
+        moment=moment,
+    )
 
 
 def replay_heap(order: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[int], int]:

@@ -46,7 +46,7 @@ class GenerationEval:
         )
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
-        target = Target(model, self.renderer, "", None)
+        target = Target(model=model, renderer=self.renderer, base_name="", adapter=None)
         rows = self.recovery.run(self._answered, target)
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])

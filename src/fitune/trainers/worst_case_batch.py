@@ -127,13 +127,21 @@ def largest_pass(
         micro = largest_micro_batch(train_rows, batches)
         width = max(row.num_tokens for row in micro)
         targets = sum(row.num_trained for row in micro)
-        return LargestPass(width, _share(targets, len(micro) * (width - 1)), prompt_tokens=prompt_tokens)
+        return LargestPass(
+            longest_tokens=width, label_share=_share(targets, len(micro) * (width - 1)), prompt_tokens=prompt_tokens
+        )
     pack = largest_pack(train_rows, batches)
     predicting = len(np.unique(pack.target_nodes))
     held_out = pack_rows(test_rows, batches.max_tokens(train_rows), batches.mode == "tree") if test_rows else []
     eval_pack = max((tree.num_nodes for tree in held_out), default=None)
     share = _share(predicting, pack.num_nodes - 1)
-    return LargestPass(longest, share, pack.num_nodes, eval_pack, prompt_tokens)
+    return LargestPass(
+        longest_tokens=longest,
+        label_share=share,
+        pack_tokens=pack.num_nodes,
+        eval_pack_tokens=eval_pack,
+        prompt_tokens=prompt_tokens,
+    )
 
 
 def _largest_pass_of_pairs(
@@ -145,7 +153,11 @@ def _largest_pass_of_pairs(
         rows = sorted((side.num_trained for pair in train for side in pair.rows), reverse=True)[
             : 2 * batches.micro_rows
         ]
-        return LargestPass(longest, _share(sum(rows), len(rows) * (longest - 1)), prompt_tokens=prompt_tokens)
+        return LargestPass(
+            longest_tokens=longest,
+            label_share=_share(sum(rows), len(rows) * (longest - 1)),
+            prompt_tokens=prompt_tokens,
+        )
     share = batches.mode == "tree"
     most = batches.micro_rows * max(pair_tokens(pair, share) for pair in train)
 
@@ -155,7 +167,13 @@ def _largest_pass_of_pairs(
     largest = largest_pair_pass(train, batches)
     held_out = max((size(one) for one in pair_passes(test, most, share)), default=None)
     trained = sum(pair.num_trained for pair in largest)
-    return LargestPass(longest, _share(trained, size(largest) - 1), size(largest), held_out, prompt_tokens)
+    return LargestPass(
+        longest_tokens=longest,
+        label_share=_share(trained, size(largest) - 1),
+        pack_tokens=size(largest),
+        eval_pack_tokens=held_out,
+        prompt_tokens=prompt_tokens,
+    )
 
 
 def _share(part: int, whole: int) -> float:

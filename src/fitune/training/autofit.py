@@ -126,7 +126,16 @@ def rows_of(settings: Settings, setup: RunSetup) -> Rows:
         train, test = (_within(rows, limit) for rows in (setup.data.train, setup.data.test))
         epochs = epochs_of(settings, len(train))
         return largest_pass(
-            train, test, Batches(settings.train.batch_size, micro, settings.train.seed, epochs, mode), prompts
+            train,
+            test,
+            Batches(
+                batch_rows=settings.train.batch_size,
+                micro_rows=micro,
+                seed=settings.train.seed,
+                epochs=epochs,
+                mode=mode,
+            ),
+            prompts,
         )
 
     def largest_of(changed: Settings) -> LargestPass:
@@ -174,7 +183,9 @@ def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str
             largest = sampled_pass(settings, train)
         else:
             epochs, how = epochs_of(settings, len(train)), settings.train
-            batches = Batches(how.batch_size, how.micro_rows, how.seed, epochs, mode)
+            batches = Batches(
+                batch_rows=how.batch_size, micro_rows=how.micro_rows, seed=how.seed, epochs=epochs, mode=mode
+            )
             largest = largest_pass(train, test, batches, prompt_tokens(settings, setup))
         scenario = scenario_of(
             settings, **vars(largest), new_tokens=len(setup.template.added_tokens), fast_bf16=setup.hardware.fast_bf16

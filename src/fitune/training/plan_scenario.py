@@ -103,11 +103,11 @@ def rows_of_length(settings: Settings, tokens: int, label_share: float = 1.0) ->
         unit, answers = sampled_sizes(settings, rl, max(tokens - rl.max_new_tokens, 1))[0]
         pack = micro * unit
         if packs_rows(settings):
-            return LargestPass(unit, answers / unit, pack, pack)
-        return LargestPass(tokens, min(1.0, rl.max_new_tokens / tokens))
+            return LargestPass(longest_tokens=unit, label_share=answers / unit, pack_tokens=pack, eval_pack_tokens=pack)
+        return LargestPass(longest_tokens=tokens, label_share=min(1.0, rl.max_new_tokens / tokens))
     micro *= sides_of(settings)
     pack = micro * tokens if packs_rows(settings) else None
-    return LargestPass(tokens, label_share, pack, pack)
+    return LargestPass(longest_tokens=tokens, label_share=label_share, pack_tokens=pack, eval_pack_tokens=pack)
 
 
 def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> LargestPass:
@@ -126,10 +126,12 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     if not packs_rows(settings):
         micro *= sides_of(settings)
         padded = micro * lengths[0]
-        return LargestPass(lengths[0], min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1)))
+        return LargestPass(
+            longest_tokens=lengths[0], label_share=min(1.0, max(sum(trained[:micro]), 1) / max(padded - micro, 1))
+        )
     pack = max(lengths[0], min(padded, sum(lengths[: settings.train.batch_size])))
     share = max(sum(trained[: settings.train.batch_size]), 1) / max(pack - 1, 1)
-    return LargestPass(lengths[0], min(1.0, share), pack, pack)
+    return LargestPass(longest_tokens=lengths[0], label_share=min(1.0, share), pack_tokens=pack, eval_pack_tokens=pack)
 
 
 def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -228,7 +228,7 @@ def _train(
     step = trainer.state.global_step
     if interrupt.asked and step < schedule.steps and not trainer.extra_state.get("stopped_early"):
         _interrupted(run, f" at step {step} of {schedule.steps}")
-        return RunResult(run.path, "interrupted", step)
+        return RunResult(folder=run.path, status="interrupted", steps=step)
 
     saved, results = finish(run, trainer, partial(method.save, context))
     measured = meter.measured()
@@ -236,7 +236,15 @@ def _train(
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run, Settings().model_dump(mode="json"))
     before = whole["results"].get("before")
-    return RunResult(run.path, "finished", step, saved, results["best_step"], before, results.get("after"))
+    return RunResult(
+        folder=run.path,
+        status="finished",
+        steps=step,
+        saved=saved,
+        best_step=results["best_step"],
+        before=before,
+        after=results.get("after"),
+    )
 
 
 def _steps(run: RunFolder, trainer: FituneTrainer, checkpoint: Path | None, interrupt: StopOnInterrupt) -> None:

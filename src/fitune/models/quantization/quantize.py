@@ -12,8 +12,8 @@ is trained is lifted where adapters are attached. The memory plan's `kbit_prepar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,14 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer, Quantization
+
+
+class QuantizationValues(TypedDict, total=False):
+    """A `Quantization` in the manifest and in the adapter's `fitune.json`."""
+
+    kind: str
+    double_quant: bool
+    unquantized: list[str]
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,12 @@ class QuantizationConfig:
         """In words: ``nf4 with double quantization``."""
         return f"{self.kind} with double quantization" if self.double_quant else self.kind
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> QuantizationValues:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
-        return {**asdict(self), "unquantized": list(self.unquantized)}
+        return {"kind": self.kind, "double_quant": self.double_quant, "unquantized": list(self.unquantized)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any] | None) -> QuantizationConfig:
+    def from_dict(cls, values: QuantizationValues | None) -> QuantizationConfig:
         """What `to_dict` gave; nothing gives no quantization."""
         values = values or {}
         return cls(values.get("kind", "none"), values.get("double_quant", False), tuple(values.get("unquantized", ())))
@@ -159,6 +167,7 @@ def quantize_in_place(
             continue
         weight = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
         outputs, inputs = weight.shape
+        bias = cast("nn.Parameter | None", module.bias)
         if keep_dense:
             dense[name] = weight
         layer = Layer(
@@ -168,8 +177,8 @@ def quantize_in_place(
         with torch.device("meta"):
             made: Any = kind.make_layer(layer)
         made.weight = kind.pack(weight.contiguous().cpu(), made, device)
-        if module.bias is not None:
-            made.bias = nn.Parameter(module.bias.data.to(device), requires_grad=False)
+        if bias is not None:
+            made.bias = nn.Parameter(bias.data.to(device), requires_grad=False)
         made.source_cls = type(module)
         model.set_submodule(name, made)
     model.to(device)  # type: ignore[arg-type]
@@ -222,7 +231,11 @@ def stored_as(model: nn.Module) -> QuantizationConfig:
 
 def unquantized_layers(model: nn.Module) -> list[str]:
     """Names of the modules with weights of their own (embeddings, norms, head, …) that are stored in the base's type."""
-    return [name for name, module in model.named_modules() if module._parameters and not is_quantized(module)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if module._parameters and not is_quantized(module)  # pyright: ignore[reportPrivateUsage]
+    ]
 
 
 def refuse_full_tuning(model: nn.Module, name: str) -> None:
@@ -251,10 +264,13 @@ def stored_bytes(model: nn.Module) -> int:
     return total
 
 
-def dense_weight(module: Any) -> Tensor:
+def dense_weight(module: nn.Module) -> Tensor:
     """The weights that a quantized layer stands for, (out, in), unpacked; another layer's weight as it is."""
     kind = kind_of(module)
-    return module.weight.detach() if kind is None else kind.unpack(module.weight.data, kind.state(module))
+    if kind is None:
+        return cast(Tensor, module.weight).detach()
+    weight = cast(Tensor, module.weight)
+    return kind.unpack(weight.data, kind.state(module))
 
 
 def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str, dense_itemsize: int) -> str:
@@ -268,7 +284,7 @@ def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str
     )
 
 
-def _inputs(layer: Any) -> int:
+def _inputs(layer: nn.Linear | Conv1D) -> int:
     """Input features of a linear layer; Conv1D stores its weight the other way round."""
     return layer.nx if isinstance(layer, Conv1D) else layer.in_features
 
@@ -289,7 +305,7 @@ def _named(model: nn.Module, endings: Sequence[str]) -> list[str]:
     return found
 
 
-def scales(module: Any) -> list[Tensor]:
+def scales(module: nn.Module) -> list[Tensor]:
     """The tensors beside a quantized weight that unpack it."""
     kind = _kind_of(module)
     return kind.scales(kind.state(module))

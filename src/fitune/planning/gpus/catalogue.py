@@ -124,9 +124,16 @@ def budget(num_bytes: int) -> Gpu:
         )
     like = catalogue()[BUDGET_RATES]
     return Gpu(
-        shown(num_bytes), num_bytes, like.capability, CONTEXT, 0, like.architecture, like.bandwidth_bytes_s,
-        like.matrix_flops, like.fp32_flops, rates_of=BUDGET_RATES,
-    )  # fmt: skip
+        name=shown(num_bytes),
+        usable_bytes=num_bytes,
+        capability=like.capability,
+        context_bytes=CONTEXT,
+        architecture=like.architecture,
+        bandwidth_bytes_s=like.bandwidth_bytes_s,
+        matrix_flops=like.matrix_flops,
+        fp32_flops=like.fp32_flops,
+        rates_of=BUDGET_RATES,
+    )
 
 
 def parse_bytes(text: str) -> int:
@@ -186,7 +193,14 @@ def from_driver(name: str, total_bytes: int, capability: str) -> Gpu:
     if like:
         return max(like, key=lambda card: _parsed(card.name).form == asked.form)
     usable = _usable(total_bytes, False)
-    return Gpu(name, usable, (int(major), int(minor)), CONTEXT, total_bytes, source="nvidia-smi")
+    return Gpu(
+        name=name,
+        usable_bytes=usable,
+        capability=(int(major), int(minor)),
+        context_bytes=CONTEXT,
+        memory_bytes=total_bytes,
+        source="nvidia-smi",
+    )
 
 
 def _card(row: dict[str, str]) -> Gpu:

@@ -77,7 +77,12 @@ def layers(plan: Plan, context_bytes: int) -> list[Layer]:
     sizes["fragmentation"] = plan.reserved_peak_bytes - plan.allocated_peak_bytes
     sizes["paged states"] = plan.smi_peak_bytes - plan.reserved_peak_bytes - context_bytes
     sizes["CUDA context"] = context_bytes
-    return [Layer(name, size, *LOOKS.get(name, UNKNOWN)) for name, size in sizes.items() if size > 0]
+    return [_layer(name, size) for name, size in sizes.items() if size > 0]
+
+
+def _layer(name: str, num_bytes: int) -> Layer:
+    letter, colour, about = LOOKS.get(name, UNKNOWN)
+    return Layer(name=name, num_bytes=num_bytes, letter=letter, colour=colour, about=about)
 
 
 def scale(view: View) -> int:

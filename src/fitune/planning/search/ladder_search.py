@@ -52,11 +52,11 @@ def climb(start: Start, plan_of: PlanOf, possible: Callable[[Changes], bool] = l
     if asked is None:
         raise PlanError("what was asked cannot be trained, so there is nothing to fit")
     if asked.fits:
-        return Ladder(asked, {}, (), len(search.known))
+        return Ladder(asked=asked, changes={}, steps=(), tried=len(search.known))
     for level in search.levels(start.fixed):
         best = search.best_of(level)
         if best is not None:
-            return Ladder(asked, best, search.steps(best), len(search.known))
+            return Ladder(asked=asked, changes=best, steps=search.steps(best), tried=len(search.known))
     raise DoesNotFit(search.way_out(asked))
 
 
@@ -154,7 +154,7 @@ class _Search:
             plan = self.plan(so_far)
             assert plan is not None
             name, quality = self.price(key, chosen[key])
-            found.append(Step(key, chosen[key], name, quality, plan))
+            found.append(Step(key=key, value=chosen[key], name=name, quality=quality, plan=plan))
         return tuple(found)
 
     def price(self, key: str, value: Any) -> tuple[str, str]:

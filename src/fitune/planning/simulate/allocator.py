@@ -269,13 +269,13 @@ def replay(
     counted = [peaks[name] for name in names[names.index(reset_phase) if reset_phase else 0 :]]
     highest = max(counted, key=lambda peak: peak.allocated)
     return AllocatorResult(
-        highest.allocated,
-        max(peak.reserved for peak in counted),
-        highest.position,
-        peaks,
-        allocator.fits,
-        allocator.released_times,
-        live_blocks(order, sizes, highest.position, capacity_bytes, expandable_segments),
+        allocated_peak_bytes=highest.allocated,
+        reserved_peak_bytes=max(peak.reserved for peak in counted),
+        peak_position=highest.position,
+        phases=peaks,
+        fits=allocator.fits,
+        released_times=allocator.released_times,
+        live_at_peak=live_blocks(order, sizes, highest.position, capacity_bytes, expandable_segments),
     )
 
 

@@ -78,6 +78,12 @@ def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) ->
         record(recorder, program, mode)
     total = sum(numel(parameter) for parameter in program.model.parameters())
     return Trace(
-        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
-        sum(p.numel() for p in program.trained()), total,
-    )  # fmt: skip
+        order=recorder.order,
+        moments=recorder.moments,
+        moment_names=recorder.moment_names,
+        sizes=recorder.sizes,
+        categories=recorder.categories,
+        phases=recorder.phases,
+        trained_parameters=sum(p.numel() for p in program.trained()),
+        total_parameters=total,
+    )

@@ -348,7 +348,19 @@ class Program:
             return torch.nn.functional.logsigmoid(head_of(self.model)(states.index_select(0, ends))).sum()
         count = max(round(self.scenario.label_share * (states.shape[0] - 1)), 1)
         places = torch.zeros(count, dtype=torch.int64, device=self.device)
-        return entry_logprobs(states, head, RowBatch(inputs, places, places, places, places, places[:1], count)).sum()
+        return entry_logprobs(
+            states,
+            head,
+            RowBatch(
+                inputs=inputs,
+                places=places,
+                tokens=places,
+                entry_of=places,
+                row_of=places,
+                ends=places[:1],
+                computed_tokens=count,
+            ),
+        ).sum()
 
     def chunk_logits(self) -> int | None:
         """Logits that a pack's loss makes at once."""

@@ -83,10 +83,17 @@ def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0))
         managed, work = record(recorder, program, mode)
     total = sum(numel(parameter) for parameter in program.model.parameters())
     return Trace(
-        recorder.order, recorder.moments, recorder.moment_names, recorder.sizes, recorder.categories, recorder.phases,
-        sum(p.numel() for p in program.trained()), total, managed,
-        {"operators": [[*operator, count] for operator, count in work.items()]},
-    )  # fmt: skip
+        order=recorder.order,
+        moments=recorder.moments,
+        moment_names=recorder.moment_names,
+        sizes=recorder.sizes,
+        categories=recorder.categories,
+        phases=recorder.phases,
+        trained_parameters=sum(p.numel() for p in program.trained()),
+        total_parameters=total,
+        managed_bytes=managed,
+        work={"operators": [[*operator, count] for operator, count in work.items()]},
+    )
 
 
 def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> tuple[int, Work]:
