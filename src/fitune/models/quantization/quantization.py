@@ -56,7 +56,8 @@ class Quantization:
         state: a layer's state; later changes of the layer leave it as it is.
         unpack: (stored weight, state) → the weight that it stands for, (out, in).
         scales: the tensors of a state.
-        put_back: (layer, its parameter, state): the layer holds them again.
+        put_back: (layer, parameter, state): the parameter that was the layer's weight is so again; both are given what
+            else they had.
     """
 
     name: str
