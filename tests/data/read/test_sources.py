@@ -118,14 +118,9 @@ def test_what_cannot_be_mixed_is_refused(chat: str, tmp_path: Path):
 
 
 def test_a_ranked_list_is_a_pair_for_every_two_of_its_answers(tmp_path: Path):
-    path = write(
-        tmp_path / "r.jsonl",
-        [{"instruction": "q", "output": ["a", "b", "c"]}, {"instruction": "p", "output": ["d", "e"]}],
-    )
-    for mapping, name in ((None, path), ({"output": "said"}, None)):
-        if name is None:
-            rows = [{"instruction": "q", "said": ["a", "b", "c"]}, {"instruction": "p", "said": ["d", "e"]}]
-            name = write(tmp_path / "s.jsonl", rows)
+    for column, mapping in (("output", None), ("said", {"output": "said"})):
+        rows = [{"instruction": "q", column: ["a", "b", "c"]}, {"instruction": "p", column: ["d", "e"]}]
+        name = write(tmp_path / f"{column}.jsonl", rows)
         rows, form = read_source(name, None, DataOptions(reads="pairs", columns=mapping))
         pairs = convert_all(rows, form, lambda row, number, form=form: form.to_pair(row, None, number))
         assert [pair.texts for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c"), ("d", "e")]
