@@ -36,6 +36,7 @@ def call(name: str = "w", **arguments: Any) -> dict[str, Any]:
 CALLS = said("assistant", "", tool_calls=[call(city="Rome")])
 RESULT = said("tool", "18")
 WANTED = (ASKED, CALLS, RESULT, SAID)
+TOOL_CALL = {"name": "w", "arguments": {"city": "Rome"}}
 TOOL = {"name": "w", "parameters": {"type": "object"}}
 FRAMED = {"type": "function", "function": TOOL}
 
@@ -177,6 +178,24 @@ def test_openais_batch_requests_are_read_and_its_answers_alone_are_refused():
 )
 def test_reasoning_beside_and_in_the_answer_becomes_the_same(answer: dict[str, Any]):
     assert messages_of(ASKED, answer) == (ASKED, said("assistant", "no", reasoning_content="see"))
+
+
+def test_parts_of_an_answer_hold_its_reasoning_and_its_calls():
+    thought = {"type": "reasoning", "value": "see"}
+    parts = [thought, {"type": "text", "value": "Look."}, {"type": "tool_call", "value": json.dumps(TOOL_CALL)}]
+    wanted = said("assistant", "Look.", tool_calls=[call(city="Rome")], reasoning_content="see")
+    assert messages_of(ASKED, said("assistant", parts), RESULT, SAID) == (ASKED, wanted, RESULT, SAID)
+    assert messages_of(ASKED, said("assistant", [{"type": "thinking", "thinking": "see"}, "no"])) == (
+        ASKED,
+        said("assistant", "no", reasoning_content="see"),
+    )
+    for wrong, says in (
+        ([*parts[1:2], thought], "has reasoning behind text or a call"),
+        ([thought], "belongs to an answer"),
+    ):
+        role = "user" if "belongs" in says else "assistant"
+        with pytest.raises(DataError, match=f"row 7: the content of a {role} message .*{says}"):
+            messages_of(ASKED, said(role, wrong), SAID)
 
 
 def test_reasoning_in_an_answer_that_is_text_and_its_indentation():
@@ -324,6 +343,34 @@ def test_pairs_carry_tools_and_refuse_weights():
     assert pair.example(better=True).tools == (FRAMED,)
     with pytest.raises(DataError, match="row 7: a pair's answers are compared whole; take weight and train out"):
         recognise(tuple(row), kind="pairs").to_pair({**row, "chosen": said("assistant", "x", weight=0)}, None, 7)
+
+
+def test_weights_of_a_pairs_prompt_are_of_no_matter():
+    prompt = [ASKED, said("assistant", "a", loss_weight=0.0), ASKED]
+    row = {"chosen": [*prompt, said("assistant", "b", loss_weight=1.0)], "rejected": [*prompt, said("assistant", "c")]}
+    pair = recognise(tuple(row), kind="pairs").to_pair(row, None, 7)
+    assert (pair.prompt, pair.texts) == ((ASKED, said("assistant", "a"), ASKED), ("b", "c"))
+
+
+def test_conversations_with_a_judgement_are_judged_answers_and_no_rows():
+    row = {"messages": [ASKED, SAID], "label": False}
+    judged = recognise(tuple(row), kind="judged", sample=row).to_judged(row, "be kind", 7)
+    assert (judged.prompt, judged.completion, judged.desirable) == ((said("system", "be kind"), ASKED), (SAID,), False)
+    with pytest.raises(DataError, match=r"preference data \(messages, label\), .*use method kto"):
+        example_of(row)
+    assert example_of({**row, "label": "spam"}).messages == (ASKED, SAID)
+    with pytest.raises(DataError, match="row 7: messages must end with the answer that is judged"):
+        recognise(tuple(row), kind="judged", sample=row).to_judged({"messages": [ASKED], "label": True}, None, 7)
+
+
+@pytest.mark.parametrize("column", ["image", "images", "audios", "videos"])
+def test_rows_with_pictures_in_a_column_are_refused(column: str):
+    row = {"messages": [said("user", "<image>who?"), SAID], column: ["a.jpg"]}
+    with pytest.raises(
+        DataError, match=f"row 7 has something in the column {column}; pictures, sound and films are not"
+    ):
+        example_of(row)
+    assert example_of({**row, column: []}).messages
 
 
 def test_a_begun_answer_that_thinks_is_refused():

@@ -15,6 +15,8 @@ from fitune.data.read.read_facts import RowLeftOut, Tally
 from fitune.data.rows import Example, Judged, Message, Pair
 from fitune.errors import DataError
 
+NOT_TRAINED = frozenset({"image", "images", "audio", "audios", "video", "videos"})  # columns of what is not text
+
 
 @dataclass(frozen=True)
 class RecognisedForm:
@@ -106,8 +108,8 @@ class RecognisedForm:
         cells = self._cells(row, number)
         pair, tools = self.facts.pair(cells), cells.tools()
         prompt = _with_system(list(pair.prompt), cells.maybe("system"), system, cells.where)
-        sides = [_of_side(list(said), bool(tools), cells.where) for said in (prompt, pair.chosen, pair.rejected)]
-        prompt, chosen, rejected = sides
+        prompt, _ = taken(_unfolded(prompt, bool(tools), cells.where))
+        chosen, rejected = (_of_side(list(said), bool(tools), cells.where) for said in (pair.chosen, pair.rejected))
         for side in (chosen, rejected):
             check_order([*prompt, *side], cells.where)
         self._count([*prompt, *chosen, *rejected])
@@ -123,7 +125,8 @@ class RecognisedForm:
         cells = self._cells(row, number)
         judged, tools = self.facts.judged(cells), cells.tools()
         asked = _with_system(list(judged.prompt), cells.maybe("system"), system, cells.where)
-        prompt, completion = (_of_side(said, bool(tools), cells.where) for said in (asked, list(judged.completion)))
+        prompt, _ = taken(_unfolded(asked, bool(tools), cells.where))
+        completion = _of_side(list(judged.completion), bool(tools), cells.where)
         check_order([*prompt, *completion], cells.where)
         self._count([*prompt, *completion])
         return replace(judged, prompt=tuple(prompt), completion=tuple(completion), tools=tools)
@@ -140,6 +143,8 @@ class RecognisedForm:
         return replace(rows, rows=tuple(row for row, _ in made), numbers=tuple(number for _, number in made))
 
     def _cells(self, row: Mapping[str, Any], number: int) -> Cells:
+        if not NOT_TRAINED.isdisjoint(row):
+            _refuse_pictures(row, number)
         cells = Cells(row, self.columns, number, self.tally)
         return Cells(self.facts.unpack(cells), {}, number) if self.facts.unpack else cells
 
@@ -153,7 +158,7 @@ def _unfolded(messages: Messages, has_tools: bool, where: str) -> Messages:
 
 
 def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
-    """The messages of a pair's prompt or side, without marks.
+    """The messages of an answer that is judged, without marks.
 
     Raises:
         DataError: an answer that is marked as not to be trained, of which a pair can take no notice.
@@ -162,6 +167,15 @@ def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
     if any(place in marks.untrained and bare[place]["role"] == "assistant" for place in range(len(bare))):
         raise DataError(f"{where}: a pair's answers are compared whole; take weight and train out of its messages")
     return bare
+
+
+def _refuse_pictures(row: Mapping[str, Any], number: int) -> None:
+    """Raises DataError for a row that brings pictures, sound or the like in a column."""
+    if column := next((name for name in NOT_TRAINED & row.keys() if row[name] not in (None, "", [], {})), None):
+        raise DataError(
+            f"row {number} has something in the column {column}; pictures, sound and films are not trained: leave such rows "
+            "out, or rename the column if it is something else"
+        )
 
 
 def _is_empty(answer: Message) -> bool:
