@@ -127,6 +127,14 @@ def test_a_ranked_list_is_a_pair_for_every_two_of_its_answers(tmp_path: Path):
         assert [pair.row_number for pair in pairs] == [1, 1, 1, 2]
 
 
+def test_a_pair_of_a_ranked_list_that_teaches_nothing_leaves_the_others(tmp_path: Path, tiny_llama: Path):
+    path = write(tmp_path / "r.jsonl", [{"instruction": "q", "output": ["a", "a", "b"]}])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    renderer = Renderer(tokenizer, tokenizer.chat_template, (tokenizer.eos_token_id,))
+    data = prepare(path, None, renderer=renderer, reads="pairs")
+    assert len(data.train) == 2 and "1 pair (row 1) whose two answers are equal; left out" in data.train_report.warnings
+
+
 @pytest.mark.parametrize("column", ["sytem", "System", "tool", "functons"])
 def test_a_column_that_is_nearly_one_of_the_form_is_refused(tmp_path: Path, column: str):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

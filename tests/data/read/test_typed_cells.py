@@ -205,3 +205,21 @@ def test_json_that_is_an_answer_stays_text(answer: Any):
     row = {"prompt": "a", "completion": answer}
     text = answer if isinstance(answer, str) else json.dumps(answer)
     assert (recognise(tuple(row)).to_example(row, None, 7).messages or ())[1]["content"] == text
+
+
+@pytest.mark.parametrize("column", ["text", "instruction"])
+def test_messages_written_as_text_in_a_column_of_text_are_refused(column: str):
+    row = {
+        column: json.dumps([{"role": "user", "content": "a"}]),
+        **({"output": "b"} if column == "instruction" else {}),
+    }
+    with pytest.raises(DataError, match=f"row 7: {column} is a list of messages written as text; put it into a column"):
+        recognise(tuple(row)).to_example(row, None, 7)
+
+
+def test_a_prompt_alone_that_ends_with_an_answer_is_refused():
+    row = {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "I think"}]}
+    with pytest.raises(
+        DataError, match="row 7: the prompt ends with an answer; take it out, or put it into a column compl"
+    ):
+        recognise(["prompt"], kind="prompts").to_conversation(row, None, 7)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fitune.data.read.cell_types import is_empty
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
@@ -171,7 +172,11 @@ def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
 
 def _refuse_pictures(row: Mapping[str, Any], number: int) -> None:
     """Raises DataError for a row that brings pictures, sound or the like in a column."""
-    if column := next((name for name in NOT_TRAINED & row.keys() if row[name] not in (None, "", [], {})), None):
+    held = {name: row[name] for name in NOT_TRAINED & row.keys()}
+    empty = {
+        name for name, value in held.items() if is_empty(value) or (isinstance(value, str | list | dict) and not value)
+    }
+    if column := next((name for name in held if name not in empty), None):
         raise DataError(
             f"row {number} has something in the column {column}; pictures, sound and films are not trained: leave such rows "
             "out, or rename the column if it is something else"
