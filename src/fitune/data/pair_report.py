@@ -88,11 +88,13 @@ def check_pairs(
     """
     errors, warnings = [], []
     empty = [pair.row_number for pair in pairs if not all(text.strip() for text in pair.texts)]
-    equal = [row.row_number for pair, row in zip(usable, rows, strict=True) if _equal(pair, row)]
+    # By place, since a ranked list gives several pairs of one row number.
+    equal_at = {at for at, (pair, row) in enumerate(zip(usable, rows, strict=True)) if _equal(pair, row)}
+    over_at = {at for at, row in enumerate(rows) if max_length and max(map(len, _ids(row))) > max_length}
+    equal, over = ([rows[at].row_number for at in sorted(places)] for places in (equal_at, over_at))
     length_only = [
-        pair.row_number for pair in usable if pair.row_number not in equal and _one_begins_other(*pair.texts)
+        pair.row_number for at, pair in enumerate(usable) if at not in equal_at and _one_begins_other(*pair.texts)
     ]
-    over = [row.row_number for row in rows if max_length and max(map(len, _ids(row))) > max_length]
     duplicates = num_duplicates(repr((pair.prompt, pair.chosen, pair.rejected)) for pair in pairs)
     leaked = [pair.row_number for pair in pairs if repr(pair.prompt) in held_out]
     lengths = Lengths.of([len(ids) for row in rows for ids in _ids(row)])
@@ -131,8 +133,7 @@ def check_pairs(
             f"the chosen answer is the {kind} one in {max(share, 1 - share):.0%} of the pairs that differ in length: a "
             "model could learn length alone"
         )
-    dropped = {*equal, *over}
-    kept = [index for index, row in enumerate(rows) if row.row_number not in dropped]
+    kept = [at for at in range(len(rows)) if at not in equal_at | over_at]
     if not kept and not errors:
         errors.append(f"no pair is left: {len(equal):,} are equal, {len(empty):,} empty, {len(over):,} too long")
     report = PairReport(

@@ -94,7 +94,7 @@ class ReadFacts:
     @classmethod
     def of(cls, rows: Rows, form_name: str, tally: Tally) -> ReadFacts:
         """What was read of rows, after they were turned."""
-        used = [column for column in rows.columns if column in tally.columns]
+        columns = rows.columns
         counted = [
             f"{what}, in {count:,} {'row' if count == 1 else 'rows'} (first in row {first})"
             for what, (count, first) in tally.notes.items()
@@ -103,8 +103,8 @@ class ReadFacts:
             form=form_name,
             rows=len(rows.rows),
             encoding=rows.encoding,
-            columns_used=tuple(used),
-            columns_unused=tuple(column for column in rows.columns if column not in tally.columns),
+            columns_used=tuple(column for column in columns if column in tally.columns),
+            columns_unused=tuple(column for column in columns if column not in tally.columns),
             roles=dict(tally.roles),
             empty_answers=tuple(tally.empty_answers),
             left_out={reason: tuple(numbers) for reason, numbers in tally.left_out.items()},

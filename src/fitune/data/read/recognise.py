@@ -73,7 +73,7 @@ def recognise(
     _refuse_mapping(mapping, columns)
     present = (set(columns) - set(mapping.values())) | set(mapping)
     if kind == "rows" and form == "auto":
-        _refuse_preferences(present)
+        _refuse_preferences(present, sample)
     readable = {one.name: one for one in forms_of(kind)}
     if form == "auto":
         fitting = (one for one in readable.values() if set(one.needs) <= present and _fits(one, sample, mapping))
@@ -142,10 +142,12 @@ def _refuse_mapping(mapping: Mapping[str, str], columns: Sequence[str]) -> None:
             raise DataError(f'data.columns has "{own}", which no form uses{did_you_mean(own, known)}')
 
 
-def _refuse_preferences(present: set[str]) -> None:
+def _refuse_preferences(present: set[str], sample: Mapping[str, Any] | None) -> None:
     """Raises DataError for the columns of preference data, which are not what rows are."""
-    for layout, (needed, instead) in PREFERENCE.items():
-        if needed <= present:
-            raise DataError(
-                f"the columns are those of preference data ({layout}), which sft and lm do not train on; {instead}"
-            )
+    found = [one for one in PREFERENCE.items() if one[1][0] <= present]
+    if "messages" in present and isinstance((sample or {}).get("label"), bool):
+        found.append(("messages, label", PREFERENCE["prompt, completion, label"]))
+    for layout, (_, instead) in found:
+        raise DataError(
+            f"the columns are those of preference data ({layout}), which sft and lm do not train on; {instead}"
+        )

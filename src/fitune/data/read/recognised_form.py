@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fitune.data.read.cell_types import is_empty
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
@@ -14,6 +15,8 @@ from fitune.data.read.messages.message import unfolded
 from fitune.data.read.read_facts import RowLeftOut, Tally
 from fitune.data.rows import Example, Judged, Message, Pair
 from fitune.errors import DataError
+
+NOT_TRAINED = frozenset({"image", "images", "audio", "audios", "video", "videos"})  # columns of what is not text
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ class RecognisedForm:
         cells = self._cells(row, number)
         pair, tools = self.facts.pair(cells), cells.tools()
         prompt = _with_system(list(pair.prompt), cells.maybe("system"), system, cells.where)
-        sides = [_of_side(list(said), bool(tools), cells.where) for said in (prompt, pair.chosen, pair.rejected)]
-        prompt, chosen, rejected = sides
+        prompt, _ = taken(_unfolded(prompt, bool(tools), cells.where))
+        chosen, rejected = (_of_side(list(said), bool(tools), cells.where) for said in (pair.chosen, pair.rejected))
         for side in (chosen, rejected):
             check_order([*prompt, *side], cells.where)
         self._count([*prompt, *chosen, *rejected])
@@ -123,7 +126,8 @@ class RecognisedForm:
         cells = self._cells(row, number)
         judged, tools = self.facts.judged(cells), cells.tools()
         asked = _with_system(list(judged.prompt), cells.maybe("system"), system, cells.where)
-        prompt, completion = (_of_side(said, bool(tools), cells.where) for said in (asked, list(judged.completion)))
+        prompt, _ = taken(_unfolded(asked, bool(tools), cells.where))
+        completion = _of_side(list(judged.completion), bool(tools), cells.where)
         check_order([*prompt, *completion], cells.where)
         self._count([*prompt, *completion])
         return replace(judged, prompt=tuple(prompt), completion=tuple(completion), tools=tools)
@@ -140,6 +144,8 @@ class RecognisedForm:
         return replace(rows, rows=tuple(row for row, _ in made), numbers=tuple(number for _, number in made))
 
     def _cells(self, row: Mapping[str, Any], number: int) -> Cells:
+        if not NOT_TRAINED.isdisjoint(row):
+            _refuse_pictures(row, number)
         cells = Cells(row, self.columns, number, self.tally)
         return Cells(self.facts.unpack(cells), {}, number) if self.facts.unpack else cells
 
@@ -153,7 +159,7 @@ def _unfolded(messages: Messages, has_tools: bool, where: str) -> Messages:
 
 
 def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
-    """The messages of a pair's prompt or side, without marks.
+    """The messages of an answer that is judged, without marks.
 
     Raises:
         DataError: an answer that is marked as not to be trained, of which a pair can take no notice.
@@ -162,6 +168,19 @@ def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
     if any(place in marks.untrained and bare[place]["role"] == "assistant" for place in range(len(bare))):
         raise DataError(f"{where}: a pair's answers are compared whole; take weight and train out of its messages")
     return bare
+
+
+def _refuse_pictures(row: Mapping[str, Any], number: int) -> None:
+    """Raises DataError for a row that brings pictures, sound or the like in a column."""
+    held = {name: row[name] for name in NOT_TRAINED & row.keys()}
+    empty = {
+        name for name, value in held.items() if is_empty(value) or (isinstance(value, str | list | dict) and not value)
+    }
+    if column := next((name for name in held if name not in empty), None):
+        raise DataError(
+            f"row {number} has something in the column {column}; pictures, sound and films are not trained: leave such rows "
+            "out, or rename the column if it is something else"
+        )
 
 
 def _is_empty(answer: Message) -> bool:

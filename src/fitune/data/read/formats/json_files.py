@@ -136,9 +136,8 @@ def _columns(name: str, data: dict[str, Any]) -> list[Any]:
     """
     held = list(data.values())
     if all(isinstance(column, list) for column in held):
-        if len({len(column) for column in held}) > 1 or all(
-            map(looks_like_message, (item for c in held for item in c))
-        ):
+        lengths = {len(column) for column in held}
+        if len(lengths) > 1 or any(column and all(map(looks_like_message, column)) for column in held):
             return []
         return [dict(zip(data, row, strict=True)) for row in zip(*held, strict=True)]
     if not all(isinstance(column, dict) and column for column in held):

@@ -14,11 +14,11 @@ from fitune.data.read.forms.plain_text import TEXT
 from fitune.data.read.forms.preference_pairs import PREFERENCE
 from fitune.data.read.forms.prompt_completion import PROMPT, PROMPT_COMPLETION
 from fitune.data.read.forms.question_answer import INPUT_OUTPUT, QUERY_RESPONSE, QUESTION_ANSWER
-from fitune.data.read.forms.unpaired import UNPAIRED
+from fitune.data.read.forms.unpaired import UNPAIRED, UNPAIRED_MESSAGES
 
 _FORMS = (
     MESSAGES, CONVERSATIONS, PROMPT_COMPLETION, ALPACA, TEXT, PREFERENCE, UNPAIRED, PROMPT,
-    QUESTION_ANSWER, QUERY_RESPONSE, INPUT_OUTPUT, OPENAI_BATCH, GLAIVE, RANKED,
+    QUESTION_ANSWER, QUERY_RESPONSE, INPUT_OUTPUT, OPENAI_BATCH, GLAIVE, RANKED, UNPAIRED_MESSAGES,
 )  # fmt: skip
 # By name. Columns are tried against them in this order.
 DATA_FORMS: dict[str, DataForm] = {form.name: form for form in _FORMS}

@@ -50,9 +50,14 @@ class Cells:
         """A text that is there and not blank; numbers, objects and lists become text.
 
         Raises:
-            DataError: missing, blank, or no text.
+            DataError: missing, blank, or no text; a list of messages written as text, which belongs elsewhere.
         """
         value = self.get(column)
+        if isinstance(value, str) and self._unpacked(column) is not value:
+            raise DataError(
+                f"{self.where}: {column} is a list of messages written as text; put it into a column of messages, or map "
+                f"it there with data.columns={{messages: {column}}}"
+            )
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(f"{self.where} has no {column}: it is {'missing' if value is None else 'blank'}")
         return self._as_text(column, value)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fitune.data.read.cell_types import as_text, checked, is_empty
 from fitune.data.read.messages.calls import calls_in_text, read_calls, results_in_text
+from fitune.data.read.messages.parts import Parts, are_parts, read_parts
 from fitune.data.read.messages.roles import CALL, ROLES, role_of
 from fitune.data.read.messages.thoughts import split_thought
 from fitune.data.rows import Message
@@ -18,11 +19,10 @@ ONLY_FOR = {
     "tool_calls": "assistant", "function_call": "assistant", **dict.fromkeys(REASONING, "assistant"),
     "tool_call_id": "tool",
 }  # fmt: skip
-KEYS = ("role", "from", "content", "value", "name", "weight", "train", *ONLY_FOR)
+WEIGHTS = ("weight", "train", "loss_weight")
+KEYS = ("role", "from", "content", "value", "name", *WEIGHTS, *ONLY_FOR)
 # What a message carries beside what templates see; `taken` takes it off.
 UNTRAINED, COMPLETION, BEGUN = ("(untrained)", "(completion)", "(begun)")
-TEXT_PARTS = ("text", "input_text", "output_text")
-PICTURES = ("image", "audio", "video", "file")
 
 
 def say(role: str, content: str) -> Message:
@@ -57,17 +57,12 @@ def read_message(message: Any, where: str, role_key: str = "role", content_key: 
         raise DataError(f"{where}: a message has no {role_key}; its keys are {', '.join(map(str, message))}")
     role = role_of(name, where)
     _check_keys(given, role, where)
-    value = _either(given, ("content", "value"), where)
-    if role == CALL:
-        made: Message = {"role": "assistant", "content": "", "tool_calls": read_calls(value, where)}
-    else:
-        made = {
-            "role": role,
-            "content": _content(value, message, role, f"{where}: the {content_key} of a {role} message"),
-        }
-    if calls := given.get("tool_calls", given.get("function_call")):
-        made["tool_calls"] = read_calls(calls, where)
-    if thought := _reasoning(given, where):
+    said = _said(_either(given, ("content", "value"), where), message, role, content_key, where)
+    made = say("assistant" if role == CALL else role, said.text)
+    beside = given.get("tool_calls", given.get("function_call"))
+    if calls := [*said.calls, *(read_calls(beside, where) if beside else ())]:
+        made["tool_calls"] = calls
+    if thought := _reasoning(given, said.reasoning, where):
         made["reasoning_content"] = thought
     for key in ("name", "tool_call_id"):
         if key in given:
@@ -125,38 +120,24 @@ def _check_keys(given: Mapping[str, Any], role: str, where: str) -> None:
             raise DataError(f"{where}: {key} in a message of {role}; it belongs to {wanted}; take it out")
 
 
-def _content(value: Any, message: Mapping[str, Any], role: str, what: str) -> str:
-    """Content as text; parts are joined."""
+def _said(value: Any, message: Mapping[str, Any], role: str, content_key: str, where: str) -> Parts:
+    """Content as text, with the reasoning and the calls that stand in it as parts."""
+    what = f"{where}: the {content_key} of a {role} message"
+    if role == CALL:
+        return Parts(calls=read_calls(value, where))
     if value is None:
-        empty = [message[key] for key in ("content", "value") if key in message]
-        if role in ("assistant", "tool") or (empty and empty[0] == ""):
-            return ""
-        raise DataError(f"{what} is {empty[0] if empty else None!r}; text is needed")
-    parts = value if isinstance(value, list) else [value]
-    if all(isinstance(part, Mapping) and "type" in part for part in parts):
-        return "".join(_part(part, what) for part in parts)
-    if len(parts) > 1 and any(isinstance(part, Mapping) and "type" in part for part in parts):
-        return "".join(part if isinstance(part, str) else _part(part, what) for part in parts)
-    return as_text(value, what)
+        empty = next((message[key] for key in ("content", "value") if key in message), None)
+        if role in ("assistant", "tool") or empty == "":
+            return Parts()
+        raise DataError(f"{what} is {empty!r}; text is needed")
+    return read_parts(value, role, what, where) if are_parts(value) else Parts(as_text(value, what))
 
 
-def _part(part: Any, what: str) -> str:
-    """The text of a part of a content."""
-    kind = str(part.get("type")) if isinstance(part, Mapping) else repr(part)
-    if any(word in kind for word in PICTURES):
-        raise DataError(
-            f"{what} has a part of type {kind}; pictures, sound and files are not trained: leave the row out"
-        )
-    if kind not in TEXT_PARTS:
-        raise DataError(f"{what} has a part of type {kind:.40}; only parts of type text are read: write it as text")
-    if not isinstance(part.get("text"), str):
-        raise DataError(f"{what} has a part whose text is {part.get('text')!r:.60}; text is needed")
-    return as_text(part["text"], what)
-
-
-def _reasoning(given: Mapping[str, Any], where: str) -> str:
-    """The reasoning beside an answer."""
-    found = {key: given[key] for key in REASONING if key in given}
+def _reasoning(given: Mapping[str, Any], part: str, where: str) -> str:
+    """The reasoning beside an answer, or the part of its content."""
+    found = {key: given[key] for key in REASONING if key in given} | (
+        {"a part of type reasoning": part} if part else {}
+    )
     for key, value in found.items():
         if not isinstance(value, str):
             raise DataError(f"{where}: {key} is {value!r:.60}; text is needed")
@@ -169,14 +150,12 @@ def _reasoning(given: Mapping[str, Any], where: str) -> str:
 
 def _trained(given: Mapping[str, Any], role: str, where: str) -> bool:
     """Whether a message is trained, by `weight` and `train`."""
-    said = {key: given[key] for key in ("weight", "train") if key in given}
+    said = {key: given[key] for key in WEIGHTS if key in given}
     for key, value in said.items():
         if value not in (0, 1):
-            raise DataError(
-                f"{where}: {key} is {value!r:.40}; it is {'0 or 1' if key == 'weight' else 'true or false'}"
-            )
+            raise DataError(f"{where}: {key} is {value!r:.40}; it is {'true or false' if key == 'train' else '0 or 1'}")
     if len({bool(value) for value in said.values()}) > 1:
-        raise DataError(f"{where}: weight and train of a message contradict each other; keep one")
+        raise DataError(f"{where}: {' and '.join(said)} of a message contradict each other; keep one")
     if role != "assistant":
         if any(said.values()):
             raise DataError(
