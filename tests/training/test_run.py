@@ -168,7 +168,7 @@ def test_what_is_derived_is_said_with_where_it_came_from(settings_of, capfd):
 def test_the_best_weights_are_the_ones_saved(settings_of, run):
     """A rate that makes the held-out loss worse from the first evaluation on."""
     settings = settings_of(
-        train__epochs=4, train__learning_rate=0.3, train__schedule="constant", eval__every_steps=2, eval__samples=0
+        train__epochs=4, train__learning_rate=0.3, train__lr_scheduler="constant", eval__every_steps=2, eval__samples=0
     )
     result = fitune.train(settings)
     losses = {row["step"]: row["loss"] for row in read_rows(run.metrics) if row["kind"] == "eval" and row["step"]}

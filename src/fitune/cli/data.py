@@ -77,7 +77,7 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         if as_json:
             print_json({"ok": False, "error": str(error)})
         raise
-    reports = {"train": prepared.train_report, "test": prepared.test_report}
+    reports = {"train": prepared.train_report, "eval": prepared.eval_report}
     if as_json:
         found: dict[str, Any] = {name: report.to_dict() for name, report in reports.items() if report}
         print_json({"ok": True, **found})
@@ -151,7 +151,7 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
 
     if source.endswith((".yaml", ".yml")):
         return load_settings(source, overrides)
-    held_out = {} if "data.test" in overrides else {"data.test_share": "0"}
+    held_out = {} if "data.eval" in overrides else {"data.eval_share": "0"}
     chosen = overrides.keys() & {"method", "data.columns", "data.form"}
     method = {"method": "dpo"} if not chosen and _holds_pairs(source) else {}
     return load_settings(None, {"data.train": source, **held_out, **method, **overrides})

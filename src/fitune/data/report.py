@@ -58,7 +58,7 @@ class CheckReport:
             f"over the limit        {self.rows_over_limit:,} rows, {self.answer_tokens_lost:,} answer tokens in them",
             f"nothing to train on   {self.rows_without_target:,} rows",
             f"doubled BOS           {self.rows_with_double_bos:,} rows",
-            f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the test rows",
+            f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the held-out rows",
         ]
 
 
@@ -74,7 +74,7 @@ def check_rows(
     max_length: int | None,
     too_long: str,
     response_template: str | None = None,
-    test_texts: frozenset[str] = frozenset(),
+    eval_texts: frozenset[str] = frozenset(),
 ) -> CheckReport:
     """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
     lengths = Lengths.of([row.num_tokens for row in rows])
@@ -87,7 +87,7 @@ def check_rows(
     texts = [row.text for row in rendered]
     differing = _prompts_that_differ(examples, rows, renderer, loss_on)
     duplicates = num_duplicates(texts)
-    leaked = [row.row_number for row in rendered if row.text in test_texts]
+    leaked = [row.row_number for row in rendered if row.text in eval_texts]
     errors, warnings = [], _odd_roles(examples)
     if over and too_long == "error":
         errors.append(
@@ -114,7 +114,7 @@ def check_rows(
     if duplicates:
         warnings.append(f"{duplicates:,} rows are there more than once")
     if leaked:
-        warnings.append(f"{len(leaked):,} rows are in the test rows too, for example row {leaked[0]}")
+        warnings.append(f"{len(leaked):,} rows are in the held-out rows too, for example row {leaked[0]}")
     if differing:
         warnings.append(
             f"{named(differing)} where the prompt has other tokens in chat than in training: "

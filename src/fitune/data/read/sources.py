@@ -27,22 +27,22 @@ Item = TypeVar("Item")
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`.
+    `train` and `eval` hold what the method reads (rows.py): `TokenRow`, `PairRow` or `PromptRow`.
     """
 
     train: list[Any]
-    test: list[Any]
+    eval: list[Any]
     train_examples: list[Example]
-    test_examples: list[Example]
+    eval_examples: list[Example]
     train_report: DataReport
-    test_report: DataReport | None
+    eval_report: DataReport | None
     hashes: dict[str, str]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Everything worth showing, test rows' after the training rows'."""
+        """Everything worth showing, that of held-out rows after the training rows'."""
         own = self.train_report.warnings
-        return own + tuple(f"test rows: {text}" for text in (self.test_report.warnings if self.test_report else ()))
+        return own + tuple(f"held-out rows: {text}" for text in (self.eval_report.warnings if self.eval_report else ()))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def adapt(run: RunContext) -> Any:
 
 def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    dpo, train, test = run.own(DpoSettings), run.data.train, run.data.test
+    dpo, train, held_out = run.own(DpoSettings), run.data.train, run.data.eval
     every = sides(train)
     packing = lay_out(run, model, every)
     check_row_batch(model, every, packing.mode)
@@ -57,7 +57,7 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
         model,
         run.arguments,
         train_rows=train,
-        test_rows=test,
+        eval_rows=held_out,
         packing=packing,
         loss=dpo.loss,
         beta=dpo.beta,
@@ -70,8 +70,8 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
         largest_rows=largest_rows_of(run, met, packing.mode),
     )
     if precomputed:
-        log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
-        trainer.take_reference([*met, *test])
+        log(f"reference: log-probabilities of {len(met) + len(held_out):,} pairs before step one")
+        trainer.take_reference([*met, *held_out])
     return trainer
 
 
