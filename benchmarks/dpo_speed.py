@@ -33,8 +33,8 @@ from fitune.training.setup import prepare_run
 def settings_for(folder: Path, rows: int, batch: int, steps: int) -> Settings:
     return Settings(
         method="dpo",
-        data=DataSettings(train=f"demo:pig-latin-pairs:{rows}", test_share=0.0),
-        train=TrainSettings(batch_size=batch, max_steps=steps, learning_rate=1e-4, schedule="constant"),
+        data=DataSettings(train=f"demo:pig-latin-pairs:{rows}", eval_share=0.0),
+        train=TrainSettings(batch_size=batch, max_steps=steps, learning_rate=1e-4, lr_scheduler="constant"),
         eval=EvalSettings(samples=0),
         run=RunSettings(folder=str(folder), name="ours", checkpoint_steps=1000),
     )

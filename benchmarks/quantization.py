@@ -20,7 +20,7 @@ from typing import Any
 STEPS = {"base": 100, "optimizer": 12}
 SENTENCES = 24
 COMMON: dict[str, Any] = {
-    "data.train": "demo:pig-latin", "data.test_share": 0.01, "train.batch_size": 8, "eval.samples": 0,
+    "data.train": "demo:pig-latin", "data.eval_share": 0.01, "train.batch_size": 8, "eval.samples": 0,
     "model.precision": "bf16", "model.device": "cpu",
 }  # fmt: skip
 LORA = {"lora.rank": 32, "lora.alpha": 64, "train.learning_rate": 2e-3}
@@ -67,7 +67,7 @@ def run(name: str, out: Path, steps: int | None) -> None:
     target = open_target(str(result.folder), device="cpu", precision="bf16")
     base = target.model.get_base_model() if target.adapter else target.model
     adapter = sum(value.numel() * value.element_size() for at, value in base.named_parameters() if ".lora_" in at)
-    rows = answer_rows(target, prepare_run(settings, fit=False).data.test_examples[:SENTENCES], 40, 12)
+    rows = answer_rows(target, prepare_run(settings, fit=False).data.eval_examples[:SENTENCES], 40, 12)
     found |= {"base_bytes": stored_bytes(base) - adapter}
     found |= score([row["answer"] for row in rows], [row["wanted"] for row in rows])
     (out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")

@@ -52,7 +52,7 @@ def main() -> int:
     given = parser.parse_args()
     settings = Settings(
         model=ModelSettings(name=given.model, precision=given.precision, device="cpu"),
-        data=DataSettings(train=given.data, test_share=0.0),
+        data=DataSettings(train=given.data, eval_share=0.0),
         lora=LoraSettings(),
         train=TrainSettings(
             batch_size=given.batch, micro_batch_size=given.micro_batch, max_steps=given.steps, learning_rate=1e-3

@@ -53,11 +53,11 @@ def test_text_of_the_command_line_is_read(key, text, value):
 
 
 def test_all_faults_come_at_once_each_with_its_place(tmp_path):
-    text = "lora:\n  rank: 0\n  alpah: 3\ndata: {test_share: 2}\nruns: {name: a}\n"
+    text = "lora:\n  rank: 0\n  alpah: 3\ndata: {eval_share: 2}\nruns: {name: a}\n"
     assert faults(text, tmp_path, lora__init="gausian") == [
         "run.yaml:2: lora.rank is 0; use 1 or more, for example 16",
         'run.yaml:3: lora.alpah is not a setting (did you mean "alpha"?)',
-        "run.yaml:4: data.test_share is 2; use 0 to 1, for example 0.05",
+        "run.yaml:4: data.eval_share is 2; use 0 to 1, for example 0.05",
         'run.yaml:5: runs is not a setting (did you mean "run"?)',
         '--lora.init is "gausian" (did you mean "gaussian"?); use one of default, gaussian, pissa, loftq, debug',
     ]
@@ -75,7 +75,7 @@ def test_all_faults_come_at_once_each_with_its_place(tmp_path):
         ("trian.seed", "write train.seed"),
         ("lorra.zzz", 'no section lorra (did you mean "lora"?)'),
         ("eval.pateince", 'did you mean "patience"'),
-        ("data.xyzzy", "data knows train, test"),
+        ("data.xyzzy", "data knows train, eval"),
     ],
 )
 def test_a_key_that_is_no_setting_is_led_to_one_that_is(key, expected):
@@ -126,9 +126,9 @@ def test_a_file_that_is_absent_or_not_text(tmp_path):
         ({"data.response_template": "A:"}, "set data.loss_on to response_template"),
         ({"method": "lm", "data.loss_on": "completion"}, "method lm trains on all tokens"),
         ({"eval.best_metric": "chrf", "eval.samples": 0}, "needs generated answers"),
-        ({"eval.patience": 2, "data.test_share": 0}, "there are no held-out rows"),
+        ({"eval.patience": 2, "data.eval_share": 0}, "there are no held-out rows"),
         ({"train.tuning": "full", "lora.rank": 4}, "lora.rank is set, and train.tuning is full"),
-        ({"data.test": "a.jsonl", "data.test_share": 0.2}, "remove one of the two"),
+        ({"data.eval": "a.jsonl", "data.eval_share": 0.2}, "remove one of the two"),
         ({"data.hub_split": "test"}, "no data comes from the hub"),
         ({"model.attention": "flash_attention_2", "model.device": "cpu"}, "needs a GPU"),
         ({"run.name": "a/b"}, "one folder name without slashes"),

@@ -63,7 +63,7 @@ def tiny_llama(dtype: torch.dtype = torch.float32, lora: bool = True, dropout: f
 
 
 def tiny_trainer(
-    folder: Any, model: Any, rows: list[TokenRow], test_rows: list[TokenRow] = (), **changed: Any
+    folder: Any, model: Any, rows: list[TokenRow], eval_rows: list[TokenRow] = (), **changed: Any
 ) -> FituneTrainer:  # type: ignore[assignment]
     """A trainer whose log rows are collected in ``trainer.logged``."""
     batch, micro = changed.pop("batch_size", 4), changed.pop("micro_batch_size", None)
@@ -72,18 +72,18 @@ def tiny_trainer(
     keep, patience = changed.pop("keep_checkpoints", 2), changed.pop("patience", None)
     extra_metrics, best = changed.pop("examine", None), changed.get("best_metric", "loss")
     values = {
-        "epochs": epochs, "max_steps": max_steps, "learning_rate": 1e-2, "schedule_name": "cosine",
+        "epochs": epochs, "max_steps": max_steps, "learning_rate": 1e-2, "lr_scheduler": "cosine",
         "optimizer": "adamw", "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
-        "mixed_precision": "fp32", "device": "cpu", "evaluates": bool(test_rows), "best_metric": "loss",
+        "mixed_precision": "fp32", "device": "cpu", "evaluates": bool(eval_rows), "best_metric": "loss",
         "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
     }  # fmt: skip
     schedule = schedule_of(len(rows), batch, micro or batch, epochs, max_steps, 0.1, every, saves)
     logged: list[dict[str, Any]] = []
     callbacks: list[Any] = [RunLog(logged.append, lambda: 0), ProgressLine(quiet_seconds=1e9)]
-    if test_rows:
+    if eval_rows:
         callbacks.append(BestKept(best, higher_is_better=best != "loss", patience=patience))
     trainer = FituneTrainer(
-        model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(test_rows), collate, extra_metrics,
+        model, training_arguments(folder, schedule, **{**values, **changed}), rows, list(eval_rows), collate, extra_metrics,
         keep, callbacks,
     )  # fmt: skip
     trainer.logged = logged
@@ -118,7 +118,7 @@ def settings_of(neox_folder: Path, backwards: Path, tmp_path: Path) -> Any:
         values: dict[str, Any] = {
             "fit": "off",  # a plan takes a second or two, and only test_fit.py looks at it
             "model": {"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
-            "data": {"train": str(backwards), "test_share": 0.2},
+            "data": {"train": str(backwards), "eval_share": 0.2},
             "train": {"batch_size": 2, "learning_rate": 1e-2},
             "eval": {"samples": 2, "max_new_tokens": 8},
             "run": {"folder": str(tmp_path / "runs"), "name": "one"},
@@ -157,8 +157,8 @@ def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any
     mode, mix = changed.pop("mode", "tree"), changed.pop("mix", None)
     rows, checkpoints = changed.pop("prompts", 4), changed.pop("checkpoint_steps", 1_000)
     how = {
-        "answers": 16, "sampling": Sampling(1, 1.0), "rows_at_once": 64, "endless_reward": None,
-        "passes": 2, "minibatches": 1, "part_prompts": rows, "loss_over": "token", "keep_samples": 4, **changed,
+        "num_generations": 16, "sampling": Sampling(1, 1.0), "generation_batch_size": 64, "truncated_reward": None,
+        "num_iterations": 2, "minibatches": 1, "part_prompts": rows, "loss_aggregation": "token", "keep_samples": 4, **changed,
     }  # fmt: skip
     torch.manual_seed(seed)
     model = tiny_llama(lora=False)
@@ -171,7 +171,7 @@ def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any
     prompts = [PromptRow(PROMPT, ({"role": "user", "content": "?"},), None, {}, number) for number in range(rows)]
     arguments = training_arguments(
         folder, schedule_of(rows, rows, rows, 1.0, steps, 0.0, None, checkpoints), epochs=1.0, max_steps=steps,
-        learning_rate=rate, schedule_name="linear", optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0,
+        learning_rate=rate, lr_scheduler="linear", optimizer="adamw", weight_decay=0.0, max_grad_norm=1.0,
         gradient_checkpointing=False, seed=seed, mixed_precision="fp32", device="cpu", evaluates=False,
         best_metric="loss", log_steps=1, report_to=[], run_name="bandit", overrides={},
     )  # fmt: skip
@@ -183,7 +183,7 @@ def bandit_trainer(folder: Path, kind: Any, options: Any, **changed: Any) -> Any
     mix = mix or Mix((Part("pay", 1.0, pay, frozenset({"answers", "token_ids"})),))
     kept: list[dict[str, Any]] = []
     trainer = kind(
-        adapted, arguments, train_rows=prompts, test_rows=[], collate=lambda rows: {"prompts": rows},
+        adapted, arguments, train_rows=prompts, eval_rows=[], collate=lambda rows: {"prompts": rows},
         rollout=Rollout(**how), mix=mix, renderer=RENDERER, reference=adapted.disable_adapter,
         mode=mode, keep=kept.extend, options=options,
     )  # fmt: skip

@@ -35,7 +35,7 @@ def settings_of(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Three steps on Pig Latin sentences, with one evaluation before, and one after them."""
     whole: dict[str, Any] = {
         "model": {"name": BUILT_IN, "device": "cpu"},
-        "data": {"train": "demo:pig-latin", "test_share": 0.01},
+        "data": {"train": "demo:pig-latin", "eval_share": 0.01},
         "train": {"max_steps": 3, "batch_size": 8},
         "eval": {"samples": 4, "max_new_tokens": 16},
         "run": {"folder": str(folder), "name": "run"},

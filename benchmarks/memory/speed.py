@@ -28,7 +28,7 @@ PLAN = [
 ]  # fmt: skip
 GRID = [
     str(CONFIGS / "opt-350m.json"), "--grid", "--seq-len", "2000", "--gpu", "T4", "--train.batch_size", "1",
-    "--data.test_share", "0",
+    "--data.eval_share", "0",
 ]  # fmt: skip
 
 # As Python is by itself: it may keep the bytecode of fitune's own files, too.

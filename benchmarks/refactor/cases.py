@@ -1,5 +1,7 @@
 """The command lines that two trees are asked: CASES, name → words, in the settings' names of commit efed3fe.
 
+This tree accepts these names as earlier ones (src/fitune/earlier_names.py).
+
 `{recipes}` is each tree's own folder of recipes, `{old_recipes}` that of the earlier tree, `{inputs}` what inputs.py
 made, `{configs}` benchmarks/memory/configs. What is compared beside the output is the folder behind `--run.name` or
 `--out`. Models are tiny, runs a few steps: what counts is that every path through the code is taken.

@@ -50,7 +50,7 @@ from inputs import CONFIGS, make_inputs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # The earlier tree's word → this tree's: keys and whole texts of what is printed and of files, and names of files.
-RENAMED: dict[str, str] = {}
+RENAMED = {"test": "eval", "test_rows": "eval_rows", "test_report": "eval_report"}
 # Fields of files, at any depth.
 NOT_COMPARED = {
     **dict.fromkeys(("seconds", "tokens_per_second", "started", "ended", "resumed"), "time"),

@@ -23,7 +23,7 @@ NEW_TOKENS = 24
 ROW_TOKENS = {"sft": 68, "reward": 105, "dpo": 105, "ppo": 28 + NEW_TOKENS, "grpo": 28 + NEW_TOKENS}
 ANSWERS = 4
 COMMON = {
-    "data.train": "demo:pig-latin:400", "data.test_share": "0.05", "train.max_steps": "3", "eval.samples": "8",
+    "data.train": "demo:pig-latin:400", "data.eval_share": "0.05", "train.max_steps": "3", "eval.samples": "8",
     "eval.max_new_tokens": str(NEW_TOKENS), "lora.rank": "16", "run.log_steps": "1",
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def settings_of(method: str, tokens: int) -> dict[str, str]:
         pairs = {"data.train": "demo:pig-latin-pairs:200", "train.batch_size": str(rows)}
         return {**COMMON, **pairs, "method": method}
     rl = {
-        "rl.rewards": "pig_latin", "rl.answers": str(ANSWERS), "rl.max_new_tokens": str(NEW_TOKENS),
+        "rl.rewards": "pig_latin", "rl.num_generations": str(ANSWERS), "rl.max_new_tokens": str(NEW_TOKENS),
         "train.batch_size": str(round(rows / ANSWERS)),
     }  # fmt: skip
     return {**COMMON, **rl, "method": method}

@@ -95,10 +95,10 @@ def half_trained(out: Path, model: str, train: Path, test: Path, steps: int) -> 
     if not (folder / "model").is_dir():
         settings = {
             "model": {"name": model, "precision": "fp32", "device": "cpu"},
-            "data": {"train": str(train), "test": str(test)},
+            "data": {"train": str(train), "eval": str(test)},
             "train": {
                 "tuning": "full", "batch_size": 64, "max_steps": steps, "learning_rate": 2e-3,
-                "schedule": "linear",
+                "lr_scheduler": "linear",
             },
             "eval": {"samples": HELD_OUT, "max_new_tokens": 48, "every_steps": steps},
             "run": {"folder": str(out), "name": "half", "keep_checkpoints": 1, "log_steps": 50},
@@ -140,8 +140,8 @@ def judge(out: Path, values: dict[str, Any], pairs: Path, held_out: Path) -> str
     if not (folder / "report.html").exists():
         settings = {
             "method": "reward", "model": values["model"], "lora": values["lora"],
-            "data": {"train": str(pairs), "test": str(held_out)},
-            "train": {"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "schedule": "linear"},
+            "data": {"train": str(pairs), "eval": str(held_out)},
+            "train": {"batch_size": 64, "epochs": 1, "learning_rate": 1e-3, "lr_scheduler": "linear"},
             "eval": {"every_steps": 100},
             "run": {"folder": str(out), "name": "judge", "keep_checkpoints": 1},
         }  # fmt: skip
@@ -227,11 +227,11 @@ def main() -> None:
             path.write_text(by_rule + "".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "model": model,
-        "data": {"train": str(train), "test": str(test)},
+        "data": {"train": str(train), "eval": str(test)},
         "lora": lora,
         "eval": {"samples": args.held_out, "max_new_tokens": 48, "every_steps": max(args.steps // 4, 1)},
     }  # fmt: skip
-    rl = {"answers": args.answers, "max_new_tokens": 48, "rows_at_once": 128}
+    rl = {"num_generations": args.answers, "max_new_tokens": 48, "generation_batch_size": 128}
     if "ppo" in args.methods:
         learnt = [f"run:{judge(args.out, values, judged, test_pairs)}"]
     curves = {}
@@ -240,11 +240,11 @@ def main() -> None:
             **values,
             "train": {
                 "batch_size": args.prompts, "max_steps": args.steps, "learning_rate": rates[method],
-                "schedule": "linear",
+                "lr_scheduler": "linear",
             },
         }  # fmt: skip
         if method == "dpo":
-            given |= {"data": {"train": str(pairs), "test": str(test_pairs)}, "dpo": {"sft_weight": args.sft_weight}}
+            given |= {"data": {"train": str(pairs), "eval": str(test_pairs)}, "dpo": {"sft_weight": args.sft_weight}}
         else:
             given |= {
                 "rl": {

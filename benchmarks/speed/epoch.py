@@ -79,7 +79,7 @@ def train(kind: str, out: Path, seed: int | None) -> None:
     batches, tokenizer, settings = demo_epoch()
     recipe = worker.Recipe(
         learning_rate=settings.train.learning_rate or 2e-4, rank=settings.lora.rank, alpha=settings.lora.alpha,
-        schedule=settings.train.schedule, warmup_share=settings.train.warmup_share,
+        lr_scheduler=settings.train.lr_scheduler, warmup_ratio=settings.train.warmup_ratio,
         seed=settings.train.seed if seed is None else seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

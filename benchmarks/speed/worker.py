@@ -35,8 +35,8 @@ class Recipe:
     learning_rate: float = 1e-3
     rank: int = 16
     alpha: float = 32
-    schedule: str = "constant"
-    warmup_share: float = 0.0
+    lr_scheduler: str = "constant"
+    warmup_ratio: float = 0.0
     seed: int = 0
 
 
@@ -102,10 +102,10 @@ def fitune_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recip
     torch.manual_seed(recipe.seed)
     model = attach(model, lora_config(model, rank=recipe.rank, alpha=recipe.alpha))
     steps = len(batches)
-    warmup = math.ceil(recipe.warmup_share * steps)
+    warmup = math.ceil(recipe.warmup_ratio * steps)
     arguments = training_arguments(
         Path(folder), Schedule(size, 1, steps, steps, warmup, steps, 10**6), epochs=1, max_steps=None,
-        learning_rate=recipe.learning_rate, schedule_name=recipe.schedule, optimizer="adamw", weight_decay=0.0,
+        learning_rate=recipe.learning_rate, lr_scheduler=recipe.lr_scheduler, optimizer="adamw", weight_decay=0.0,
         max_grad_norm=1.0, gradient_checkpointing=False, seed=recipe.seed,
         mixed_precision="bf16", device="cpu", evaluates=False, best_metric="loss",
         log_steps=1, report_to=[], run_name="speed", overrides={"save_strategy": "no"},
@@ -140,8 +140,8 @@ def trl_trainer(batches: list, tokenizer: Any, gate: Gate, folder: str, recipe: 
     dataset = Dataset.from_dict({"input_ids": [list(row.input_ids) for row in rows], "labels": labels})
     arguments = SFTConfig(
         output_dir=folder, per_device_train_batch_size=len(batches[0]), num_train_epochs=1,
-        learning_rate=recipe.learning_rate, lr_scheduler_type=SCHEDULES[recipe.schedule],
-        warmup_steps=math.ceil(recipe.warmup_share * len(batches)), optim="adamw_torch_fused", max_grad_norm=1.0,
+        learning_rate=recipe.learning_rate, lr_scheduler_type=SCHEDULES[recipe.lr_scheduler],
+        warmup_steps=math.ceil(recipe.warmup_ratio * len(batches)), optim="adamw_torch_fused", max_grad_norm=1.0,
         seed=recipe.seed, bf16=True, use_cpu=True,
         logging_steps=1, report_to="none", train_sampling_strategy="sequential", save_strategy="no", max_length=None,
         activation_checkpointing=False, disable_tqdm=True,

@@ -5,17 +5,42 @@ A method's section stands beside the method (`fitune.methods`), the others in `f
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fitune.earlier_names import new_name, section_with_new_names, tell
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings; unknown keys and values of another type are errors."""
+    """A frozen group of settings; unknown keys and values of another type are errors.
+
+    The class of the section ``rl`` is called ``RlSettings``; by this the earlier names of its settings are found.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_names(cls, given: Any) -> Any:
+        """Values of a call or of another program's dict, by today's names."""
+        return section_with_new_names(cls._section(), given) if isinstance(given, dict) else given
+
+    @classmethod
+    def _section(cls) -> str:
+        return cls.__name__.removesuffix("Settings").lower()
+
+    if not TYPE_CHECKING:  # a checker would take any attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            """The value of a setting that is read by its earlier name."""
+            key = f"{self._section()}.{name}"
+            if (new := new_name(key)) == key:
+                return super().__getattr__(name)
+            tell(key, key)
+            return getattr(self, new.rpartition(".")[2])

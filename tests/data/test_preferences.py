@@ -118,11 +118,11 @@ def test_only_the_answers_are_trained_and_rows_end_with_the_end_token(tmp_path, 
 
 def test_pairs_of_one_prompt_stay_on_one_side(tmp_path, renderer):
     rows = [{"prompt": f"p{number % 5}", "chosen": f"a{number}", "rejected": f"b{number}"} for number in range(20)]
-    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs", test_share=0.4)
+    data = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs", eval_share=0.4)
     prompts = [
-        {example.messages[-2]["content"] for example in side} for side in (data.train_examples, data.test_examples)
+        {example.messages[-2]["content"] for example in side} for side in (data.train_examples, data.eval_examples)
     ]
-    assert len(data.test) == 8 and not prompts[0] & prompts[1]
+    assert len(data.eval) == 8 and not prompts[0] & prompts[1]
 
 
 def test_length_that_gives_the_better_answer_away_is_said(tmp_path, renderer):

@@ -28,9 +28,9 @@ def pairs(count: int, answer: str = "igpay") -> list[dict]:
 
 
 def test_counts(tmp_path: Path, renderer: Renderer):
-    data = prepare(write(tmp_path / "a.jsonl", pairs(10)), None, renderer=renderer, test_share=0.2)
+    data = prepare(write(tmp_path / "a.jsonl", pairs(10)), None, renderer=renderer, eval_share=0.2)
     report = data.train_report
-    assert (len(data.train), len(data.test), report.rows) == (8, 2, 8)
+    assert (len(data.train), len(data.eval), report.rows) == (8, 2, 8)
     assert report.trained_tokens == sum(row.num_trained for row in data.train) > 0
     assert report.rows_with_trained_end == 8 and report.rows_without_target == 0
     assert data.warnings == ()
@@ -41,17 +41,17 @@ def test_counts(tmp_path: Path, renderer: Renderer):
 def test_equal_rows_never_stand_on_both_sides(tmp_path: Path, renderer: Renderer):
     path = write(tmp_path / "a.jsonl", pairs(6) * 3)
     for seed in range(5):
-        data = prepare(path, None, renderer=renderer, test_share=0.3, seed=seed)
+        data = prepare(path, None, renderer=renderer, eval_share=0.3, seed=seed)
         train = {row.input_ids for row in data.train}
-        assert not train & {row.input_ids for row in data.test} and data.test
+        assert not train & {row.input_ids for row in data.eval} and data.eval
         assert any("more than once" in text for text in data.warnings)
 
 
 def test_the_same_rows_and_seed_give_the_same_sides(tmp_path: Path, renderer: Renderer):
     path = write(tmp_path / "a.jsonl", pairs(20))
-    one, two = (prepare(path, None, renderer=renderer, test_share=0.3, seed=1).test for _ in range(2))
+    one, two = (prepare(path, None, renderer=renderer, eval_share=0.3, seed=1).eval for _ in range(2))
     assert one == two
-    assert prepare(path, None, renderer=renderer, test_share=0.3, seed=2).test != one
+    assert prepare(path, None, renderer=renderer, eval_share=0.3, seed=2).eval != one
 
 
 def test_rows_that_are_in_the_test_file_too_are_counted(tmp_path: Path, renderer: Renderer):

@@ -18,9 +18,9 @@ from fitune.methods.grpo.trainer import GrpoOptions, GrpoTrainer
 from fitune.methods.ppo.trainer import PpoOptions, PpoTrainer
 
 KINDS = {
-    "ppo": (PpoTrainer, PpoOptions, {"passes": 2}),
-    "grpo": (GrpoTrainer, GrpoOptions, {"passes": 2}),
-    "rloo": (GrpoTrainer, GrpoOptions, {"passes": 1}),
+    "ppo": (PpoTrainer, PpoOptions, {"num_iterations": 2}),
+    "grpo": (GrpoTrainer, GrpoOptions, {"num_iterations": 2}),
+    "rloo": (GrpoTrainer, GrpoOptions, {"num_iterations": 1}),
 }
 
 
@@ -39,7 +39,9 @@ def test_with_a_penalty_the_policy_is_the_reference_tilted_by_the_rewards(kind: 
     trainer_kind, options, changed = KINDS[kind]
     beta = 0.5
     more = {"scale_rewards": False} if kind == "grpo" else {"advantage": "rloo"} if kind == "rloo" else {}
-    trainer = tiny.bandit(tmp_path, trainer_kind, options(kl_coef=beta, **more), steps=40, answers=32, **changed)
+    trainer = tiny.bandit(
+        tmp_path, trainer_kind, options(kl_coef=beta, **more), steps=40, num_generations=32, **changed
+    )
     trainer.train()
     with trainer.model.disable_adapter():
         reference = tiny.first_token(trainer.model)

@@ -153,7 +153,7 @@ def run_of(settings_of, judged_file, name, **changed):
 
 def test_a_run_learns_to_tell_answers_apart_and_starts_at_the_reference(settings_of, judged_file):
     """Measured on the answers that it learns from. At the reference r and z are 0, and each σ is 0.5."""
-    seen = {"data__test": str(judged_file), "data__test_share": 0.0, "kto": {"beta": 0.5}}
+    seen = {"data__eval": str(judged_file), "data__eval_share": 0.0, "kto": {"beta": 0.5}}
     result = train(run_of(settings_of, judged_file, "learns", train__max_steps=20, **seen))
     assert result.before["loss"] == pytest.approx(0.5, abs=1e-5) and result.before["kl"] == pytest.approx(0, abs=1e-5)
     assert result.after["loss"] < 0.4 and result.after["margin"] > 1

@@ -142,7 +142,7 @@ def test_a_new_method_trains_two_steps(newpo: Path, neox_folder: Path, tmp_path:
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "method": "newpo", "newpo.beta": "0.5", "model.name": str(neox_folder), "model.precision": "fp32",
-        "model.device": "cpu", "data.train": str(pairs), "data.test_share": "0.34", "train.max_steps": "2",
+        "model.device": "cpu", "data.train": str(pairs), "data.eval_share": "0.34", "train.max_steps": "2",
         "train.batch_size": "2", "train.learning_rate": "0.01", "eval.best_metric": "accuracy", "eval.samples": "1",
         "eval.max_new_tokens": "4", "run.folder": str(tmp_path / "runs"), "run.name": "new",
     }  # fmt: skip

@@ -98,7 +98,7 @@ def run_of(settings_of, pairs_file, name, **changed):
 
 def test_a_run_learns_the_chosen_answers_and_to_prefer_them(settings_of, pairs_file):
     """Measured on the pairs that it learns from."""
-    seen = {"data__test": str(pairs_file), "data__test_share": 0.0, "orpo": {"weight": 0.5}}
+    seen = {"data__eval": str(pairs_file), "data__eval_share": 0.0, "orpo": {"weight": 0.5}}
     result = train(run_of(settings_of, pairs_file, "learns", train__max_steps=20, **seen))
     assert result.after["loss"] < 0.9 * result.before["loss"]
     assert result.after["sft_loss"] < 0.9 * result.before["sft_loss"]

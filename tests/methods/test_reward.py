@@ -47,7 +47,7 @@ def finished(tmp_path_factory, pairs_file, neox_folder):
     settings = Settings(
         method="reward",
         model={"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
-        data={"train": str(pairs_file), "test_share": 0.2},
+        data={"train": str(pairs_file), "eval_share": 0.2},
         train={"batch_size": 4, "learning_rate": 1e-2, "epochs": 3},
         eval={"best_metric": "accuracy", "samples": 0},
         run={"folder": str(tmp_path_factory.mktemp("runs")), "name": "judge"},

@@ -60,7 +60,7 @@ def run_of(settings_of, pairs_file, name, **changed):
 
 def test_a_run_learns_to_prefer(settings_of, pairs_file):
     """Measured on the pairs that it learns from."""
-    seen = {"data__test": str(pairs_file), "data__test_share": 0.0}
+    seen = {"data__eval": str(pairs_file), "data__eval_share": 0.0}
     result = train(run_of(settings_of, pairs_file, "learns", train__max_steps=20, **seen))
     assert result.after["loss"] < 0.5 * result.before["loss"]
     assert result.after["margin"] > result.before["margin"] + 1

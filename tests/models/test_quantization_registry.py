@@ -124,7 +124,7 @@ def test_a_new_quantization_trains_and_comes_back(w8: Path, tiny_llama: Path, tm
     data.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": "cat " * n}) + "\n" for n in range(1, 9)))
     settings = {
         "model.quantization": "w8", "model.name": str(tiny_llama), "model.precision": "bf16", "model.device": "cpu",
-        "data.train": str(data), "data.test_share": "0.25", "train.max_steps": "3", "train.batch_size": "2",
+        "data.train": str(data), "data.eval_share": "0.25", "train.max_steps": "3", "train.batch_size": "2",
         "train.learning_rate": "0.01", "eval.samples": "1", "eval.max_new_tokens": "4", "lora.init": "loftq",
         "run.folder": str(tmp_path / "runs"), "run.name": "new",
     }  # fmt: skip

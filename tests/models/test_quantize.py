@@ -273,7 +273,7 @@ def test_a_whole_run(llama: Path, tmp_path: Path, kind: str):
         {
             "model.name": str(llama), "model.precision": "bf16", "model.device": "cpu",
             "model.quantization": KINDS[kind].kind, "model.double_quant": KINDS[kind].double_quant,
-            "data.train": str(data), "data.test_share": 0.25, "train.max_steps": 3, "train.learning_rate": 1e-2,
+            "data.train": str(data), "data.eval_share": 0.25, "train.max_steps": 3, "train.learning_rate": 1e-2,
             "eval.samples": 0, "run.folder": str(tmp_path / "runs"), "run.name": "q",
         },
     )  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_new_optimizer_trains_is_planned_and_told(lion: Path, tiny_llama: Path
     data.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": "cat " * n}) + "\n" for n in range(1, 7)))
     settings = {
         "train.optimizer": "lion", "model.name": str(tiny_llama), "model.precision": "fp32", "model.device": "cpu",
-        "data.train": str(data), "data.test_share": "0.34", "train.max_steps": "2", "train.batch_size": "2",
+        "data.train": str(data), "data.eval_share": "0.34", "train.max_steps": "2", "train.batch_size": "2",
         "eval.samples": "0", "run.folder": str(tmp_path / "runs"), "run.name": "new",
     }  # fmt: skip
     code = f"""{LINE}

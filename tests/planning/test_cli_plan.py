@@ -20,7 +20,7 @@ CONFIG = {
     "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
 }  # fmt: skip
-SMALL = ("--seq-len", "64", "--train.batch_size", "2", "--data.test_share", "0")
+SMALL = ("--seq-len", "64", "--train.batch_size", "2", "--data.eval_share", "0")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_longest_real_batch_counts(
     rows = [{"prompt": "The pig", "completion": "igpay " * count} for count in (1, 2, 20, 10)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = (str(tiny_model("llama")), "--data", str(file), "--budget", "16GiB", "--json", "--data.test_share", "0")
+    words = (str(tiny_model("llama")), "--data", str(file), "--budget", "16GiB", "--json", "--data.eval_share", "0")
     found = {}
     for packing in ("off", "auto"):
         run(*words, "--data.packing", packing, "--train.batch_size", "2")
@@ -134,7 +134,7 @@ def test_data_without_a_tokenizer_says_what_to_do(model: str, tmp_path: Path) ->
 
 
 def test_assumed_lengths_are_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run(model, "--budget", "16GiB", "--data.test_share", "0", "--train.batch_size", "1")
+    run(model, "--budget", "16GiB", "--data.eval_share", "0", "--train.batch_size", "1")
     assert "rows of 512 tokens are assumed" in capsys.readouterr().out  # the model knows no more positions
     run(model, "--budget", "16GiB", *SMALL, "--seq-len", "600")
     assert "600 tokens and the model knows 512" in capsys.readouterr().out
@@ -266,7 +266,7 @@ def test_less_than_the_weights_is_said(model: str, tmp_path: Path, capsys: pytes
 
 
 def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--seq-len", "512", "--data.test_share", "0", "--train.batch_size", "16")
+    words = ("--seq-len", "512", "--data.eval_share", "0", "--train.batch_size", "16")
 
     def need(*more: str) -> int:
         run(model, *words, *more, "--budget", "16GiB", "--json")

@@ -25,7 +25,7 @@ CONFIG = {
 
 
 def ask(changes: dict[str, Any]) -> Scenario:
-    settings = load_settings(None, {"train.batch_size": 2, "data.test_share": 0.0})
+    settings = load_settings(None, {"train.batch_size": 2, "data.eval_share": 0.0})
     return PlanQuestion(settings, ModelConfig("tiny", CONFIG, "test"), (), 64, CARD, "test", False).scenario(changes)
 
 

@@ -21,7 +21,7 @@ MANIFEST = {
     "method": "sft",
     "tuning": "lora",
     "model": {"name": "org/tiny", "kind": "hub"},
-    "data": {"train": "a.jsonl", "train_rows": 1234, "test_rows": 1, "hashes": {"a.jsonl": "abc"}},
+    "data": {"train": "a.jsonl", "train_rows": 1234, "eval_rows": 1, "hashes": {"a.jsonl": "abc"}},
     "parameters": {"trained": 1, "total": 100, "share": 0.01},
     "versions": {"torch": "2"},
     "results": {"before": {"loss": 3.0}, "after": {"loss": 1.0}},

@@ -16,7 +16,7 @@ def schedule(num_rows=100, batch_size=8, micro=None, epochs=1.0, max_steps=None,
 
 def arguments(folder, **changed):
     values = {
-        "epochs": 1.0, "max_steps": None, "learning_rate": 1e-3, "schedule_name": "cosine", "optimizer": "adamw",
+        "epochs": 1.0, "max_steps": None, "learning_rate": 1e-3, "lr_scheduler": "cosine", "optimizer": "adamw",
         "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
         "mixed_precision": "fp32", "device": "cpu", "evaluates": True, "best_metric": "loss", "log_steps": 1,
         "report_to": [], "run_name": "test", "overrides": {},

@@ -81,12 +81,12 @@ def test_each_epoch_sees_every_row_once_in_its_own_order(tmp_path, tiny):
 
 def test_evaluation_weighs_every_token_alike(tmp_path, tiny):
     """The mean over all tokens, not the mean of the batches' means."""
-    test_rows = [*tiny.make_rows(3, seed=5, longest=4), *tiny.make_rows(2, seed=6, longest=30)]
+    eval_rows = [*tiny.make_rows(3, seed=5, longest=4), *tiny.make_rows(2, seed=6, longest=30)]
     model = tiny.llama()
-    batch = tiny.collate(test_rows)
+    batch = tiny.collate(eval_rows)
     with torch.no_grad():
         expected = label_loss(model.eval(), batch, count_trained(batch["labels"])).item()
-    trainer = tiny.trainer(tmp_path, model, tiny.make_rows(4), test_rows, batch_size=2)
+    trainer = tiny.trainer(tmp_path, model, tiny.make_rows(4), eval_rows, batch_size=2)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 

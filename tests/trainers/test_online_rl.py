@@ -18,7 +18,7 @@ from fitune.runs.checkpoints import newest_complete
 from fitune.trainers.callbacks import RunLog
 from fitune.trainers.rl.rollout import step_seed, through_end
 
-LONG = {"sampling": Sampling(6, 1.0), "answers": 3}
+LONG = {"sampling": Sampling(6, 1.0), "num_generations": 3}
 
 
 def mix_of(reward: Any) -> Mix:
@@ -90,7 +90,7 @@ def test_layout_and_micro_batches_change_no_gradient(
     kind: str, changed: dict[str, Any], tiny: Any, tmp_path: Path
 ) -> None:
     trainer_kind, options = (PpoTrainer, PpoOptions()) if kind == "ppo" else (GrpoTrainer, GrpoOptions())
-    how = {**LONG, "passes": 1, "mix": mix_of(by_length)}
+    how = {**LONG, "num_iterations": 1, "mix": mix_of(by_length)}
     wanted, wanted_loss = gradients(tiny.bandit(tmp_path, trainer_kind, options, **how))
     found, loss = gradients(tiny.bandit(tmp_path, trainer_kind, options, **{**how, **changed}))
     assert loss == pytest.approx(wanted_loss, rel=1e-4, abs=1e-5)
@@ -99,7 +99,7 @@ def test_layout_and_micro_batches_change_no_gradient(
 
 
 def test_several_updates_deal_every_answer_out_once_a_pass(tiny: Any, tmp_path: Path) -> None:
-    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), passes=2, minibatches=2, part_prompts=1, **LONG)
+    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), num_iterations=2, minibatches=2, part_prompts=1, **LONG)
     answered, _ = prepared(trainer)
     steps = []
     trainer._step_now = lambda: steps.append(1)
@@ -111,7 +111,7 @@ def test_several_updates_deal_every_answer_out_once_a_pass(tiny: Any, tmp_path: 
 
 
 def test_an_endless_answer_earns_no_more_than_allowed(tiny: Any, tmp_path: Path) -> None:
-    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), endless_reward=0.25, mix=mix_of(by_length), **LONG)
+    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), truncated_reward=0.25, mix=mix_of(by_length), **LONG)
     answered = trainer.sample(trainer.train_dataset.rows)
     scores_B, watched = trainer.judge(answered)
     for score, sample in zip(scores_B.tolist(), answered.samples, strict=True):
@@ -139,7 +139,7 @@ def test_all_answers_cut_off_are_warned_of_once_in_a_while(
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(kind: str, tiny: Any, tmp_path: Path) -> None:
     trainer_kind, options = (PpoTrainer, PpoOptions(kl_target=1.0)) if kind == "ppo" else (GrpoTrainer, GrpoOptions())
-    how = {**LONG, "passes": 2, "minibatches": 2, "part_prompts": 2, "steps": 4, "checkpoint_steps": 2}
+    how = {**LONG, "num_iterations": 2, "minibatches": 2, "part_prompts": 2, "steps": 4, "checkpoint_steps": 2}
     whole = tiny.bandit(tmp_path / "whole", trainer_kind, options, mix=mix_of(by_length), **how)
     whole.train()
     again = tiny.bandit(tmp_path / "again", trainer_kind, options, mix=mix_of(by_length), **how)

@@ -67,7 +67,7 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
     batch, micro = 8, changed.pop("micro_batch_size", 4)
     schedule = schedule_of(len(rows), batch, micro, 1.0, None, 0.1, None, None)
     values = {
-        "epochs": 1.0, "max_steps": None, "learning_rate": 1e-2, "schedule_name": "cosine", "optimizer": "adamw",
+        "epochs": 1.0, "max_steps": None, "learning_rate": 1e-2, "lr_scheduler": "cosine", "optimizer": "adamw",
         "weight_decay": 0.0, "max_grad_norm": 1.0, "gradient_checkpointing": False, "seed": 1,
         "mixed_precision": "fp32", "device": "cpu", "evaluates": changed.get("evaluates", False),
         "best_metric": "loss", "log_steps": 1, "report_to": [], "run_name": "test", "overrides": {},
@@ -231,7 +231,9 @@ def test_processes_that_train_together_do_not_go_on(tmp_path, tiny, monkeypatch)
 @pytest.mark.parametrize("sampling", [Sampling(6, 1.0), Sampling(6, 0.7, 0.9), Sampling(6)])
 def test_answers_do_not_depend_on_how_many_are_sampled_at_once(tmp_path, tiny, sampling):
     """Fifteen answers in batches of six, some of which end early; cut batches draw what whole ones draw."""
-    trainer = tiny.bandit(tmp_path, GrpoTrainer, GrpoOptions(), sampling=sampling, answers=5, prompts=3, rows_at_once=6)
+    trainer = tiny.bandit(
+        tmp_path, GrpoTrainer, GrpoOptions(), sampling=sampling, num_generations=5, prompts=3, generation_batch_size=6
+    )
     assert len(trainer.train_dataset.rows) == 3
     with torch.no_grad():  # the end token is as likely as the others of the ten likeliest
         head = trainer.model.get_base_model().lm_head.weight

@@ -31,7 +31,7 @@ from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import read_rows
 
 TIMES = ("tokens_per_second", "seconds", "memory_bytes")
-RL = {"rewards": ["length:2", "0.5*exact"], "max_new_tokens": 6, "answers": 4, "endless_reward": None}
+RL = {"rewards": ["length:2", "0.5*exact"], "max_new_tokens": 6, "num_generations": 4, "truncated_reward": None}
 COMMON = {"train__max_steps": 3, "train__batch_size": 4, "run__log_steps": 1, "eval__max_new_tokens": 6}
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft"},
@@ -45,9 +45,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "simpo": {"method": "simpo"},
     "kto": {"method": "kto"},
     "kto-padded": {"method": "kto", "data__packing": "off"},
-    "grpo": {"method": "grpo", "rl": {**RL, "passes": 1}},
-    "grpo-updates": {"method": "grpo", "rl": {**RL, "passes": 2, "minibatches": 2}, "train__micro_batch_size": 2},
-    "ppo": {"method": "ppo", "rl": {**RL, "passes": 2}},
+    "grpo": {"method": "grpo", "rl": {**RL, "num_iterations": 1}},
+    "grpo-updates": {
+        "method": "grpo",
+        "rl": {**RL, "num_iterations": 2, "minibatches": 2},
+        "train__micro_batch_size": 2,
+    },
+    "ppo": {"method": "ppo", "rl": {**RL, "num_iterations": 2}},
 }
 SAMPLES = [name for name in METHODS if name not in ("lm", "reward")]
 
@@ -224,7 +228,7 @@ def test_a_failure_in_the_middle_leaves_what_stood_before_it(name: str, number: 
 
 def test_a_reward_model_that_scores_too_many_answers_at_once(run: Any) -> None:
     judge = run("reward", run__name="judge")
-    rewards = {"rl": {**RL, "rewards": [f"run:{judge.folder.name}"], "passes": 1, "kl_coef": 0.0}}
+    rewards = {"rl": {**RL, "rewards": [f"run:{judge.folder.name}"], "num_iterations": 1, "kl_coef": 0.0}}
     free = run("grpo", run__name="free", data__packing="off", **rewards)
     tight = run(
         "grpo", Card(positions=max(free.card.scored) - 1, trains=False), run__name="tight", data__packing="off",

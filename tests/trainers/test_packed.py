@@ -47,13 +47,13 @@ def prefixed(tiny, count):
     return made
 
 
-def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, test_rows=(), **changed):
+def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, eval_rows=(), **changed):
     """The padded trainer's twin."""
-    twin = tiny.trainer(folder, model, rows, test_rows, **changed)
+    twin = tiny.trainer(folder, model, rows, eval_rows, **changed)
     logged, callbacks = twin.logged, twin.callback_handler.callbacks
     ours = [callback for callback in callbacks if type(callback).__module__.startswith("fitune.trainers.callbacks")]
     trainer = PackedTrainer(
-        model, twin.args, rows, list(test_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
+        model, twin.args, rows, list(eval_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
     )
     trainer.logged = logged
     return trainer

@@ -116,7 +116,7 @@ def test_a_chain_runs_and_goes_on_at_the_unfinished_stage(tmp_path, neox_folder,
         model={"name": str(neox_folder), "precision": "fp32", "device": "cpu"},
         run={"folder": str(tmp_path / "runs"), "name": "c"},
         eval={"samples": 0},
-        data={"test_share": 0.0},
+        data={"eval_share": 0.0},
         train={"max_steps": 2, "batch_size": 2, "learning_rate": 0.01},
         stages=[
             {"name": "sft", "data": {"train": str(backwards)}},

@@ -37,8 +37,8 @@ NO_MEMORY = {
     "train.epochs": "steps, not their size",
     "train.max_steps": "likewise",
     "train.learning_rate": "a factor",
-    "train.schedule": "a factor",
-    "train.warmup_share": "a factor",
+    "train.lr_scheduler": "a factor",
+    "train.warmup_ratio": "a factor",
     "train.weight_decay": "decoupled: in place",
     "train.seed": "values",
     "eval.every_steps": "when, not how much",
@@ -139,7 +139,7 @@ def test_a_card_before_ampere_takes_fp16_and_fp32_takes_no_autocast() -> None:
 
 
 def test_nothing_held_out_means_no_evaluation() -> None:
-    one = asked(settings_with(**{"data.test_share": 0.0}))
+    one = asked(settings_with(**{"data.eval_share": 0.0}))
     assert (one.eval_batch, one.generate_batch) == (0, 0)
     assert asked(settings_with(method="lm")).generate_batch == 0
 
@@ -168,7 +168,7 @@ def test_the_answers_to_a_prompt_share_it_in_a_pack_and_are_sampled_at_once(meth
     one = scenario_of(settings_with(**changed), **vars(rows_of_length(settings_with(**changed), 13)))
     assert (one.loss, one.rows, one.batch, one.seq_len) == ("pairs", "packed", 1, 2 * (3 + answers * 10))
     assert (one.generate_batch, one.prompt_tokens, one.new_answer_tokens) == (2 * answers, 3, 10)
-    padded = settings_with(**{**changed, "data.packing": "off", "rl.answers": 3, "rl.rows_at_once": 5})
+    padded = settings_with(**{**changed, "data.packing": "off", "rl.num_generations": 3, "rl.generation_batch_size": 5})
     assert row_sizes(padded, prompts) == ((13, 10),) * 3
     one = scenario_of(padded, **vars(rows_of_length(padded, 13)))
     assert (one.rows, one.batch, one.seq_len, one.eval_batch) == ("padded", 6, 13, 6)

@@ -20,7 +20,13 @@ from fitune.evaluation.reward_scores import open_reward_model
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import RunFolder, read_rows
 
-RL = {"rewards": ["length:2", "0.5*exact"], "max_new_tokens": 6, "answers": 2, "passes": 2, "endless_reward": None}
+RL = {
+    "rewards": ["length:2", "0.5*exact"],
+    "max_new_tokens": 6,
+    "num_generations": 2,
+    "num_iterations": 2,
+    "truncated_reward": None,
+}
 
 
 @pytest.fixture
@@ -77,7 +83,9 @@ def test_a_failing_reward_ends_the_run_and_it_can_be_resumed(
         "    return [float('nan') if calls == 4 else len(a) for a in answers]\n"
     )
     monkeypatch.setenv("CALLS", "0")
-    settings = rl_settings("grpo", rl={"rewards": [f"{tmp_path}/judge.py:judge"], "passes": 1}, train__max_steps=3)
+    settings = rl_settings(
+        "grpo", rl={"rewards": [f"{tmp_path}/judge.py:judge"], "num_iterations": 1}, train__max_steps=3
+    )
     with pytest.raises(RewardError, match=r"step 2: the reward .*judge gave nan.*the 1 steps before are kept"):
         fitune.train(settings)
     folder = Path(settings.run.folder) / "one"
@@ -116,8 +124,8 @@ def test_an_adapter_of_another_template_or_none_is_refused(rl_settings: Any, set
     ("flags", "words"),
     [
         ({"method": "ppo"}, "rl.rewards is empty"),
-        ({"method": "grpo", "rl.rewards": "exact", "rl.answers": "1"}, "rl.answers is 1"),
-        ({"method": "grpo", "rl.rewards": "exact", "rl.lam": "0.9"}, "rl.lam is set, and method is grpo"),
+        ({"method": "grpo", "rl.rewards": "exact", "rl.num_generations": "1"}, "rl.num_generations is 1"),
+        ({"method": "grpo", "rl.rewards": "exact", "rl.gae_lambda": "0.9"}, "rl.gae_lambda is set, and method is grpo"),
         ({"method": "ppo", "rl.rewards": "exact", "rl.advantage": "rloo"}, "rl.advantage is set, and method is ppo"),
         ({"method": "ppo", "rl.rewards": "exact", "train.tuning": "full"}, "train.tuning is full"),
         ({"method": "ppo", "rl.rewards": "exact", "lora.dropout": "0.1"}, "lora.dropout is 0.1"),
@@ -141,7 +149,7 @@ def judge(settings_of: Any, tmp_path: Path) -> Path:
     rows = [{"prompt": f"say {word}", "chosen": word[::-1], "rejected": word} for word in words]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = settings_of(
-        method="reward", run__name="judge", data__train=str(path), data__test_share=0.25, train__max_steps=2,
+        method="reward", run__name="judge", data__train=str(path), data__eval_share=0.25, train__max_steps=2,
         eval__samples=0,
     )  # fmt: skip
     return fitune.train(run).folder

@@ -39,7 +39,7 @@ def learn(tmp_path, settings_of, tiny_model):
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         model = tiny_model(template=TEMPLATE, max_position_embeddings=1024, initializer_range=0.1)
         settings = settings_of(
-            model__name=str(model), data__train=str(data), data__test_share=0.0, train__tuning="full",
+            model__name=str(model), data__train=str(data), data__eval_share=0.0, train__tuning="full",
             train__epochs=epochs, train__batch_size=len(rows), train__learning_rate=5e-3, run__checkpoint_steps=1000,
             **more,
         )  # fmt: skip

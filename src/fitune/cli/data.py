@@ -78,7 +78,7 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         if as_json:
             print_json({"ok": False, "error": str(error)})
         raise
-    reports = {"train": prepared.train_report, "test": prepared.test_report}
+    reports = {"train": prepared.train_report, "eval": prepared.eval_report}
     if as_json:
         found: dict[str, Any] = {name: report.to_dict() for name, report in reports.items() if report}
         print_json({"ok": True, **found})
@@ -152,7 +152,7 @@ def _settings(source: str, overrides: dict[str, str]) -> Any:
 
     if source.endswith((".yaml", ".yml")):
         return load_settings(source, overrides)
-    held_out = {} if "data.test" in overrides else {"data.test_share": "0"}
+    held_out = {} if "data.eval" in overrides else {"data.eval_share": "0"}
     chosen = overrides.keys() & {"method", "data.columns", "data.form"}
     fitting = None if chosen else _preference_method(source)
     method = {} if fitting is None else {"method": fitting}

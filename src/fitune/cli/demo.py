@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What measured best within the demo's minutes on two cores; docs/tried.md has the others.
 RECIPE: dict[str, Any] = {
-    "data": {"train": "demo:pig-latin", "test_share": 0.01},
+    "data": {"train": "demo:pig-latin", "eval_share": 0.01},
     "lora": {"rank": 32, "alpha": 64},
     "train": {"learning_rate": 2e-3, "batch_size": 8},
     "eval": {"samples": 20, "max_new_tokens": 64},

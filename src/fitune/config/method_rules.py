@@ -42,7 +42,7 @@ def inputs_of(settings: Settings) -> RuleInputs:
         loss_on=settings.data.loss_on,
         batch_size=settings.train.batch_size,
         eval_samples=settings.eval.samples,
-        held_out=settings.data.test is not None or settings.data.test_share > 0,
+        held_out=settings.data.eval is not None or settings.data.eval_share > 0,
     )
 
 

@@ -64,7 +64,7 @@ def _loss_on(settings: Settings) -> Iterator[Fault]:
 
 
 def _evaluation(settings: Settings) -> Iterator[Fault]:
-    metric, held_out = settings.eval.best_metric, settings.data.test is not None or settings.data.test_share > 0
+    metric, held_out = settings.eval.best_metric, settings.data.eval is not None or settings.data.eval_share > 0
     if metric in METHODS[settings.method].answer_metrics and settings.eval.samples == 0:
         yield (
             ("eval.best_metric", "eval.samples"),
@@ -74,13 +74,13 @@ def _evaluation(settings: Settings) -> Iterator[Fault]:
         for key, name in (("eval.patience", "patience"), ("eval.every_steps", "every_steps")):
             if getattr(settings.eval, name) is not None:
                 yield (
-                    (key, "data.test_share", "data.test"),
-                    "is set, and there are no held-out rows (data.test is null, data.test_share 0); hold some out",
+                    (key, "data.eval_share", "data.eval"),
+                    "is set, and there are no held-out rows (data.eval is null, data.eval_share 0); hold some out",
                 )
         if metric != "loss":
             yield (
-                ("eval.best_metric", "data.test_share", "data.test"),
-                f"is {metric}, and there are no held-out rows (data.test is null, data.test_share 0); hold some out",
+                ("eval.best_metric", "data.eval_share", "data.eval"),
+                f"is {metric}, and there are no held-out rows (data.eval is null, data.eval_share 0); hold some out",
             )
 
 
@@ -191,10 +191,10 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
         for key, field in all_fields().items():
             if field.section == "lora" and _value(settings, key) != field.default:
                 yield (key, "train.tuning"), "is set, and train.tuning is full, which has no adapters; remove it"
-    if settings.data.test is not None and settings.data.test_share != all_fields()["data.test_share"].default:
+    if settings.data.eval is not None and settings.data.eval_share != all_fields()["data.eval_share"].default:
         yield (
-            ("data.test_share", "data.test"),
-            "is set, and data.test names the held-out rows; remove one of the two",
+            ("data.eval_share", "data.eval"),
+            "is set, and data.eval names the held-out rows; remove one of the two",
         )
     if settings.lora.continue_from is not None and settings.train.tuning == "lora":
         for key, field in all_fields().items():
@@ -203,9 +203,9 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
                     (key, "lora.continue_from"),
                     "is set, and lora.continue_from goes on with an adapter that has options of its own; remove it",
                 )
-    sources = settings.data.train, settings.data.test or ""
+    sources = settings.data.train, settings.data.eval or ""
     if settings.data.hub_split != "train" and not any(source.startswith("hub:") for source in sources):
-        yield ("data.hub_split", "data.train", "data.test"), "is set, and no data comes from the hub; remove it"
+        yield ("data.hub_split", "data.train", "data.eval"), "is set, and no data comes from the hub; remove it"
 
 
 def _value(settings: Settings, key: str) -> Any:

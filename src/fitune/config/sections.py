@@ -93,10 +93,10 @@ class DataSettings(Section):
     train: Sources = "demo:pig-latin"
     """A file (.jsonl .json .csv .tsv .parquet .arrow .txt, also compressed), a folder, `hub:NAME`, or the built-in demo
     task; several with commas between them or as a list, each with a weight if wanted: `[a.jsonl*2, b.parquet]`."""
-    test: Sources | None = None
-    """Rows held out for evaluation, likewise; null sets `test_share` of the training rows aside."""
-    test_share: Share = 0.05
-    """Share of the training rows set aside when `test` is null; 0 trains without evaluation."""
+    eval: Sources | None = None
+    """Rows held out for evaluation, likewise; null sets `eval_share` of the training rows aside."""
+    eval_share: Share = 0.05
+    """Share of the training rows set aside when `eval` is null; 0 trains without evaluation."""
     hub_split: str = "train"
     """Split of a hub data set."""
     form: Annotated[str, one_of(["auto"], DATA_FORMS)] = "auto"
@@ -168,9 +168,9 @@ class TrainSettings(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description=f"Peak learning rate; null takes {rates_in_words(METHODS)}."
     )
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning rate over the run."""
-    warmup_share: Share = 0.03
+    warmup_ratio: Share = 0.03
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""

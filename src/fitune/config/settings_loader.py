@@ -19,6 +19,7 @@ from fitune.config.suggestions import remedy
 from fitune.config.trainer_options import fit_trainer
 from fitune.config.values import Misfit, fit
 from fitune.config.yaml_source import Given, Sheet, read_sheet
+from fitune.earlier_names import with_new_names
 from fitune.errors import SettingsError
 
 
@@ -33,15 +34,23 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     Raises:
         SettingsError: with every fault: its place, the value and the remedy.
     """
-    return settings_of(read_sheet(Path(path)) if path is not None else Sheet(), overrides)
+    return settings_of(read_sheet(Path(path)) if path is not None else Sheet(), by_key(overrides))
 
 
-def settings_of(sheet: Sheet, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """`load_settings` for what has been read already."""
+def by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Overrides by the keys of their settings: with underscores, and by today's names.
+
+    Raises:
+        SettingsError: a setting is given by its earlier name and by today's.
+    """
+    return with_new_names({name.replace("-", "_"): value for name, value in (overrides or {}).items()}, "--")
+
+
+def settings_of(sheet: Sheet, overrides: Mapping[str, Any]) -> Settings:
+    """`load_settings` for what has been read already; the overrides are those of `by_key`."""
     faults = list(sheet.faults)
     given = dict(sheet.given)
-    for name, value in (overrides or {}).items():
-        key = name.replace("-", "_")
+    for key, value in overrides.items():
         given[key] = Given(key, value, f"--{key}", is_text=isinstance(value, str))
 
     values, bad = _fit_all(given, faults)

@@ -18,7 +18,7 @@ import yaml
 
 from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
-from fitune.config.settings_loader import settings_of
+from fitune.config.settings_loader import by_key, settings_of
 from fitune.config.yaml_source import Given, Sheet, read_mapping, read_root
 from fitune.errors import SettingsError, did_you_mean
 from fitune.methods.registry import METHODS
@@ -52,13 +52,13 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         SettingsError: with every fault, of a chain of every stage.
     """
-    path, sheet = Path(path), Sheet()
+    path, sheet, flags = Path(path), Sheet(), by_key(overrides)
     root = read_root(path, sheet, stages=True)
     if isinstance(root, yaml.MappingNode) and any(key.value == STAGES for key, _ in root.value):
-        return _chain(path, root, dict(overrides or {}))
+        return _chain(path, root, flags)
     if isinstance(root, yaml.MappingNode) and not sheet.faults:
         read_mapping(sheet, path, root, "")
-    return settings_of(sheet, overrides)
+    return settings_of(sheet, flags)
 
 
 def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, Any]) -> Chain:

@@ -5,7 +5,10 @@ In: an unknown dotted key. Out: the remedy, as the end of a fault: misspelt, in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fitune.config.fields import all_fields, sections
+from fitune.earlier_names import RENAMED
 from fitune.errors import did_you_mean
 
 # Names that people bring from transformers, peft, trl, axolotl, unsloth, llama-factory → ours.
@@ -34,10 +37,10 @@ ELSEWHERE = {
     "datasets": "data.train",
     "dataset_name": "data.train",
     "train_file": "data.train",
-    "eval_dataset": "data.test",
-    "validation_file": "data.test",
-    "val_set_size": "data.test_share",
-    "test_size": "data.test_share",
+    "eval_dataset": "data.eval",
+    "validation_file": "data.eval",
+    "val_set_size": "data.eval_share",
+    "test_size": "data.eval_share",
     "max_seq_length": "data.max_length",
     "max_seq_len": "data.max_length",
     "sequence_len": "data.max_length",
@@ -68,10 +71,8 @@ ELSEWHERE = {
     "per_device_eval_batch_size": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.batch_size",
     "effective_batch_size": "train.batch_size",
-    "lr_scheduler_type": "train.schedule",
-    "lr_scheduler": "train.schedule",
-    "warmup_ratio": "train.warmup_share",
-    "warmup_steps": "train.warmup_share",
+    "lr_scheduler_type": "train.lr_scheduler",
+    "warmup_steps": "train.warmup_ratio",
     "optim": "train.optimizer",
     "wd": "train.weight_decay",
     "grad_clip": "train.max_grad_norm",
@@ -88,6 +89,7 @@ ELSEWHERE = {
     "save_steps": "run.checkpoint_steps",
     "save_total_limit": "run.keep_checkpoints",
     "logging_steps": "run.log_steps",
+    "num_ppo_epochs": "rl.num_iterations",
 }
 
 
@@ -96,6 +98,7 @@ def remedy(key: str) -> str:
     section, _, name = key.rpartition(".")
     name = name.replace("-", "_")
     same_name = [field.key for field in all_fields().values() if field.name == name and field.key != key]
+    same_name += [renamed.new for old, renamed in RENAMED.items() if old.rpartition(".")[2] == name]
     if name in ELSEWHERE and ELSEWHERE[name] != key:
         return f"is not a setting; fitune calls it {ELSEWHERE[name]}"
     if same_name:
@@ -106,14 +109,26 @@ def remedy(key: str) -> str:
     inside = [field.name for field in all_fields().values() if field.section == section]
     if not section:
         inside += list(sections())
-    near = did_you_mean(name, inside)
+    earlier = {old: renamed.new for old, renamed in RENAMED.items()}
+    near = _meant(name, {**_last_parts(earlier, section), **dict(zip(inside, inside, strict=True))})
     if not near:
         whole = {field.name: field.key for field in all_fields().values()}
-        far = did_you_mean(name, whole)
-        near = f' (did you mean "{whole[far.split(chr(34))[1]]}"?)' if far else ""
+        near = _meant(name, {**{old.rpartition(".")[2]: new for old, new in earlier.items()}, **whole})
     if near:
         return f"is not a setting{near}"
     return f"is not a setting; {section or 'the top of a file'} knows {', '.join(inside)}"
+
+
+def _meant(name: str, words: Mapping[str, str]) -> str:
+    """`did_you_mean`, with what the nearest word stands for in its place."""
+    near = did_you_mean(name, words)
+    return f' (did you mean "{words[near.split(chr(34))[1]]}"?)' if near else ""
+
+
+def _last_parts(keys: Mapping[str, str], section: str) -> dict[str, str]:
+    """Names within a section: the last parts of dotted keys → those of their values."""
+    found = [(old, new) for old, new in keys.items() if old.rpartition(".")[0] == section]
+    return {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in found}
 
 
 def _known_sections() -> str:

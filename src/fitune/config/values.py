@@ -15,7 +15,7 @@ TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 EXAMPLES = {
     "data.columns": "prompt=question,completion=answer",
     "data.train": "my.jsonl",
-    "data.test": "my-test.jsonl",
+    "data.eval": "my-test.jsonl",
     "lora.continue_from": "runs/first",
     "lora.targets": "q_proj,v_proj",
     "memory.budget": "16GiB",

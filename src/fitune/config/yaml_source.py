@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fitune.config.fields import all_fields, sections
+from fitune.earlier_names import both_names, new_name, tell
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_mapping(sheet: Sheet, path: Path, node: yaml.MappingNode, prefix: str) 
             sheet.faults.append(f"{place} is written twice (first in line {lines[name]}); keep one")
             continue
         lines[name] = line
-        if not prefix and "." in name and key in all_fields():
+        if not prefix and "." in name and new_name(key) in all_fields():
             section, _, rest = name.partition(".")
             sheet.faults.append(f"{place} has a dot; in YAML write `{section}:` and below it `  {rest}: ...`")
         elif not prefix and name in sections():
@@ -93,13 +94,19 @@ def read_mapping(sheet: Sheet, path: Path, node: yaml.MappingNode, prefix: str) 
 
 
 def _read_value(sheet: Sheet, key: str, place: str, node: yaml.Node) -> None:
+    """Put one value into the sheet, under today's name of its setting."""
+    if (name := new_name(key)) != key:
+        tell(place, key)
+    if name in sheet.given:
+        sheet.faults.append(both_names(sheet.given[name].place, place, name))
+        return
     try:
         value = _Values("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         why = getattr(error, "problem", None) or str(error)
         sheet.faults.append(f"{place} cannot be read: {why}")
         return
-    sheet.given[key] = Given(key, value, place)
+    sheet.given[name] = Given(name, value, place)
 
 
 class _Values(yaml.SafeLoader):

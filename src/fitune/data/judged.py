@@ -19,7 +19,12 @@ from fitune.data.rows import Judged, JudgedRow, TokenRow
 
 
 def prepare_judged(
-    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+    train: str,
+    eval_source: str | None,
+    renderer: Renderer,
+    options: DataOptions,
+    eval_share: float,
+    exclude: Sequence[str],
 ) -> PreparedData:
     """Judged answers ready to train on. Answers to one prompt stay on one side of the split.
 
@@ -29,27 +34,27 @@ def prepare_judged(
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     judged = _read(source, form, options)
     hashes = {source.name: source.sha256}
-    if test is not None:
-        other, other_form = read_source(test, renderer.tokenizer, options)
+    if eval_source is not None:
+        other, other_form = read_source(eval_source, renderer.tokenizer, options)
         held_out = _read(other, other_form, options)
         hashes[other.name] = other.sha256
     else:
-        judged, held_out = set_aside(judged, test_share, options.seed, key=lambda row: repr(row.prompt))
-    test_rows, test_kept, test_report = [], [], None
+        judged, held_out = set_aside(judged, eval_share, options.seed, key=lambda row: repr(row.prompt))
+    eval_rows, eval_kept, eval_report = [], [], None
     if held_out:
-        name = test or f"{test_share:.0%} of {train}"
-        test_rows, test_kept, test_report = to_rows(name, form.name, held_out, renderer, options)
+        name = eval_source or f"{eval_share:.0%} of {train}"
+        eval_rows, eval_kept, eval_report = to_rows(name, form.name, held_out, renderer, options)
     seen = frozenset(repr(row.prompt) for row in held_out)
     rows, kept, report = to_rows(train, form.name, judged, renderer, options, seen)
     # What is not wanted is no answer to compare the model's own with.
-    examples, test_examples = ([row.example for row in side if row.desirable] for side in (kept, test_kept))
+    examples, eval_examples = ([row.example for row in side if row.desirable] for side in (kept, eval_kept))
     return PreparedData(
         train=rows,
-        test=test_rows,
+        eval=eval_rows,
         train_examples=examples,
-        test_examples=test_examples,
+        eval_examples=eval_examples,
         train_report=report,
-        test_report=test_report,
+        eval_report=eval_report,
         hashes=hashes,
     )
 

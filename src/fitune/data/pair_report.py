@@ -62,7 +62,7 @@ class PairReport:
             f"answer length         {self.chosen_length:.1f} tokens chosen, {self.rejected_length:.1f} rejected; the "
             f"chosen one is longer in {self.chosen_is_longer:.0%} of the pairs",
             f"duplicates            {self.duplicate_rows:,} pairs; the prompts of {self.prompts_also_in_test:,} are also "
-            "in the test rows",
+            "in the held-out rows",
         ]
 
 
@@ -81,7 +81,7 @@ def check_pairs(
 
     Args:
         pairs: as read; `usable` those of them without an empty answer; `rows` theirs.
-        held_out: prompts of the test rows.
+        held_out: prompts of the held-out rows.
 
     Returns:
         The report, and the places in `rows` of the pairs that may be trained on.
@@ -120,7 +120,7 @@ def check_pairs(
     if ended < 2 * len(rows):
         warnings.append(f"{2 * len(rows) - ended:,} answers whose end token is not trained")
     if leaked:
-        warnings.append(f"the prompts of {_pairs(leaked)} are in the test rows too")
+        warnings.append(f"the prompts of {_pairs(leaked)} are in the held-out rows too")
     if duplicates:
         warnings.append(f"{duplicates:,} pairs are there more than once")
     better = [row.chosen.num_trained for row in rows]

@@ -19,7 +19,12 @@ from fitune.data.rows import Pair, PairRow, TokenRow
 
 
 def prepare_pairs(
-    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+    train: str,
+    eval_source: str | None,
+    renderer: Renderer,
+    options: DataOptions,
+    eval_share: float,
+    exclude: Sequence[str],
 ) -> PreparedData:
     """Pairs ready to train on. Pairs of one prompt stay on one side of the split.
 
@@ -28,31 +33,31 @@ def prepare_pairs(
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     pairs = _read(source, form, options)
-    hashes, test_read = {source.name: source.sha256}, None
-    if test is not None:
-        other, other_form = read_source(test, renderer.tokenizer, options)
+    hashes, eval_read = {source.name: source.sha256}, None
+    if eval_source is not None:
+        other, other_form = read_source(eval_source, renderer.tokenizer, options)
         held_out = _read(other, other_form, options)
         hashes[other.name] = other.sha256
-        test_read = read_facts(other, other_form)
+        eval_read = read_facts(other, other_form)
     else:
-        pairs, held_out = set_aside(pairs, test_share, options.seed, key=lambda pair: repr(pair.prompt))
-    test_rows, test_kept, test_report = [], [], None
+        pairs, held_out = set_aside(pairs, eval_share, options.seed, key=lambda pair: repr(pair.prompt))
+    eval_rows, eval_kept, eval_report = [], [], None
     if held_out:
-        name = test or f"{test_share:.0%} of {train}"
-        test_rows, test_kept, test_report = to_rows(name, form.name, held_out, renderer, options)
+        name = eval_source or f"{eval_share:.0%} of {train}"
+        eval_rows, eval_kept, eval_report = to_rows(name, form.name, held_out, renderer, options)
     seen = frozenset(repr(pair.prompt) for pair in held_out)
     rows, kept, report = to_rows(train, form.name, pairs, renderer, options, seen)
-    examples, test_examples = ([pair.example(better=True) for pair in side] for side in (kept, test_kept))
+    examples, eval_examples = ([pair.example(better=True) for pair in side] for side in (kept, eval_kept))
     return PreparedData(
         train=rows,
-        test=test_rows,
+        eval=eval_rows,
         train_examples=examples,
-        test_examples=test_examples,
+        eval_examples=eval_examples,
         train_report=report,
-        test_report=test_report,
+        eval_report=eval_report,
         hashes=hashes,
         train_read=read_facts(source, form),
-        test_read=test_read,
+        eval_read=eval_read,
     )
 
 

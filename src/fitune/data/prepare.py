@@ -36,17 +36,17 @@ SHOW = {
 
 def prepare(
     train: str,
-    test: str | None,
+    eval_source: str | None,
     *,
     renderer: Renderer,
-    test_share: float = 0.0,
+    eval_share: float = 0.0,
     exclude: Sequence[str] = (),
     **options: Any,
 ) -> PreparedData:
     """Read, recognise, render, tokenize and check.
 
     Args:
-        test_share: share of the training rows set aside when `test` is None; rows that are equal stay together.
+        eval_share: share of the training rows set aside when `eval_source` is None; rows that are equal stay together.
         exclude: sentences that the demo task must not make.
         options: fields of `DataOptions`.
 
@@ -54,7 +54,7 @@ def prepare(
         DataError: with every fault found, before a model is loaded.
     """
     how = DataOptions(**options)
-    return PREPARE[how.reads](train, test, renderer, how, test_share, exclude)
+    return PREPARE[how.reads](train, eval_source, renderer, how, eval_share, exclude)
 
 
 def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:

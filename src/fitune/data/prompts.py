@@ -47,12 +47,17 @@ class PromptReport:
             f"prompts               {self.rows:,} ({self.form}), {self.rows_with_reference:,} with a reference answer",
             f"tokens                {self.tokens:,}; a prompt has {span(self)}",
             f"over the limit        {self.rows_over_limit:,} prompts",
-            f"duplicates            {self.duplicate_rows:,} prompts; {self.rows_also_in_test:,} also in the test rows",
+            f"duplicates            {self.duplicate_rows:,} prompts; {self.rows_also_in_test:,} also in the held-out rows",
         ]
 
 
 def prepare_prompts(
-    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+    train: str,
+    eval_source: str | None,
+    renderer: Renderer,
+    options: DataOptions,
+    eval_share: float,
+    exclude: Sequence[str],
 ) -> PreparedData:
     """Prompts ready to be answered; those that are equal stay on one side of the split.
 
@@ -61,29 +66,29 @@ def prepare_prompts(
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     rows = _read(source, form, renderer, options)
-    hashes, test_read = {source.name: source.sha256}, None
-    if test is not None:
-        other, other_form = read_source(test, renderer.tokenizer, options)
-        test_rows = _read(other, other_form, renderer, options)
+    hashes, eval_read = {source.name: source.sha256}, None
+    if eval_source is not None:
+        other, other_form = read_source(eval_source, renderer.tokenizer, options)
+        eval_rows = _read(other, other_form, renderer, options)
         hashes[other.name] = other.sha256
-        test_read = read_facts(other, other_form)
+        eval_read = read_facts(other, other_form)
     else:
-        rows, test_rows = set_aside(rows, test_share, options.seed, key=lambda row: repr(row.messages))
-    test_report = None
-    if test_rows:
-        test_rows, test_report = _limited(test or f"{test_share:.0%} of {train}", form, test_rows, options)
-    held_out = frozenset(row.input_ids for row in test_rows)
+        rows, eval_rows = set_aside(rows, eval_share, options.seed, key=lambda row: repr(row.messages))
+    eval_report = None
+    if eval_rows:
+        eval_rows, eval_report = _limited(eval_source or f"{eval_share:.0%} of {train}", form, eval_rows, options)
+    held_out = frozenset(row.input_ids for row in eval_rows)
     rows, report = _limited(train, form, rows, options, held_out)
     return PreparedData(
         train=rows,
-        test=test_rows,
+        eval=eval_rows,
         train_examples=_examples(rows),
-        test_examples=_examples(test_rows),
+        eval_examples=_examples(eval_rows),
         train_report=report,
-        test_report=test_report,
+        eval_report=eval_report,
         hashes=hashes,
         train_read=read_facts(source, form),
-        test_read=test_read,
+        eval_read=eval_read,
     )
 
 
@@ -147,7 +152,7 @@ def _limited(
     if duplicates:
         warnings.append(f"{duplicates:,} prompts are there more than once")
     if leaked:
-        warnings.append(f"{len(leaked):,} prompts are in the test rows too, for example row {leaked[0].row_number}")
+        warnings.append(f"{len(leaked):,} prompts are in the held-out rows too, for example row {leaked[0].row_number}")
     report = PromptReport(
         name=name,
         form=form.name,

@@ -64,7 +64,7 @@ class CheckReport:
             f"over the limit        {self.rows_over_limit:,} rows, {self.answer_tokens_lost:,} answer tokens in them",
             f"nothing to train on   {self.rows_without_target:,} rows",
             f"doubled BOS           {self.rows_with_double_bos:,} rows",
-            f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the test rows",
+            f"duplicates            {self.duplicate_rows:,} rows; {self.rows_also_in_test:,} also in the held-out rows",
         ]
 
     def _apart(self) -> str:
@@ -86,7 +86,7 @@ def check_rows(
     max_length: int | None,
     too_long: str,
     response_template: str | None = None,
-    test_texts: frozenset[str] = frozenset(),
+    eval_texts: frozenset[str] = frozenset(),
 ) -> CheckReport:
     """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
     lengths = Lengths.of([row.num_tokens for row in rows])
@@ -97,7 +97,7 @@ def check_rows(
     bos = renderer.tokenizer.bos_token_id
     double = [row for row in rows if bos is not None and row.arrays[0][:2].tolist() == [bos, bos]]
     duplicates = num_duplicates(map(example_key, examples))
-    leaked = [row.row_number for row in rendered if row.text in test_texts]
+    leaked = [row.row_number for row in rendered if row.text in eval_texts]
     errors, warnings = [], _odd_roles(examples)
     if over and too_long == "error":
         errors.append(
@@ -124,7 +124,7 @@ def check_rows(
     if duplicates:
         warnings.append(f"{duplicates:,} rows are there more than once")
     if leaked:
-        warnings.append(f"{len(leaked):,} rows are in the test rows too, for example row {leaked[0]}")
+        warnings.append(f"{len(leaked):,} rows are in the held-out rows too, for example row {leaked[0]}")
     return CheckReport(
         name=name,
         form=form,

@@ -27,7 +27,12 @@ from fitune.errors import DataError
 
 
 def prepare_rows(
-    train: str, test: str | None, renderer: Renderer, options: DataOptions, test_share: float, exclude: Sequence[str]
+    train: str,
+    eval_source: str | None,
+    renderer: Renderer,
+    options: DataOptions,
+    eval_share: float,
+    exclude: Sequence[str],
 ) -> PreparedData:
     """Rows ready to train on; rows that are equal stay on one side of the split.
 
@@ -35,27 +40,27 @@ def prepare_rows(
         DataError: with every fault found.
     """
     rows, form, examples = load_examples(train, renderer, options, exclude)
-    if test is not None:
-        test_rows, _, test_examples = load_examples(test, renderer, options)
+    if eval_source is not None:
+        eval_rows, _, eval_examples = load_examples(eval_source, renderer, options)
     else:
-        test_rows = None
-        examples, test_examples = set_aside(examples, test_share, options.seed, example_key)
+        eval_rows = None
+        examples, eval_examples = set_aside(examples, eval_share, options.seed, example_key)
     loss_on = loss_target(options, form)
-    test_tokens, test_report, test_texts = [], None, frozenset()
-    if test_examples:
-        test_name = test or f"{test_share:.0%} of {train}"
-        test_tokens, test_examples, test_report, test_texts = _tokens(
-            test_name, form, loss_on, test_examples, renderer, options
+    eval_tokens, eval_report, eval_texts = [], None, frozenset()
+    if eval_examples:
+        eval_name = eval_source or f"{eval_share:.0%} of {train}"
+        eval_tokens, eval_examples, eval_report, eval_texts = _tokens(
+            eval_name, form, loss_on, eval_examples, renderer, options
         )
-    train_tokens, examples, train_report, _ = _tokens(train, form, loss_on, examples, renderer, options, test_texts)
-    hashes = {rows.name: rows.sha256} | ({test_rows.name: test_rows.sha256} if test_rows else {})
+    train_tokens, examples, train_report, _ = _tokens(train, form, loss_on, examples, renderer, options, eval_texts)
+    hashes = {rows.name: rows.sha256} | ({eval_rows.name: eval_rows.sha256} if eval_rows else {})
     return PreparedData(
         train=train_tokens,
-        test=test_tokens,
+        eval=eval_tokens,
         train_examples=examples,
-        test_examples=test_examples,
+        eval_examples=eval_examples,
         train_report=train_report,
-        test_report=test_report,
+        eval_report=eval_report,
         hashes=hashes,
     )
 
@@ -113,7 +118,7 @@ def _tokens(
     examples: list[Example],
     renderer: Renderer,
     options: DataOptions,
-    test_texts: frozenset[str] = frozenset(),
+    eval_texts: frozenset[str] = frozenset(),
 ) -> tuple[list[TokenRow], list[Example], CheckReport, frozenset[str]]:
     """Token rows that may be trained on (limit applied, rows without a target left out), and the check's report."""
     rendered = render_all(name, examples, renderer, loss_on, options.response_template)
@@ -121,7 +126,7 @@ def _tokens(
     report = check_rows(
         name, form.name, loss_on, examples, rendered, rows, renderer,
         max_length=options.max_length, too_long=options.too_long,
-        response_template=options.response_template, test_texts=test_texts,
+        response_template=options.response_template, eval_texts=eval_texts,
     )  # fmt: skip
     refuse(name, report.errors)
     kept_rows: list[TokenRow] = []

@@ -72,9 +72,9 @@ def _of_run(run: RunFolder, renderer: Renderer, count: int) -> list[list[Message
         seed=seed,
     )
     # Pairs and prompts without answers are no conversations: then plain questions are asked.
-    _, _, examples = load_examples(data["test"] or data["train"], renderer, options)
-    if data["test"] is None:
-        rest, held_out = set_aside(examples, data["test_share"], seed, example_key)
+    _, _, examples = load_examples(data["eval"] or data["train"], renderer, options)
+    if data["eval"] is None:
+        rest, held_out = set_aside(examples, data["eval_share"], seed, example_key)
         examples = held_out if len(held_out) >= count else held_out + rest[: count - len(held_out)]
     asking = [example.messages for example in examples if example.messages]
     found = []

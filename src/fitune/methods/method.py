@@ -53,8 +53,8 @@ def no_rules(section: Any, inputs: RuleInputs) -> Iterator[Fault]:
 class OnlineDefaults:
     """Settings of `fitune.methods.rl_config.RlSettings` whose null is the method's own value: these values."""
 
-    answers: int
-    passes: int
+    num_generations: int
+    num_iterations: int
     kl_coef: float
 
 

@@ -20,7 +20,7 @@ class RlSettings(Section):
     `file.py:function`), or a reward run (`run:RUN`)."""
     reward_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest that a reward may take for the answers of a step; then the run stops, and can be resumed."""
-    answers: PositiveInt | None = None
+    num_generations: PositiveInt | None = None
     """Answers sampled to each of a step's `train.batch_size` prompts; null takes the method's own number."""
     max_new_tokens: PositiveInt = 128
     """Longest sampled answer in tokens."""
@@ -29,11 +29,11 @@ class RlSettings(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that make up this share; below 1 the policy that samples is no longer quite the one
     that is trained."""
-    rows_at_once: PositiveInt = 64
+    generation_batch_size: PositiveInt = 64
     """Answers sampled in one batch; fewer need less memory."""
-    endless_reward: float | None = 0.0
+    truncated_reward: float | None = 0.0
     """An answer cut off at `max_new_tokens` earns this at most; null scores it like any other."""
-    passes: PositiveInt | None = None
+    num_iterations: PositiveInt | None = None
     """Passes over the answers of a step; null takes the method's own number."""
     minibatches: PositiveInt = 1
     """Optimizer updates in each pass."""
@@ -47,7 +47,7 @@ class RlSettings(Section):
     """The same for rising alone (DAPO's clip-higher, arXiv 2503.14476, takes 0.28); null takes `clip`."""
     ratio: Literal["token", "answer"] = "token"
     """Clip each token's ratio, or that of the whole answer (GSPO, arXiv 2507.18071)."""
-    loss_over: Literal["token", "answer", "constant"] = "token"
+    loss_aggregation: Literal["token", "answer", "constant"] = "token"
     """Mean over all tokens (DAPO), over each answer first (GRPO, arXiv 2402.03300), or over the longest length allowed
     (Dr. GRPO, arXiv 2503.20783)."""
     advantage: Literal["group", "rloo"] = "group"
@@ -57,7 +57,7 @@ class RlSettings(Section):
     """grpo: divide by the standard deviation of the group's rewards; Dr. GRPO does not."""
     gamma: Share = 1.0
     """ppo: discount of later tokens."""
-    lam: Share = 0.95
+    gae_lambda: Share = 0.95
     """ppo: λ of generalized advantage estimation (arXiv 1506.02438)."""
     value_coef: Annotated[float, Field(ge=0)] = 0.1
     """ppo: weight of the value loss."""
@@ -78,7 +78,7 @@ def rl_rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
         yield (
             ("eval.samples", "method"),
             f"is 0, and method {inputs.method} measures nothing on held-out rows but answers; use 1 or more, or "
-            "data.test_share 0 without data.test",
+            "data.eval_share 0 without data.eval",
         )
     if rl.minibatches > inputs.batch_size:
         yield (

@@ -35,8 +35,8 @@ def choose_rl(run: RunContext, method: Method) -> OnlineDefaults:
     rl, own = run.own(RlSettings), method.sampling
     assert own is not None
     return OnlineDefaults(
-        answers=rl.answers or own.answers,
-        passes=rl.passes or own.passes,
+        num_generations=rl.num_generations or own.num_generations,
+        num_iterations=rl.num_iterations or own.num_iterations,
         kl_coef=own.kl_coef if rl.kl_coef is None else rl.kl_coef,
     )
 
@@ -57,20 +57,28 @@ def make_online_trainer(
     autocast = partial(torch.autocast, run.device, dtype=half, enabled=mixed)
 
     def open_run(name: str) -> Any:
-        return load_reward_model(model, name, run.base.template, run.runs_folder, mode, rl.rows_at_once, autocast)
+        return load_reward_model(
+            model, name, run.base.template, run.runs_folder, mode, rl.generation_batch_size, autocast
+        )
 
     mix = read_mix(rl.rewards, rl.reward_seconds, open_run)
     mix.try_out([trial_sample(row) for row in prompts[:4]])
     log_step(run.batch_size, how, mix, chosen.kl_coef)
-    questions = run.data.test[: run.eval_samples]
+    questions = run.data.eval[: run.eval_samples]
     examiner = RewardEval(
-        run.renderer, questions, mix, run.eval_new_tokens, rl.rows_at_once, rl.endless_reward, run.folder.log_samples
+        run.renderer,
+        questions,
+        mix,
+        run.eval_new_tokens,
+        rl.generation_batch_size,
+        rl.truncated_reward,
+        run.folder.log_samples,
     )
     return kind(
         model,
         run.arguments,
         train_rows=prompts,
-        test_rows=questions,
+        eval_rows=questions,
         collate=list,
         extra_metrics=examiner if questions else None,
         keep_checkpoints=run.keep_checkpoints,
@@ -90,25 +98,25 @@ def rollout_of(run: RunContext, chosen: OnlineDefaults) -> Rollout:
     """How answers are sampled and learnt from."""
     rl = run.own(RlSettings)
     return Rollout(
-        answers=chosen.answers,
+        num_generations=chosen.num_generations,
         sampling=Sampling(rl.max_new_tokens, rl.temperature, rl.top_p),
-        rows_at_once=rl.rows_at_once,
-        endless_reward=rl.endless_reward,
-        passes=chosen.passes,
+        generation_batch_size=rl.generation_batch_size,
+        truncated_reward=rl.truncated_reward,
+        num_iterations=chosen.num_iterations,
         minibatches=rl.minibatches,
         part_prompts=min(run.schedule.micro_batch_rows, -(-run.batch_size // rl.minibatches)),
-        loss_over=rl.loss_over,
+        loss_aggregation=rl.loss_aggregation,
         keep_samples=rl.keep_samples,
     )
 
 
 def log_step(batch_size: int, rollout: Rollout, mix: Mix, kl_coef: float) -> None:
     """Say what a step is."""
-    count = batch_size * rollout.answers
+    count = batch_size * rollout.num_generations
     rewards = ", ".join(part.name if part.weight == 1 else f"{part.weight:g}*{part.name}" for part in mix.parts)
     log(
-        f"a step: {batch_size} prompts with {rollout.answers} answers each ({count} in all), "
-        f"{rollout.passes} passes of {rollout.minibatches} updates; rewarded: {rewards}; kl_coef {kl_coef:g}"
+        f"a step: {batch_size} prompts with {rollout.num_generations} answers each ({count} in all), "
+        f"{rollout.num_iterations} passes of {rollout.minibatches} updates; rewarded: {rewards}; kl_coef {kl_coef:g}"
     )
 
 

@@ -32,7 +32,7 @@ def listeners(run: RunContext) -> list[TrainerCallback]:
     """What listens to a trainer, which binds them when it is made."""
     metrics = RunLog(run.folder.log_metrics, partial(peak_memory_bytes, run.device))
     callbacks: list[TrainerCallback] = [metrics, ProgressLine(), run.interrupt]
-    if run.data.test:
+    if run.data.eval:
         metric = run.best_metric
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=run.patience))
     return callbacks
@@ -40,7 +40,7 @@ def listeners(run: RunContext) -> list[TrainerCallback]:
 
 def generation_eval_of(run: RunContext) -> GenerationEval | None:
     """Held-out questions answered by generation at each evaluation; None when there are none."""
-    questions = questions_of(run.data.test_examples, run.eval_samples)
+    questions = questions_of(run.data.eval_examples, run.eval_samples)
     if not questions:
         return None
     return GenerationEval(run.renderer, questions, run.eval_new_tokens, run.batch_size, run.folder.log_samples)
@@ -90,7 +90,7 @@ def answer_pair_parts(run: RunContext, model: Any, met: Sequence[PairRow] | None
     check_row_batch(model, sides(train), packing.mode)
     return {
         "train_rows": train,
-        "test_rows": run.data.test,
+        "eval_rows": run.data.eval,
         "packing": packing,
         "extra_metrics": generation_eval_of(run),
         "keep_checkpoints": run.keep_checkpoints,

@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import yaml
 
+from fitune.earlier_names import stored_with_new_names
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import complete_checkpoints, step_of
@@ -172,15 +173,17 @@ def compare_runs(paths: list[Path]) -> Comparison:
 
 
 def read_settings(run: RunFolder) -> dict[str, Any]:
-    """The run's settings as they were written.
+    """The run's settings as they were written, by today's names.
 
     Raises:
         RunError: the file is damaged.
+        SettingsError: a setting is in it by its earlier name and by today's.
     """
     try:
-        return yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
+        stored = yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise RunError(f"{run.settings} is damaged: {error}") from error
+    return stored_with_new_names(stored, run.settings)
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import yaml
-
 from fitune.runs import manifest as manifests
-from fitune.runs.compare import memory_of
+from fitune.runs.compare import memory_of, read_settings
 from fitune.runs.run_folder import Answered, Rollout, RunFolder, read_rows, read_samples
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 520, 190, 56, 24
@@ -64,9 +62,8 @@ def write_report(run: RunFolder, defaults: Mapping[str, object]) -> Path:
 
 def changed_settings(run: RunFolder, defaults: Mapping[str, object]) -> list[tuple[str, object]]:
     """(dotted name, value) of each setting that is not at its default."""
-    given = yaml.safe_load(run.settings.read_text(encoding="utf-8")) or {}
     default = dict(_flat(dict(defaults)))
-    return [(name, value) for name, value in _flat(given) if default.get(name) != value]
+    return [(name, value) for name, value in _flat(read_settings(run)) if default.get(name) != value]
 
 
 def curve(points: Sequence[tuple[float, float]], label: str) -> str:

@@ -46,10 +46,12 @@ class DataFacts(TypedDict, total=False):
     """What the run trains on and is measured on."""
 
     train: str
-    test: str | None
+    eval: str | None
     exclude: Required[list[str]]
     train_rows: int
+    eval_rows: int
     test_rows: int
+    """`eval_rows` before 0.2.0."""
     hashes: dict[str, str]
 
 

@@ -40,6 +40,7 @@ def card_text(run: RunFolder, manifest: manifests.Manifest, defaults: Mapping[st
     on_hub = model.get("kind") == "hub"
     if on_hub:
         head["base_model"] = model.get("name")
+    held_out = data.get("eval_rows", data.get("test_rows", 0))  # test_rows: before 0.2.0
     results = manifest.get("results", {})
     before, after = results.get("before") or {}, results.get("after") or {}
     numbers = [name for name, value in after.items() if isinstance(value, float) and name in before]
@@ -54,7 +55,7 @@ def card_text(run: RunFolder, manifest: manifests.Manifest, defaults: Mapping[st
         "",
         "## Trained on",
         "",
-        f"{data.get('train')}: {data.get('train_rows', 0):,} rows; {data.get('test_rows', 0):,} held out.",
+        f"{data.get('train')}: {data.get('train_rows', 0):,} rows; {held_out:,} held out.",
         *(f"- `{name}` SHA-256 or origin: `{digest}`" for name, digest in data.get("hashes", {}).items()),
         "",
         "## Measured on the held-out rows",

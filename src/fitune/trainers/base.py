@@ -72,7 +72,7 @@ class FituneTrainer(Trainer):
     Args:
         model: the model with its trained parameters marked by ``requires_grad``.
         args: from `fitune.trainers.arguments`.
-        train_rows, test_rows: `fitune.data` token rows.
+        train_rows, eval_rows: `fitune.data` token rows.
         collate: rows → input_ids BS, attention_mask BS, labels BS.
         extra_metrics: called at each evaluation with the model and the step; returns more metrics (generation).
         keep_checkpoints: whole checkpoints kept, the best one always among them.
@@ -90,7 +90,7 @@ class FituneTrainer(Trainer):
         model: Any,
         args: TrainingArguments,
         train_rows: Sequence[Any],
-        test_rows: Sequence[Any],
+        eval_rows: Sequence[Any],
         collate: Collate,
         extra_metrics: Examine | None = None,
         keep_checkpoints: int = 2,
@@ -117,7 +117,7 @@ class FituneTrainer(Trainer):
             args=args,
             data_collator=with_row_numbers(collate),
             train_dataset=RowDataset(train_rows),
-            eval_dataset=RowDataset(test_rows) if test_rows else None,
+            eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=[_EpochOrder(self), *(callbacks or [])],
         )
         size = pass_size or PassSize(args.per_device_train_batch_size)

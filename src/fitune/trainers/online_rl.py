@@ -49,14 +49,14 @@ CUT_OFF_REMINDER = 10  # steps between two warnings that every answer was cut of
 class Rollout:
     """How answers are sampled and learnt from; the plain values of the settings' ``rl`` section."""
 
-    answers: int
+    num_generations: int
     sampling: Sampling
-    rows_at_once: int
-    endless_reward: float | None
-    passes: int
+    generation_batch_size: int
+    truncated_reward: float | None
+    num_iterations: int
     minibatches: int
     part_prompts: int
-    loss_over: str
+    loss_aggregation: str
     keep_samples: int
 
 
@@ -104,10 +104,10 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         on_step_down: StepDown | None = None,
         **kwargs: Any,
     ):
-        size = PassSize(rollout.part_prompts * rollout.answers, "answer")
+        size = PassSize(rollout.part_prompts * rollout.num_generations, "answer")
         super().__init__(*args, pass_size=size, on_step_down=on_step_down, **kwargs)
         self.sampling_recovery = OomRecovery(
-            PassSize(rollout.rows_at_once, "answer"),
+            PassSize(rollout.generation_batch_size, "answer"),
             where=lambda: f"while the answers of step {self.state.global_step + 1} are sampled",
             advice="Lower rl.max_new_tokens",
             on_step_down=on_step_down,
@@ -151,9 +151,9 @@ class OnlineRLTrainer(FituneTrainer, ABC):
             self.model,
             self.renderer,
             prompts,
-            how.answers,
+            how.num_generations,
             how.sampling,
-            how.rows_at_once,
+            how.generation_batch_size,
             seed,
             self.sampling_recovery,
         )
@@ -168,8 +168,8 @@ class OnlineRLTrainer(FituneTrainer, ABC):
             scores, own = self.mix.score(answered.samples)
         except RewardError as error:
             raise RewardError(f"step {self.state.global_step + 1}: {error}{self._rescue()}") from error
-        if self.rollout.endless_reward is not None:
-            limit = self.rollout.endless_reward
+        if self.rollout.truncated_reward is not None:
+            limit = self.rollout.truncated_reward
             scores = [
                 score if sample.stopped else min(score, limit)
                 for score, sample in zip(scores, answered.samples, strict=True)
@@ -203,7 +203,7 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         Gradients of an update must be there when the next is asked for: the optimizer steps between two.
         """
         first = True
-        for number in range(self.rollout.passes):
+        for number in range(self.rollout.num_iterations):
             generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.state.global_step, number + 1))
             order = torch.randperm(len(micro_batches), generator=generator).tolist()
             for minibatch in range(self.rollout.minibatches):
@@ -270,9 +270,9 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     def with_weights(self, update: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Tensor]]:
         """Each part of an update, a micro-batch or what memory leaves of it, with the weights RT of its tokens, which sum
-        over the update as ``loss_over`` says."""
+        over the update as ``loss_aggregation`` says."""
         numbers = torch.cat([micro_batch.numbers for micro_batch in update])
-        weights = token_weights(self.mask[numbers], self.rollout.loss_over, self.rollout.sampling.max_new_tokens)
+        weights = token_weights(self.mask[numbers], self.rollout.loss_aggregation, self.rollout.sampling.max_new_tokens)
         first = 0
         for micro_batch in update:
             for part in self._parts(micro_batch, self.recovery):

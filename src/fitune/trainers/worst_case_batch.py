@@ -117,11 +117,11 @@ def largest_pair_pass(pairs: Sequence[PairRow], batches: Batches) -> list[PairRo
 
 
 def largest_pass(
-    train_rows: Sequence[Any], test_rows: Sequence[Any], batches: Batches, prompt_tokens: int | None = None
+    train_rows: Sequence[Any], eval_rows: Sequence[Any], batches: Batches, prompt_tokens: int | None = None
 ) -> LargestPass:
     """What the rows say about the memory of this run."""
     if isinstance(train_rows[0], PairRow):
-        return _largest_pass_of_pairs(train_rows, test_rows, batches, prompt_tokens)
+        return _largest_pass_of_pairs(train_rows, eval_rows, batches, prompt_tokens)
     longest = max(row.num_tokens for row in train_rows)
     if batches.mode == "off":
         micro = largest_micro_batch(train_rows, batches)
@@ -132,7 +132,7 @@ def largest_pass(
         )
     pack = largest_pack(train_rows, batches)
     predicting = len(np.unique(pack.target_nodes))
-    held_out = pack_rows(test_rows, batches.max_tokens(train_rows), batches.mode == "tree") if test_rows else []
+    held_out = pack_rows(eval_rows, batches.max_tokens(train_rows), batches.mode == "tree") if eval_rows else []
     eval_pack = max((tree.num_nodes for tree in held_out), default=None)
     share = _share(predicting, pack.num_nodes - 1)
     return LargestPass(
@@ -145,7 +145,7 @@ def largest_pass(
 
 
 def _largest_pass_of_pairs(
-    train: Sequence[PairRow], test: Sequence[PairRow], batches: Batches, prompt_tokens: int | None
+    train: Sequence[PairRow], eval_pairs: Sequence[PairRow], batches: Batches, prompt_tokens: int | None
 ) -> LargestPass:
     """The same of pairs: padded, both sides are rows of a pass; packed, what they share is counted once."""
     longest = max(side.num_tokens for pair in train for side in pair.rows)
@@ -165,7 +165,7 @@ def _largest_pass_of_pairs(
         return sum(pair_tokens(pair, share) for pair in pairs)
 
     largest = largest_pair_pass(train, batches)
-    held_out = max((size(one) for one in pair_passes(test, most, share)), default=None)
+    held_out = max((size(one) for one in pair_passes(eval_pairs, most, share)), default=None)
     trained = sum(pair.num_trained for pair in largest)
     return LargestPass(
         longest_tokens=longest,

@@ -123,11 +123,11 @@ def rows_of(settings: Settings, setup: RunSetup) -> Rows:
 
     @lru_cache(maxsize=64)
     def largest(micro: int, limit: int | None, mode: str) -> LargestPass:
-        train, test = (_within(rows, limit) for rows in (setup.data.train, setup.data.test))
+        train, held_out = (_within(rows, limit) for rows in (setup.data.train, setup.data.eval))
         epochs = epochs_of(settings, len(train))
         return largest_pass(
             train,
-            test,
+            held_out,
             Batches(
                 batch_rows=settings.train.batch_size,
                 micro_rows=micro,
@@ -163,7 +163,7 @@ def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
 
 def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:
     """The longest prompt that is answered in an evaluation; None when none is."""
-    asked = questions_of(setup.data.test_examples, settings.eval.samples)
+    asked = questions_of(setup.data.eval_examples, settings.eval.samples)
     return max((len(setup.renderer.question_ids(one)) for one in asked), default=None)
 
 
@@ -178,7 +178,7 @@ def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str
         return {}
     settings = with_precision(settings, setup)
     try:
-        train, test = setup.data.train, setup.data.test
+        train, held_out = setup.data.train, setup.data.eval
         if sampled_by(settings) is not None:
             largest = sampled_pass(settings, train)
         else:
@@ -186,7 +186,7 @@ def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str
             batches = Batches(
                 batch_rows=how.batch_size, micro_rows=how.micro_rows, seed=how.seed, epochs=epochs, mode=mode
             )
-            largest = largest_pass(train, test, batches, prompt_tokens(settings, setup))
+            largest = largest_pass(train, held_out, batches, prompt_tokens(settings, setup))
         scenario = scenario_of(
             settings, **vars(largest), new_tokens=len(setup.template.added_tokens), fast_bf16=setup.hardware.fast_bf16
         )

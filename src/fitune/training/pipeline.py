@@ -12,6 +12,7 @@ from pathlib import Path
 from fitune.config.sections import Settings
 from fitune.config.stages import Chain, Stage
 from fitune.console import log
+from fitune.earlier_names import stored_with_new_names
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import MANIFEST, RunFolder
@@ -70,7 +71,7 @@ def saved_chain(folder: Path) -> Chain | None:
         return None
     try:
         listed = json.loads(kept.read_text(encoding="utf-8"))
-        stages = tuple(Stage(one["name"], Settings(**one["settings"])) for one in listed)
+        stages = tuple(Stage(one["name"], Settings(**stored_with_new_names(one["settings"], kept))) for one in listed)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{kept} is damaged: {error}; begin the chain anew under another run.name") from error
     return Chain(folder.name, folder, stages)

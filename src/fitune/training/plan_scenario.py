@@ -150,7 +150,7 @@ def sides_of(settings: Settings) -> int:
     """Rows of a padded pass for each row of the batch: both answers of a pair, or all that are sampled to a prompt."""
     method, rl = METHODS[settings.method], sampled_by(settings)
     if rl is not None and method.sampling is not None:
-        return rl.answers or method.sampling.answers
+        return rl.num_generations or method.sampling.num_generations
     return method.row_sides
 
 
@@ -223,11 +223,11 @@ def _evaluation(
         asked = longest - (new if pack is None else count * new)
         return {
             "eval_batch": 1 if pack is not None else count * settings.train.micro_rows,
-            "generate_batch": min(rl.rows_at_once, settings.train.batch_size * count),
+            "generate_batch": min(rl.generation_batch_size, settings.train.batch_size * count),
             "prompt_tokens": max(asked, 1),
             "new_answer_tokens": new,
         }
-    if settings.data.test is None and settings.data.test_share == 0:
+    if settings.data.eval is None and settings.data.eval_share == 0:
         return {}
     micro = settings.train.micro_rows * sides_of(settings)
     values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}

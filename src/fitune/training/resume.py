@@ -22,7 +22,7 @@ FREE = (
     "run.",
     "model.device",
     "data.train",
-    "data.test",
+    "data.eval",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
     "fit",

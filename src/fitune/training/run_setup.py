@@ -49,11 +49,11 @@ class RunSetup:
         """For the manifest."""
         return {
             "train": self.settings.data.train,
-            "test": self.settings.data.test,
+            "eval": self.settings.data.eval,
             "exclude": list(self.exclude),
             "train_rows": len(self.data.train),
-            "test_rows": len(self.data.test),
+            "eval_rows": len(self.data.eval),
             "hashes": dict(self.data.hashes),
             "report": self.data.train_report.to_dict(),
-            "test_report": self.data.test_report.to_dict() if self.data.test_report else None,
+            "eval_report": self.data.eval_report.to_dict() if self.data.eval_report else None,
         }

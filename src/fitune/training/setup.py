@@ -124,9 +124,9 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     max_length = asked or getattr(config, "max_position_embeddings", None)
     prepared = prepare(
         data.train,
-        data.test,
+        data.eval,
         renderer=renderer,
-        test_share=data.test_share,
+        eval_share=data.eval_share,
         exclude=exclude,
         reads=method.reads,
         form=data.form,
@@ -141,7 +141,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     )
     if (rl := sampled_by(settings)) is not None:
         context = getattr(config, "max_position_embeddings", None)
-        check_context([*prepared.train, *prepared.test], rl.max_new_tokens, context)
+        check_context([*prepared.train, *prepared.eval], rl.max_new_tokens, context)
     for warning in prepared.warnings:
         warn(warning)
     trained = sum(row.num_trained for row in prepared.train)
@@ -153,7 +153,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     )
     said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     log(
-        f"{len(prepared.train):,} {what} and {len(prepared.test):,} held out; {said}; "
+        f"{len(prepared.train):,} {what} and {len(prepared.eval):,} held out; {said}; "
         f"the longest row may have {limit}, from {limit_from}"
     )
     return prepared
@@ -177,11 +177,11 @@ def check_best_metric(settings: Settings, data: PreparedData) -> None:
     metric = settings.eval.best_metric
     if metric == "loss":
         return
-    if not data.test:
-        fault = f"eval.best_metric is {metric} and no rows are held out; set data.test or data.test_share"
+    if not data.eval:
+        fault = f"eval.best_metric is {metric} and no rows are held out; set data.eval or data.eval_share"
         raise SettingsError([fault])
     needs_answers = metric in METHODS[settings.method].answer_metrics
-    if needs_answers and not questions_of(data.test_examples, settings.eval.samples):
+    if needs_answers and not questions_of(data.eval_examples, settings.eval.samples):
         raise SettingsError(
             [
                 f"eval.best_metric is {metric}, which needs answers; set eval.samples to 1 or more "

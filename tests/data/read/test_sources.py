@@ -193,6 +193,6 @@ def test_prompts_and_pairs_carry_what_was_read(tmp_path: Path, tiny_llama: Path)
     pairs = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c", "id": 1}])
     data = prepare(pairs, pairs, renderer=renderer, reads="pairs")
     assert data.train_read and data.train_read.columns_unused == ("id",)
-    assert data.test_read and data.test_read.roles == {"user": 1, "assistant": 2}
+    assert data.eval_read and data.eval_read.roles == {"user": 1, "assistant": 2}
     data = prepare(pairs, None, renderer=renderer, reads="prompts")
-    assert data.train_read and data.train_read.columns_used == ("prompt",) and data.test_read is None
+    assert data.train_read and data.train_read.columns_used == ("prompt",) and data.eval_read is None

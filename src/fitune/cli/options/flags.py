@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from fitune.earlier_names import new_name, with_new_names
+from fitune.errors import SettingsError
+
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 
 
@@ -21,7 +24,11 @@ class SettingsCommand(click.Command):
         for param in self.get_params(ctx):
             if isinstance(param, click.Option):
                 own |= dict.fromkeys([*param.opts, *param.secondary_opts], param.is_flag)
-        ctx.meta["settings"], rest = take_settings(args, own)
+        given, rest = take_settings(args, own)
+        try:
+            ctx.meta["settings"] = with_new_names(given, "--")
+        except SettingsError as error:
+            raise click.UsageError(error.faults[0], ctx) from error
         return super().parse_args(ctx, rest)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -55,7 +62,7 @@ def take_settings(args: list[str], own: dict[str, bool]) -> tuple[dict[str, str]
             continue
         key = name[2:].replace("-", "_")
         if not mark:
-            value = _value_after(key, words, all_fields().get(key))
+            value = _value_after(key, words, all_fields().get(new_name(key)))
         both = key in overrides and key == "data.columns"
         overrides[key] = f"{overrides[key]},{value}" if both else value
     return overrides, rest

@@ -110,7 +110,7 @@ def _read_folder(name: str, folder: Path, split: str) -> Rows:
     if held_out and len(held_out) < len(files):
         raise DataError(
             f"{name} is a folder whose files are for training and for testing ({', '.join(held_out)}); name them one by one: "
-            "data.train and data.test"
+            "data.train and data.eval"
         )
     others = [entry.name for entry in entries if entry not in files]
     notes = [f"not read, since they are no data files: {', '.join(others)}"] if others else []

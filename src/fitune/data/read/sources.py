@@ -30,29 +30,29 @@ Item = TypeVar("Item")
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `test` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
-    `train_read` and `test_read` say what was read of their sources (`test_read` is None where test rows were set aside).
+    `train` and `eval` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
+    `train_read` and `eval_read` say what was read of their sources (`eval_read` is None where held-out rows were set aside).
     """
 
     train: list[Any]
-    test: list[Any]
+    eval: list[Any]
     train_examples: list[Example]
-    test_examples: list[Example]
+    eval_examples: list[Example]
     train_report: DataReport
-    test_report: DataReport | None
+    eval_report: DataReport | None
     hashes: dict[str, str]
     train_read: ReadFacts | None = None
-    test_read: ReadFacts | None = None
+    eval_read: ReadFacts | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Everything worth showing, test rows' after the training rows'."""
+        """Everything worth showing, held-out rows' after the training rows'."""
         own = (*(self.train_read.warnings if self.train_read else ()), *self.train_report.warnings)
-        test = (
-            *(self.test_read.warnings if self.test_read else ()),
-            *(self.test_report.warnings if self.test_report else ()),
+        held_out = (
+            *(self.eval_read.warnings if self.eval_read else ()),
+            *(self.eval_report.warnings if self.eval_report else ()),
         )
-        return own + tuple(f"test rows: {text}" for text in test)
+        return own + tuple(f"held-out rows: {text}" for text in held_out)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def adapt(run: RunContext) -> Any:
 
 def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    dpo, train, test = run.own(DpoSettings), run.data.train, run.data.test
+    dpo, train, held_out = run.own(DpoSettings), run.data.train, run.data.eval
     precomputed, met = dpo.reference == "precomputed", list(train)
     if precomputed:  # the reference of no other pair is measured
         met = rows_met(train, run.schedule.steps, run.batch_size, run.seed)
@@ -60,8 +60,8 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
         **answer_pair_parts(run, model, met),
     )
     if precomputed:
-        log(f"reference: log-probabilities of {len(met) + len(test):,} pairs before step one")
-        trainer.take_reference([*met, *test])
+        log(f"reference: log-probabilities of {len(met) + len(held_out):,} pairs before step one")
+        trainer.take_reference([*met, *held_out])
     return trainer
 
 

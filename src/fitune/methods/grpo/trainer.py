@@ -7,7 +7,7 @@ to its prompt; clipped updates with the distance from the reference in the loss.
 (That loss, taken on the policy's own answers, has the gradient of KL(reference ‖ policy), not of KL(policy ‖ reference);
 RLOO, arXiv 2402.14740, has the latter, since it pays for the distance out of the reward.)
 
-The variants: ``rl.advantage`` group or rloo, ``rl.scale_rewards`` off for Dr. GRPO, ``rl.loss_over`` token (DAPO),
+The variants: ``rl.advantage`` group or rloo, ``rl.scale_rewards`` off for Dr. GRPO, ``rl.loss_aggregation`` token (DAPO),
 answer (GRPO) or constant (Dr. GRPO), ``rl.clip_high`` for DAPO's wider upper side, ``rl.ratio: answer`` for GSPO.
 
 B answers, G to a prompt, T tokens of the longest, R answers of a micro-batch.
@@ -64,7 +64,7 @@ class GrpoTrainer(OnlineRLTrainer):
 
         # With a single update the policy that learns is the one that sampled: its own pass tells the old log-probabilities.
         leave_one_out = how.advantage == "rloo"
-        several = self.rollout.passes * min(self.rollout.minibatches, len(micro_batches)) > 1
+        several = self.rollout.num_iterations * min(self.rollout.minibatches, len(micro_batches)) > 1
         before = (
             self.score_no_grad(micro_batches, reference=False).logp
             if several or (leave_one_out and how.kl_coef)

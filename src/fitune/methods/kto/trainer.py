@@ -37,7 +37,7 @@ BALANCED = (1.0, 4 / 3)
 
 def make_trainer(run: RunContext, model: Any) -> KtoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
-    kto, train, test = run.own(KtoSettings), run.data.train, run.data.test
+    kto, train, held_out = run.own(KtoSettings), run.data.train, run.data.eval
     if advice := unbalanced(train, kto.desirable_weight, kto.undesirable_weight):
         warn(advice)
     met = rows_met(train, run.schedule.steps, run.batch_size, run.seed)
@@ -50,9 +50,9 @@ def make_trainer(run: RunContext, model: Any) -> KtoTrainer:
         **answer_pair_parts(run, model, met),
     )
     log(
-        f"reference: log-probabilities of {len(met) + len(test):,} answers before step one, and of as many mismatched ones"
+        f"reference: log-probabilities of {len(met) + len(held_out):,} answers before step one, and of as many mismatched ones"
     )
-    trainer.take_reference([*met, *test])
+    trainer.take_reference([*met, *held_out])
     return trainer
 
 

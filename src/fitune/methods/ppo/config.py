@@ -10,6 +10,6 @@ PPO = online_method(
     help="rewards for the model's own answers to prompts, with a value head",
     trainer="fitune.methods.ppo.trainer",
     unread=("rl.advantage", "rl.scale_rewards"),
-    sampling=OnlineDefaults(answers=4, passes=4, kl_coef=0.05),
+    sampling=OnlineDefaults(num_generations=4, num_iterations=4, kl_coef=0.05),
     rules=rl_rules,
 )

@@ -47,7 +47,7 @@ class PpoOptions:
     clip: float = 0.2
     clip_high: float = 0.2
     gamma: float = 1.0
-    lam: float = 0.95
+    gae_lambda: float = 0.95
     value_coef: float = 0.1
     value_clip: float | None = 0.2
     ratio: str = "token"
@@ -73,7 +73,7 @@ class PpoTrainer(OnlineRLTrainer):
         assert before.values is not None
         kl_coef = float(self.extra_state.get("kl_coef", how.kl_coef))
         rewards = penalised_rewards(scores_B, before.logp, reference.logp, mask, kl_coef)
-        advantages = gae(rewards, before.values, mask, how.gamma, how.lam)
+        advantages = gae(rewards, before.values, mask, how.gamma, how.gae_lambda)
         returns = (advantages + before.values) * mask
         advantages = whiten(advantages, mask)
 
@@ -122,7 +122,7 @@ def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
         clip=rl.clip,
         clip_high=rl.clip_high or rl.clip,
         gamma=rl.gamma,
-        lam=rl.lam,
+        gae_lambda=rl.gae_lambda,
         value_coef=rl.value_coef,
         value_clip=rl.value_clip,
         ratio=rl.ratio,

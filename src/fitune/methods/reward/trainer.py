@@ -52,7 +52,7 @@ def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
         model,
         run.arguments,
         train_rows=run.data.train,
-        test_rows=run.data.test,
+        eval_rows=run.data.eval,
         packing=packing,
         center=run.own(RewardSettings).center,
         keep_checkpoints=run.keep_checkpoints,

@@ -25,7 +25,7 @@ def make_trainer(run: RunContext, model: Any) -> FituneTrainer:
         model,
         run.arguments,
         train_rows=run.data.train,
-        test_rows=run.data.test,
+        eval_rows=run.data.eval,
         collate=partial(pad_collate, pad_id=run.renderer.tokenizer.pad_token_id),
         extra_metrics=generation_eval_of(run),
         keep_checkpoints=run.keep_checkpoints,

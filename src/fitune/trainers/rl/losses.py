@@ -54,7 +54,7 @@ def adapted_coefficient(kl_coef: float, kl: float, target: float, gain: float = 
 # ---- how much better than expected
 
 
-def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Tensor:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Advantages BT: Σ (γλ)^k δ_{t+k} with δ_t = r_t + γ·V_{t+1} − V_t, and V = 0 after an answer's end.
 
     Schulman et al. 2016 (arXiv 1506.02438), equation 16.
@@ -64,7 +64,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     later_B = next_value_B = torch.zeros_like(rewards_BT[:, 0])
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        later_B = delta_B + gamma * lam * later_B
+        later_B = delta_B + gamma * gae_lambda * later_B
         advantages_BT[:, t] = later_B
         next_value_B = values_BT[:, t]
     return advantages_BT * mask_BT

@@ -27,25 +27,32 @@ class RewardEval:
         prompts: Sequence[PromptRow],
         mix: Mix,
         max_new_tokens: int,
-        rows_at_once: int,
-        endless_reward: float | None,
+        generation_batch_size: int,
+        truncated_reward: float | None,
         keep: Callable[[list[dict[str, Any]]], None],
     ):
         self.renderer, self.prompts, self.mix = renderer, list(prompts), mix
-        self.sampling, self.rows_at_once = Sampling(max_new_tokens), rows_at_once
-        self.endless_reward, self.keep = endless_reward, keep
+        self.sampling, self.generation_batch_size = Sampling(max_new_tokens), generation_batch_size
+        self.truncated_reward, self.keep = truncated_reward, keep
         self.recovery = OomRecovery(
-            PassSize(rows_at_once, "answer"),
+            PassSize(generation_batch_size, "answer"),
             where=lambda: "while held-out prompts are answered",
             advice="Lower eval.max_new_tokens",
         )
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
         answered = sample_answers(
-            model, self.renderer, self.prompts, 1, self.sampling, self.rows_at_once, seed=0, recovery=self.recovery
+            model,
+            self.renderer,
+            self.prompts,
+            1,
+            self.sampling,
+            self.generation_batch_size,
+            seed=0,
+            recovery=self.recovery,
         )
         scores, own = self.mix.score(answered.samples)
-        if (limit := self.endless_reward) is not None:
+        if (limit := self.truncated_reward) is not None:
             pairs = zip(scores, answered.samples, strict=True)
             scores = [score if sample.stopped else min(score, limit) for score, sample in pairs]
         moment = "before" if step == 0 else "during"

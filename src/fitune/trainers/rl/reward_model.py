@@ -25,7 +25,7 @@ from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
 
 def load_reward_model(
-    model: Any, name: str, template: Template, runs_folder: str, mode: Mode, rows_at_once: int, autocast: Any
+    model: Any, name: str, template: Template, runs_folder: str, mode: Mode, generation_batch_size: int, autocast: Any
 ) -> Reward:
     """The reward that the run ``name`` has learnt, in standard deviations from the mean of its own data's answers.
 
@@ -57,7 +57,7 @@ def load_reward_model(
     head.requires_grad_(False).to(next(model.parameters()).device)
 
     recovery = OomRecovery(
-        PassSize(rows_at_once, "answer"),
+        PassSize(generation_batch_size, "answer"),
         where=lambda: f"while {name} scores answers",
         advice="Lower rl.max_new_tokens",
     )

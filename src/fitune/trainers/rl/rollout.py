@@ -56,18 +56,18 @@ def sample_answers(
     prompts: Sequence[PromptRow],
     per_prompt: int,
     sampling: Sampling,
-    rows_at_once: int,
+    generation_batch_size: int,
     seed: int,
     recovery: OomRecovery,
 ) -> RolloutBatch:
     """`per_prompt` answers to each prompt.
 
-    The draws depend on the seed and on `rows_at_once` alone, and nobody else's random numbers are used up: a resumed
+    The draws depend on the seed and on `generation_batch_size` alone, and nobody else's random numbers are used up: a resumed
     run samples what the uninterrupted one would have sampled, and a batch that memory asks to be cut what the whole
     batch would have been answered.
 
     Args:
-        rows_at_once: answers in one batch, which share their draws.
+        generation_batch_size: answers in one batch, which share their draws.
         recovery: limits how many of a batch are sampled at once, whose caches live at the same time.
     """
     order = sorted(
@@ -76,8 +76,8 @@ def sample_answers(
     answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _asking(model):
         torch.manual_seed(seed)
-        for first in range(0, len(order), rows_at_once):
-            chosen = order[first : first + rows_at_once]
+        for first in range(0, len(order), generation_batch_size):
+            chosen = order[first : first + generation_batch_size]
             asked = [list(prompts[index].input_ids) for index in chosen]
             found = recovery.run(partial(_answer_batch, model, renderer, sampling, recovery), asked)
             for index, ids in zip(chosen, found, strict=True):
