@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA, rank 64, checkpointing": {"lora": {"rank": 64}, "train": {"gradient_checkpointing": True}},
     "LoRA, padded": {"data": {"packing": "off"}},
     "LoRA, fp32": {"model": {"precision": "fp32"}},
+    "LoRA over int8": {"model": {"precision": "bf16", "quantization": "int8"}},
+    "LoRA over NF4": {"model": {"precision": "bf16", "quantization": "nf4"}},
     "full": {"train": {"tuning": "full", "batch_size": 4}},
 }
 

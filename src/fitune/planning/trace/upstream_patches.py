@@ -132,7 +132,8 @@ def cpu_int8_products() -> Iterator[None]:
     """
     import bitsandbytes
 
-    with replaced(bitsandbytes, matmul=training_matmul(bitsandbytes.matmul)):  # pyright: ignore[reportPrivateImportUsage]
+    library: Any = bitsandbytes  # its types do not export matmul
+    with replaced(library, matmul=training_matmul(library.matmul)):
         yield
 
 
