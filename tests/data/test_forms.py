@@ -48,6 +48,11 @@ def test_unknown_columns_say_what_was_found_and_what_exists():
         recognise(["question", "reply"])
 
 
+def test_columns_that_differ_in_case_name_the_mapping():
+    with pytest.raises(DataError, match=r"use data.columns=\{prompt: Prompt, completion:  Completion\}"):
+        recognise(["Prompt", " Completion", "id"])
+
+
 def test_preference_data_is_recognised_and_refused():
     for columns in (["prompt", "chosen", "rejected"], ["prompt", "completion", "label"]):
         with pytest.raises(DataError, match="preference data"):

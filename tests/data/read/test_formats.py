@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,26 @@ def test_null_fields_that_parquet_adds_to_objects_are_absent(tmp_path: Path):
     rows = read_rows(str(tmp_path / "a.parquet"))
     assert rows.rows == ({"calls": calls, "note": None},)
     assert "null are taken for absent" in rows.notes[0]
+
+
+def test_maps_of_parquet_are_objects(tmp_path: Path):
+    table = pa.table({"input": pa.array([[("k", 1)]], type=pa.map_(pa.string(), pa.int64()))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_rows(str(tmp_path / "a.parquet")).rows == ({"input": {"k": 1}},)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name in ("pipe.jsonl", "loop.jsonl"):
+        with pytest.raises(DataError, match=f"{name} is no file to be read: it is a pipe, a device, or a link"):
+            read_rows(str(tmp_path / name))
+
+
+def test_text_of_carriage_returns_alone_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="carriage returns and no line feeds, so that it is one line; convert it: tr "):
+        of(tmp_path / "a.txt", "one\rtwo")
+    assert [row["text"] for row in of(tmp_path / "b.txt", "one\r\ntwo\r\n").rows] == ["one", "two"]
 
 
 def test_a_folder_of_files(tmp_path: Path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,20 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
     if path.is_dir():
         return _read_folder(name, path, hub_split)
     if not path.is_file():
+        if os.path.lexists(path):
+            raise DataError(f"{name} is no file to be read: it is a pipe, a device, or a link that leads nowhere")
         near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise DataError(f"there is no data file at {name}{near}")
-    content = path.read_bytes()
     packed, ending = _endings(path)
     if ending not in READERS:
         raise DataError(
             f"{name} ends in {path.suffix or 'nothing'}; data files end in {', '.join(READERS)}, and may have "
             f"{', '.join(UNPACK)} behind it"
         )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
     plain = unpacked(name, packed, content) if packed else content
     if not plain.strip():
         raise DataError(f"{name} is empty")

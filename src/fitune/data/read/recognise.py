@@ -109,11 +109,20 @@ def _not_recognised(columns: Sequence[str], form: str, kind: str, readable: Mapp
             "The first line looks like a row; if the file has no line of column names, write one at its head, for "
             "example with: sed -i '1i prompt,completion' FILE."
         )
+    elif mapped := _differing_in_case(columns, readable):
+        hint = f"Names are told apart by case: use data.columns={{{mapped}}}"
     else:
         hint = (
             "Other names are mapped with data.columns, for example data.columns={prompt: question, completion: answer}"
         )
     return f"{asked} the data has the columns {', '.join(columns) or '(none)'}. Forms and their columns are {wanted}. {hint}"
+
+
+def _differing_in_case(columns: Sequence[str], readable: Mapping[str, DataForm]) -> str:
+    """The mapping with which a form would fit, where its columns are there but for case and blanks; "" where none is."""
+    folded = {column.strip().casefold(): column for column in columns}
+    fitting = next((one for one in readable.values() if one.fits is None and set(one.needs) <= folded.keys()), None)
+    return ", ".join(f"{name}: {folded[name]}" for name in fitting.needs) if fitting else ""
 
 
 def _refuse_misspelt(form: DataForm, present: set[str]) -> None:

@@ -23,7 +23,7 @@ def read_parquet(name: str, content: bytes) -> Found:
 
     try:
         return _of_table(name, parquet.ParquetFile(io.BytesIO(content)).read())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{name} is not a whole Parquet file: {error}") from error
 
 
@@ -38,7 +38,7 @@ def read_arrow(name: str, content: bytes) -> Found:
     try:
         opener = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
         return _of_table(name, opener(pa.py_buffer(content)).read_all())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{name} is not a whole Arrow file: {error}") from error
 
 
@@ -78,7 +78,7 @@ def _of_table(name: str, table: Any) -> Found:
         raise DataError(
             f'{name}: {names.count(twice)} columns are named "{twice}" ({", ".join(names)}); rename all but one'
         )
-    return _without_nulls(Found(table.to_pylist(), list(range(1, table.num_rows + 1))))
+    return _without_nulls(Found(table.to_pylist(maps_as_pydicts="strict"), list(range(1, table.num_rows + 1))))
 
 
 def _without_nulls(found: Found) -> Found:

@@ -106,6 +106,8 @@ class Cells:
             value = [value]
         if isinstance(value, list) and any(map(looks_like_message, value)):
             return self._messages(value)
+        if value == []:
+            raise DataError(f"{self.where} has no {column}: it is an empty list")
         if role == "assistant" and is_ranking(value):
             raise DataError(
                 f"{self.where}: {column} is a list of {len(value)} texts; a ranked list of answers is trained with method "
