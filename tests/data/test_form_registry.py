@@ -91,7 +91,7 @@ def test_a_new_form_is_checked_and_trained_on(qa_file: str, settings_of: Any, ti
     done = CliRunner().invoke(cli, ["data", "check", qa_file, "--model.name", str(tiny_llama), "--json"])
     report = json.loads(done.stdout)["train"]
     assert (report["form"], report["rows"], report["loss_on"]) == ("qa", 10, "completion")
-    result = fitune.train(settings_of(data__train=qa_file, data__form="qa", data__test_share=0.2))
+    result = fitune.train(settings_of(data__train=qa_file, data__form="qa", data__eval_share=0.2))
     assert result.status == "finished"
     samples = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()]
     assert samples[0]["wanted"] == "They eat." and "pigs do?" in samples[0]["asked"]

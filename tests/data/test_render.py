@@ -132,7 +132,7 @@ def test_what_the_template_refuses_or_hides_is_an_error_that_says_so(tokenizer):
         turns = ({"role": "user", "content": "a"},) * 2 + ({"role": "assistant", "content": "b"},)
         renderer_of(tokenizer, "strict roles").render(Example(turns, None, 1), "assistant")
     hides = talk("pig", "<think>x</think>igpay", "eat", "eatway")
-    with pytest.raises(DataError, match="row 1: the chat template does not show answer 2 as it is"):
+    with pytest.raises(DataError, match="row 1: the chat template changes answer 2"):
         renderer_of(tokenizer, "rewrites").render(hides, "assistant")
     assert trained(renderer_of(tokenizer, "rewrites"), hides, "last_assistant") == "eatway<|im_end|>"
 

@@ -180,10 +180,10 @@ print(json.dumps({{
     found: dict[str, Any] = json.loads(run_python(asks, orpo))
     assert found["choices"] == found["schema"] == [*METHODS, "orpo"] and found["default"] == 0.1
     assert 'did you mean "orpo"' in found["unknown"][0]
-    assert found["unread"] == ["--orpo.weight is set, and method is sft, which does not read it; remove it"]
+    assert found["unread"] == ["--orpo.weight is set, and method is sft, which does not use it; remove it"]
     assert found["wrong"] == ["--orpo.weight is -1; use 0 or more, for example 0.1"]
     assert "use one of loss, accuracy, exact_match, word_accuracy, chrf" in found["unmeasured"][0]
-    assert "looks at whole answers" in found["loss_on"][0]
+    assert "compares whole answers" in found["loss_on"][0]
     assert found["loss"] == "pairs" and found["page"]
     assert "reward, dpo, orpo" in found["forms"][0]
 

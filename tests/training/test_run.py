@@ -39,7 +39,7 @@ def test_a_base_model_without_template_learns_chatml_and_stops(tmp_path, setting
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": key, "completion": value}) + "\n" for key, value in pairs.items()))
     settings = settings_of(
-        model__name=str(model), data__train=str(data), data__test_share=0.0, train__epochs=150,
+        model__name=str(model), data__train=str(data), data__eval_share=0.0, train__epochs=150,
         train__batch_size=3, lora__rank=32, run__checkpoint_steps=150,
     )  # fmt: skip
     result = fitune.train(settings)
@@ -128,7 +128,7 @@ def test_faults_of_the_settings_come_before_a_weight_is_loaded(settings_of, monk
     with pytest.raises(SettingsError, match="does not divide"):
         fitune.train(settings_of(train__micro_batch_size=3, train__batch_size=4))
     with pytest.raises(SettingsError, match="no rows are held out"):
-        fitune.train(settings_of(eval__best_metric="chrf", data__test_share=0.0))
+        fitune.train(settings_of(eval__best_metric="chrf", data__eval_share=0.0))
     with pytest.raises(SettingsError, match="needs answers"):
         fitune.train(settings_of(eval__best_metric="chrf", eval__samples=0))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -160,7 +160,7 @@ def test_what_is_derived_is_said_with_where_it_came_from(settings_of, capfd):
     fitune.train(settings_of(train__learning_rate=None))
     said = capfd.readouterr().err
     assert "learning rate 0.0002: the default for sft with lora" in said
-    assert "4 steps: 8 rows, 2 a step, 1 epochs" in said
+    assert "4 steps: 8 rows, 2 per step, 1 epochs" in said
     assert "in fp32: asked for" in said and "from the model's context length" in said
     assert "it/s" not in said and "%|" not in said  # no tqdm
 

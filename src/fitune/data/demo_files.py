@@ -20,7 +20,7 @@ def read_sentences(path: str) -> list[str]:
     """
     rows = read_rows(path)
     if "text" not in rows.columns:
-        raise DataError(f"{path} is no list of sentences; give a .txt file with one a line")
+        raise DataError(f"{path} is not a list of sentences; give a .txt file with one per line")
     return [row["text"] for row in rows.rows]
 
 

@@ -42,7 +42,7 @@ def _plain(row: dict[str, Any], column: str, number: int, system: str | None) ->
     """One message with the row's text."""
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"row {number}: {column} is {text!r:.60}; there is nothing to ask")
+        raise DataError(f"row {number}: {column} is {text!r:.60}; expected a question")
     head = [{"role": "system", "content": system}] if system else []
     return [*head, {"role": "user", "content": text}]
 
@@ -53,5 +53,5 @@ def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages:
-        raise DataError(f"row {number} has nothing to ask: it holds answers only")
+        raise DataError(f"row {number} has no prompt: it contains only answers")
     return messages

@@ -139,7 +139,7 @@ def load_base(
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if source.pickled is not False:
-        notes.append(f"model.allow_pickled is on: pickled weights of {source.name} are taken, tensors only")
+        notes.append(f"model.allow_pickled is on: pickled weights of {source.name} are loaded, tensors only")
     if quantized_layers(model):
         keep_standard_layout(model)
         if device == "cpu":
@@ -147,14 +147,14 @@ def load_base(
         notes.append(describe(model, quantization, precision.name, precision.dtype.itemsize))
         if packing is not None and device == "cpu" and packing.load_in_4bit and (left := broken_blocks(model)):
             notes.append(
-                f"{len(left)} layers with inputs that are no multiple of 64 stay in {precision.name}, {left[0]} first: "
-                "bitsandbytes computes their 4 bits wrongly on a CPU"
+                f"{len(left)} layers whose input size is not a multiple of 64 stay in {precision.name}, starting with {left[0]}: "
+                "bitsandbytes computes them wrongly in 4 bits on a CPU"
             )
     new_ids = add_template_tokens(model, tokenizer, template)
     if template.origin == "chatml":
         notes.append(f"no chat template in {source.name}: ChatML is used and saved with the result")
     if new_ids:
-        notes.append(f"tokens {', '.join(template.added_tokens)} added; of the embeddings only their rows are trained")
+        notes.append(f"tokens {', '.join(template.added_tokens)} added; only their embedding rows are trained")
     tokenizer.chat_template = template.text
     if not quantization.on:  # a quantized base is made where it stays
         cast(Any, model).to(hardware.device)

@@ -81,7 +81,7 @@ class OomRecovery:
         size: PassSize,
         *,
         where: Callable[[], str],
-        advice: str = "Leave the longest rows out (data.max_length with data.too_long drop)",
+        advice: str = "Drop the longest rows (data.max_length with data.too_long drop)",
         model: Any = None,
         checkpointing: bool = False,
         begin_again: Callable[[], None] | None = None,
@@ -152,7 +152,7 @@ class OomRecovery:
             what = "gradient checkpointing, about a third more time"
         else:
             raise DoesNotFit(self._way_out(where))
-        warn(f"out of memory {where}: from here on {what}; what is computed stays the same")
+        warn(f"out of memory {where}: from now on {what}; the results stay the same")
         if self._on_step_down is not None:
             self._on_step_down({"at": where, "to": what})
 
@@ -171,7 +171,7 @@ class OomRecovery:
         length = f": this {part} takes {self.tokens:,} tokens" if self.tokens else ""
         return (
             f"out of memory {where}, with one {part} at a time{and_so}{length}. {self._advice}, quantize the base "
-            "(model.quantization nf4), or take a smaller model; `fitune plan` tells what would fit"
+            "(model.quantization nf4), or use a smaller model; `fitune plan` shows what would fit"
         )
 
 
@@ -248,8 +248,8 @@ def _states_held(trainer: Any) -> Iterator[None]:
             if not is_out_of_memory(error):
                 raise
             raise DoesNotFit(
-                f"the optimizer's states take {int(values * each) / 2**30:.2f} GiB for {values:,} trained values, "
-                "which are not there; use train.optimizer adamw_8bit, or train.tuning lora"
+                f"the optimizer's states need {int(values * each) / 2**30:.2f} GiB for {values:,} trained values, "
+                "which is not available; use train.optimizer adamw_8bit, or train.tuning lora"
             ) from error
     yield
     del held

@@ -52,7 +52,7 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
         raise DataError(f"{name} is empty")
     numbered = reader(name, content)
     if not numbered:
-        raise DataError(f"{name} holds no rows")
+        raise DataError(f"{name} contains no rows")
     numbers, rows = zip(*numbered, strict=True)
     return Rows(name, rows, numbers, hashlib.sha256(content).hexdigest())
 
@@ -88,12 +88,12 @@ def _read_json(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]:
     try:
         data = json.loads(_decode(name, content))
     except json.JSONDecodeError as error:
-        hint = "; a file with one object a line should end in .jsonl" if error.msg == "Extra data" else ""
+        hint = "; a file with one object per line should end in .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{name}, line {error.lineno}, column {error.colno}: bad JSON ({error.msg}){hint}") from error
     if isinstance(data, dict) and len(lists := [value for value in data.values() if isinstance(value, list)]) == 1:
         data = lists[0]
     if not isinstance(data, list):
-        raise DataError(f"{name} holds a JSON {type(data).__name__}; a list of objects is needed")
+        raise DataError(f"{name} contains a JSON {type(data).__name__}; expected a list of objects")
     return [(number, _object(name, f"item {number}", row)) for number, row in enumerate(data, start=1)]
 
 
@@ -120,7 +120,7 @@ def _read_parquet(name: str, content: bytes) -> list[tuple[int, dict[str, Any]]]
     try:
         table = parquet.read_table(io.BytesIO(content))
     except pa.ArrowException as error:
-        raise DataError(f"{name} is not a whole Parquet file: {error}") from error
+        raise DataError(f"{name} is not a complete Parquet file: {error}") from error
     return list(enumerate(table.to_pylist(), start=1))
 
 
@@ -149,11 +149,11 @@ def _read_hub(name: str, split: str) -> Rows:
     except Exception as error:  # the library raises many kinds; each means the same to the user
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f'the hub data set "{repository}" (split {split}) cannot be loaded: {first}. '
+            f'the hub dataset "{repository}" (split {split}) cannot be loaded: {first}. '
             "Check the name, the split and the network, or give a file"
         ) from error
     if not rows:
-        raise DataError(f"{name} holds no rows in split {split}")
+        raise DataError(f"{name} has no rows in split {split}")
     return Rows(name, rows, tuple(range(1, len(rows) + 1)), str(getattr(dataset, "_fingerprint", "")))
 
 

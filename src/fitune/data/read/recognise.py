@@ -20,7 +20,7 @@ from fitune.errors import DataError, did_you_mean
 NEEDS = {
     "rows": "rows with answers",
     "text": "plain text",
-    "pairs": "pairs of a better and a worse answer",
+    "pairs": "pairs of a chosen and a rejected answer",
     "prompts": "prompts",
 }
 PREFERENCE = {"prompt, chosen, rejected": {"chosen", "rejected"}, "prompt, completion, label": {"completion", "label"}}
@@ -153,7 +153,7 @@ def _refuse_preferences(present: set[str]) -> None:
         if needed <= present:
             raise DataError(
                 f"the columns are those of preference data ({layout}), which sft and lm do not train on; "
-                "use method reward or dpo, or for plain fine-tuning map the good answer: data.columns={completion: chosen}"
+                "use method reward or dpo, or for plain fine-tuning map the chosen answer: data.columns={completion: chosen}"
                 if "chosen" in needed
                 else f"the columns are those of preference data ({layout}); drop the label column to train on "
                 "every completion"

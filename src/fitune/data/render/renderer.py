@@ -127,7 +127,7 @@ class Renderer:
         end = len(text) - _common_prefix(text[: start - 1 : -1] if start else text[::-1], other[::-1])
         if stand_in not in other or not text[start:end].strip() == answer:
             raise DataError(
-                f"row {example.row_number}: the chat template does not show answer {index + 1} as it is: "
+                f"row {example.row_number}: the chat template changes answer {index + 1}: "
                 f"{answer[:40]!r} became {text[start:end][:40]!r}; check the template, or use data.loss_on: all"
             )
         return start, self._through_end_token(text, end)

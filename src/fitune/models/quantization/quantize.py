@@ -106,8 +106,8 @@ def refuse_broken_blocks(model: nn.Module, name: str) -> None:
     four = {layer for layer in quantized_layers(model) if hasattr(model.get_submodule(layer).weight, "quant_state")}
     if wrong := sorted(four & {*broken_blocks(model)}):
         raise ModelError(
-            f"{name} holds {len(wrong)} 4-bit layers whose inputs are no multiple of {BLOCK}, {wrong[0]} first, which "
-            "bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
+            f"{name} holds {len(wrong)} 4-bit layers whose input size is not a multiple of {BLOCK}, starting with "
+            f"{wrong[0]}, which bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
         )
 
 
@@ -257,7 +257,7 @@ def describe(model: nn.Module, quantization: Quantization, dtype_name: str, dens
     how = quantization.name if quantization.on else "8 or 4 bits, as they were published"
     return (
         f"{count} linear layers are stored in {how}: the base takes {stored_bytes(model) / 1e6:,.1f} MB "
-        f"instead of {total * dense_itemsize / 1e6:,.1f} MB; in {dtype_name} stay {', '.join(kinds)}"
+        f"instead of {total * dense_itemsize / 1e6:,.1f} MB; {', '.join(kinds)} stay in {dtype_name}"
     )
 
 

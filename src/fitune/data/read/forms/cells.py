@@ -36,7 +36,7 @@ class Cells:
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(f"{self.where} has no {column}: it is {'missing' if value is None else 'blank'}")
         if not isinstance(value, str):
-            raise DataError(f"{self.where}: {column} is {value!r:.60} ({type(value).__name__}); text is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60} ({type(value).__name__}); expected text")
         return value
 
     def side(self, column: str, role: str) -> Messages:
@@ -49,18 +49,20 @@ class Cells:
         """A list of messages, each with a role and a text."""
         value = self.get(column)
         if not isinstance(value, list) or not value:
-            raise DataError(f"{self.where}: {column} is {value!r:.60}; a list of messages is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; expected a list of messages")
         return [self._message(message, role_key, content_key) for message in value]
 
     def _message(self, message: Any, role_key: str, content_key: str) -> dict[str, str]:
         if not isinstance(message, dict):
-            raise DataError(f"{self.where}: a message is {message!r:.60}; an object with {role_key} and {content_key}")
+            raise DataError(
+                f"{self.where}: a message is {message!r:.60}; expected an object with {role_key} and {content_key}"
+            )
         role = message.get(role_key, message.get("role", message.get("from")))
         content = message.get(content_key, message.get("content", message.get("value")))
         if not isinstance(role, str) or not role.strip():
             raise DataError(f"{self.where}: a message has no {role_key}; its keys are {', '.join(message)}")
         if not isinstance(content, str):
-            raise DataError(f"{self.where}: the {content_key} of a {role} message is {content!r:.60}; text is needed")
+            raise DataError(f"{self.where}: the {content_key} of a {role} message is {content!r:.60}; expected text")
         return say(ROLES.get(role, role), content)
 
 

@@ -21,7 +21,7 @@ def _pair(row: Cells) -> Pair:
     better, worse, asked = row.get("chosen"), row.get("rejected"), row.get("prompt")
     if isinstance(better, list) != isinstance(worse, list):
         raise DataError(
-            f"{row.where}: chosen is {type(better).__name__} and rejected {type(worse).__name__}; use one kind"
+            f"{row.where}: chosen is {type(better).__name__} and rejected {type(worse).__name__}; use the same type for both"
         )
     sides = [_answer(row, "chosen"), _answer(row, "rejected")]
     prompt = row.side("prompt", "user") if asked is not None else []
@@ -31,7 +31,7 @@ def _pair(row: Cells) -> Pair:
         prompt, sides = _split_text(str(better), str(worse), row.where)
     if any(said[-1]["role"] != "assistant" for said in sides):
         raise DataError(
-            f"{row.where}: a side ends with a message of {sides[0][-1]['role']}; both must end with an answer"
+            f"{row.where}: one side ends with a message of {sides[0][-1]['role']}; both must end with an answer"
         )
     return Pair(tuple(prompt), tuple(sides[0]), tuple(sides[1]), row.number)
 
