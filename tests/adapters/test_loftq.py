@@ -154,7 +154,7 @@ def test_it_opens_over_the_base_that_any_run_quantizes(folder: Path, tmp_path: P
     torch.testing.assert_close(logits(plain), after, atol=0, rtol=0)
     assert json.loads((tmp_path / "a" / "fitune.json").read_text())["init"] == "loftq"
     for other in (NO_QUANTIZATION, Quantization("nf4"), Quantization("int8")):
-        with pytest.raises(ModelError, match="begun with LoftQ over nf4 with double quantization"):
+        with pytest.raises(ModelError, match="initialised with LoftQ over nf4 with double quantization"):
             load_adapter(open_base(folder, other).model, tmp_path / "a")
 
 

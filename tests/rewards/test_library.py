@@ -69,7 +69,7 @@ def test_pig_latin_is_checked_by_rule_and_words_too_many_cost() -> None:
         ("exact:more", "takes no argument"),
         ("no_such_module.function", "cannot be imported"),
         ("fitune.rewards.library.chrff", 'did you mean "chrf"'),
-        ("nowhere.py:f", "not there"),
+        ("nowhere.py:f", "does not exist"),
         ("run:some", "learnt reward"),
     ],
 )
