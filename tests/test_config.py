@@ -75,7 +75,7 @@ def test_all_faults_come_at_once_each_with_its_place(tmp_path):
         ("trian.seed", "write train.seed"),
         ("lorra.zzz", 'no section lorra (did you mean "lora"?)'),
         ("eval.pateince", 'did you mean "patience"'),
-        ("data.xyzzy", "data knows train, eval"),
+        ("data.xyzzy", "data has train, eval"),
     ],
 )
 def test_a_key_that_is_no_setting_is_led_to_one_that_is(key, expected):
@@ -88,7 +88,7 @@ def test_a_key_that_is_no_setting_is_led_to_one_that_is(key, expected):
     [
         ("", "run.yaml is empty"),
         ("# only a comment\n", "run.yaml is empty"),
-        ("- a\n", "run.yaml:1: the file holds no mapping"),
+        ("- a\n", "run.yaml:1: the file is not a mapping"),
         ("lora: {rank: 1\ntrain: x", "run.yaml:2: not valid YAML"),
         ("lora:\n  rank: 1\n  rank: 2\n", "run.yaml:3: lora.rank is written twice (first in line 2)"),
         ("lora: {rank: 1}\nlora: {alpha: 2}\n", "run.yaml:2: lora is written twice (first in line 1)"),
@@ -99,9 +99,9 @@ def test_a_key_that_is_no_setting_is_led_to_one_that_is(key, expected):
         ("lora: {rank: true}\n", "lora.rank is true; use a whole number"),
         ("lora: {rank: 1.5}\n", "lora.rank is 1.5; use a whole number"),
         ("lora: {alpha: .inf}\n", "lora.alpha is inf; use above 0"),
-        ("lora: {dropout: 1.0}\n", "lora.dropout is 1; use 0 to 1 (1 itself not)"),
+        ("lora: {dropout: 1.0}\n", "lora.dropout is 1; use 0 to 1 excluding 1"),
         ("lora: {rank: null}\n", "lora.rank is null; use a whole number"),
-        ("run: {report_to: [wandbb]}\n", 'run.report_to holds "wandbb" (did you mean "wandb"?)'),
+        ("run: {report_to: [wandbb]}\n", 'run.report_to contains "wandbb" (did you mean "wandb"?)'),
         ("data: {columns: {prompt: a, prompt: b}}\n", "'prompt' is written twice"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_file_that_is_absent_or_not_text(tmp_path):
         ({"run.name": "a/b"}, "one folder name without slashes"),
         ({"lora.targets": []}, "is an empty list"),
         ({"export.to": ["adapter"], "train.tuning": "full"}, "which has no adapter; use merged"),
-        ({"export.to": ["gguf"], "lora.init": "loftq", "model.quantization": "nf4"}, "fits its quantized base alone"),
+        ({"export.to": ["gguf"], "lora.init": "loftq", "model.quantization": "nf4"}, "only fits its quantized base"),
         ({"export.gguf_type": "q8_0", "export.to": ["merged"]}, "has neither gguf nor ollama"),
     ],
 )
@@ -169,8 +169,8 @@ def test_fields_of_transformers_are_checked_as_strictly():
     assert found == [
         "--trainer.learning_rate cannot be set: it has a setting of its own; set train.learning_rate",
         '--trainer.adam_beta3 is not a field of transformers.TrainingArguments (did you mean "adam_beta2"?)',
-        '--trainer.adam_beta2 is "x"; transformers wants a number',
-        '--trainer.dataloader_num_workers is "a"; transformers wants a whole number',
+        '--trainer.adam_beta2 is "x"; transformers expects a number',
+        '--trainer.dataloader_num_workers is "a"; transformers expects a whole number',
     ]
 
 

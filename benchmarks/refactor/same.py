@@ -56,7 +56,7 @@ NOT_COMPARED = {
     **dict.fromkeys(("seconds", "tokens_per_second", "started", "ended", "resumed"), "time"),
     **dict.fromkeys(("memory_bytes", "measured", "comparison", "asked_smi_peak_bytes"), "this process's own size"),
     "hardware": "has the memory that is free", "versions": "of packages, and fitune's own",
-    "command": "may name renamed flags",
+    "command": "may name renamed flags", "warnings": "prose; what they count is compared",
 }  # fmt: skip
 NOT_FILES = {
     "README.md": "prose and times", "report.html": "prose and times", "settings.yaml": "names of settings",

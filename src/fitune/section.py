@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fitune.earlier_names import new_name, section_with_new_names, tell
+from fitune.errors import SettingsError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,7 +30,12 @@ class Section(BaseModel):
     @classmethod
     def _accept_earlier_names(cls, given: Any) -> Any:
         """Values of a call or of another program's dict, by today's names."""
-        return section_with_new_names(cls._section(), given) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        try:
+            return section_with_new_names(cls._section(), given)
+        except SettingsError as error:
+            raise ValueError(error.faults[0]) from error
 
     @classmethod
     def _section(cls) -> str:

@@ -19,7 +19,7 @@ def parse_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", text.replace(",", ""), re.IGNORECASE)
     if found is None or not (found[2] or found[4]):
-        raise ValueError(f'"{text}" is no size of memory; write a number and its unit, for example 16GiB or 15.7GB')
+        raise ValueError(f'"{text}" is not a memory size; write a number and its unit, for example 16GiB or 15.7GB')
     number, binary = float(found[1]), bool(found[3]) or not found[4]
     if number <= 0:
         raise ValueError(f'"{text}" is not above zero; give the memory of the card, for example 16GiB')

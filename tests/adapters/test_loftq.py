@@ -166,7 +166,7 @@ def test_dora_begins_at_the_approximation(folder: Path):
 
 
 def test_faults(folder: Path):
-    with pytest.raises(SettingsError, match=r"is loftq, which begins with the error of a quantization, and .* none"):
+    with pytest.raises(SettingsError, match=r"is loftq, which starts from the error of a quantization, and .* none"):
         load_settings(None, {"lora.init": "loftq"})
     base = open_base(folder, NO_QUANTIZATION)
     with pytest.raises(ModelError, match="none of the adapted layers is quantized"):

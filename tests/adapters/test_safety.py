@@ -85,12 +85,12 @@ def test_a_pickle_in_disguise_is_not_opened(base_folder: Path, adapter: Path, tm
     bytes_of = pickles(mark)[kind]
     base = open_base(base_folder)
     (adapter / "adapter_model.safetensors").write_bytes(bytes_of)
-    with pytest.raises(ModelError, match="is a pickle under the name of a safetensors file; it was not opened"):
+    with pytest.raises(ModelError, match="is a pickle with the extension of a safetensors file; it was not opened"):
         load_adapter(base.model, adapter)
     (base_folder / "model.safetensors").write_bytes(bytes_of)
-    with pytest.raises(ModelError, match="is a pickle under the name"):
+    with pytest.raises(ModelError, match="is a pickle with the extension"):
         open_base(base_folder)
-    with pytest.raises(ModelError, match="is a pickle under the name"):
+    with pytest.raises(ModelError, match="is a pickle with the extension"):
         open_base(base_folder, allow_pickled=True)
     assert not mark.exists()
 
@@ -147,7 +147,7 @@ def test_a_truncated_download_is_refused(base_folder: Path, adapter: Path, keep:
     ):
         whole = path.read_bytes()
         path.write_bytes(whole[:keep])
-        with pytest.raises(ModelError, match=r"Download it again|cut short"):
+        with pytest.raises(ModelError, match=r"Download it again|truncated"):
             opens()
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_table_is_refused(adapter: Path):
     whole = bytearray(path.read_bytes())
     whole[8] = ord("[")
     path.write_bytes(whole)
-    with pytest.raises(ModelError, match="its table of tensors cannot be read"):
+    with pytest.raises(ModelError, match="its header cannot be read"):
         check_safetensors(path)
     (adapter / "fitune.json").write_text("{")
     with pytest.raises(ModelError, match=r"fitune\.json is damaged"):

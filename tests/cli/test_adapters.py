@@ -139,7 +139,7 @@ def test_combine(runs: Path, llama: Path):
     facts = json.loads((runs / "both" / "fitune.json").read_text())
     assert [part["weight"] for part in facts["combined"]] == [0.7, 0.3]
     for arguments, reason in [
-        (("one=1", "two=1", "--as", "both"), "is there already"),
+        (("one=1", "two=1", "--as", "both"), "already exists"),
         (("one=1", "two=1", "--as", "x", "--kind", "linear"), "ranks must be equal"),
         (("one=1", "--as", "x"), "two different adapters"),
         (("one=1", "tow=1", "--as", "x"), 'did you mean "two"'),
@@ -156,13 +156,13 @@ def test_delete_and_rename(runs: Path):
     assert adapters(runs, "rename", "two", "second").exit_code == 0
     assert describe(runs / "second" / "adapter")["name"] == "second" and not (runs / "two").exists()
     taken = adapters(runs, "rename", "second", "one")
-    assert isinstance(taken.exception, ModelError) and "is there already" in str(taken.exception)
+    assert isinstance(taken.exception, ModelError) and "already exists" in str(taken.exception)
 
     going_on = {"status": "running", "model": {"continues": {"adapter": str((runs / "one" / "adapter").resolve())}}}
     (runs / "three").mkdir()
     (runs / "three" / "manifest.json").write_text(json.dumps(going_on))
     used = adapters(runs, "delete", "one", "--yes")
-    assert isinstance(used.exception, RunError) and "goes on with" in str(used.exception)
+    assert isinstance(used.exception, RunError) and "continues " in str(used.exception)
     (runs / "three" / "manifest.json").unlink()
     lock = runs / "one" / "run.lock"
     lock.write_text(json.dumps({"pid": 1, "host": __import__("platform").node()}))

@@ -60,7 +60,7 @@ def test_an_answer_that_was_cut_says_so(adapter: str):
         run("chat", adapter, "--max-new-tokens", "6", "--device", "cpu", stdin="pig\n"),
         run("generate", adapter, "pig", "--max-new-tokens", "6", "--device", "cpu"),
     ):
-        assert ("cut at 6 tokens" in result.stderr) is not row["stopped"]
+        assert ("truncated at 6 tokens" in result.stderr) is not row["stopped"]
 
 
 def test_a_seed_repeats_a_draw(adapter: str):

@@ -48,8 +48,8 @@ FAULTS = {
     "number.json": ("3", "a list of objects is needed"),
     "latin1.jsonl": ('{"a": "x"}\n{"a": "caf\xe9"}\n'.encode("latin1"), "byte 0xe9 on line 2"),
     "ragged.csv": ("a,b\n1,2\n1,2,3\n", "line 3: 3 values for 2 columns"),
-    "empty.csv": ("a,b\n", "holds no rows"),
-    "broken.parquet": (b"PAR1 nothing", "is not a whole Parquet file"),
+    "empty.csv": ("a,b\n", "contains no rows"),
+    "broken.parquet": (b"PAR1 nothing", "is not a complete Parquet file"),
     "rows.xlsx": ("x", "data files end in .jsonl"),
 }
 

@@ -73,7 +73,7 @@ def test_a_conversation_parts_at_the_first_message_that_differs():
             {"prompt": "other", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},
             "is not what chosen and rejected begin",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "use one kind"),
+        ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "use the same type for both"),
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "no chosen"),
         ({"chosen": [ASKED, said("user", "x")], "rejected": [ASKED, said("user", "y")]}, "end with an answer"),
     ],
@@ -128,7 +128,7 @@ def test_pairs_of_one_prompt_stay_on_one_side(tmp_path, renderer):
 def test_length_that_gives_the_better_answer_away_is_said(tmp_path, renderer):
     rows = [{"prompt": f"p{number}", "chosen": "x" * 30 + str(number), "rejected": "no"} for number in range(25)]
     report = prepare(write(tmp_path / "p.jsonl", rows), None, renderer=renderer, reads="pairs").train_report
-    assert any("could learn length alone" in text for text in report.warnings)
+    assert any("could learn nothing but length" in text for text in report.warnings)
     assert report.chosen_is_longer == 1.0
 
 
@@ -144,7 +144,7 @@ def test_a_pair_over_the_limit_stops_the_run_or_is_left_out(tmp_path, renderer):
 
 def test_rows_without_pairs_are_refused_with_what_is_needed(tmp_path, renderer):
     path = write(tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}])
-    with pytest.raises(DataError, match="needs pairs of a better and a worse answer"):
+    with pytest.raises(DataError, match="needs pairs of a chosen and a rejected answer"):
         prepare(path, None, renderer=renderer, reads="pairs")
 
 

@@ -44,7 +44,7 @@ def test_equal_rows_never_stand_on_both_sides(tmp_path: Path, renderer: Renderer
         data = prepare(path, None, renderer=renderer, eval_share=0.3, seed=seed)
         train = {row.input_ids for row in data.train}
         assert not train & {row.input_ids for row in data.eval} and data.eval
-        assert any("more than once" in text for text in data.warnings)
+        assert any("duplicates" in text for text in data.warnings)
 
 
 def test_the_same_rows_and_seed_give_the_same_sides(tmp_path: Path, renderer: Renderer):
@@ -58,7 +58,7 @@ def test_rows_that_are_in_the_test_file_too_are_counted(tmp_path: Path, renderer
     train, test = write(tmp_path / "a.jsonl", pairs(5)), write(tmp_path / "b.jsonl", pairs(2))
     data = prepare(train, test, renderer=renderer)
     assert data.train_report.rows_also_in_test == 2
-    assert any("2 rows are in the test rows too" in text for text in data.warnings)
+    assert any("2 rows are also in the held-out rows" in text for text in data.warnings)
 
 
 def test_long_rows_stop_the_run_unless_a_policy_is_chosen(tmp_path: Path, renderer: Renderer):

@@ -51,7 +51,7 @@ def test_earlier_turns_a_rows_own_system_prompt_and_alpacas_input_are_kept(tmp_p
 def test_a_row_with_nothing_to_ask_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="row 2"):
         asked(tmp_path, {"text": "pig"}, {"text": " "})
-    with pytest.raises(DataError, match="row 1 has nothing to ask"):
+    with pytest.raises(DataError, match="row 1 has no prompt"):
         asked(tmp_path, {"messages": [{"role": "assistant", "content": "igpay"}]})
     with pytest.raises(DataError, match="no form is recognised"):
         asked(tmp_path, {"words": "pig"})

@@ -172,7 +172,7 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(
 ):
     taken = tmp_path / "taken"
     taken.mkdir()
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="already exists"):
         export(str(llama_adapter), "merged", taken)
 
     def fail(*_: Any, **__: Any) -> None:

@@ -122,10 +122,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(settings_of, pairs_file, cut
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"dpo.loss": "ipo", "dpo.label_smoothing": "0.1"}, "ipo does not read it"),
+        ({"dpo.loss": "ipo", "dpo.label_smoothing": "0.1"}, "ipo does not use it"),
         ({"dpo.loss": "robust"}, "corrects for wrong labels"),
         ({"dpo.reference": "live", "train.tuning": "full"}, "no adapter to switch off"),
-        ({"dpo.reference": "live", "lora.init": "pissa"}, "is not the model that training began with"),
+        ({"dpo.reference": "live", "lora.init": "pissa"}, "is not the one that training began with"),
         ({"dpo.beta": "0"}, "above 0"),
     ],
 )

@@ -190,6 +190,6 @@ print(json.dumps({{
     assert found["unread"] == ["--newpo.beta is set, and method is sft, which does not read it; remove it"]
     assert found["wrong"] == ["--newpo.beta is -1; use above 0, for example 2"]
     assert "use one of loss, accuracy, exact_match, word_accuracy, chrf" in found["unmeasured"][0]
-    assert "looks at whole answers" in found["loss_on"][0]
+    assert "compares whole answers" in found["loss_on"][0]
     assert found["loss"] == "pairs" and found["page"]
     assert "reward, dpo, orpo, simpo, newpo" in found["forms"][0]

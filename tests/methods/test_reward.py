@@ -115,7 +115,7 @@ def test_a_file_is_judged_as_the_evaluation_judged_it(finished, pairs_file, tmp_
 def test_a_reward_model_does_not_chat_and_others_do_not_judge(finished, tiny_llama):
     with pytest.raises(ModelError, match="fitune score"):
         open_target(str(finished.result.folder))
-    with pytest.raises(ModelError, match="is no reward model"):
+    with pytest.raises(ModelError, match="is not a reward model"):
         open_reward_model(open_target(str(tiny_llama), for_reward=True))
 
 
@@ -151,8 +151,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(settings_of, pairs_file):
     [
         ({"method": "reward", "train.tuning": "full"}, "trains an adapter and a head"),
         ({"method": "reward", "eval.best_metric": "chrf"}, "which method reward does not measure"),
-        ({"method": "sft", "reward.center": "0.5"}, "method is sft, which does not read it"),
-        ({"method": "reward", "data.loss_on": "all"}, "looks at whole answers"),
+        ({"method": "sft", "reward.center": "0.5"}, "method is sft, which does not use it"),
+        ({"method": "reward", "data.loss_on": "all"}, "compares whole answers"),
     ],
 )
 def test_settings_that_do_not_fit(given, says):

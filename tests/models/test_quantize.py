@@ -172,7 +172,7 @@ def test_error_of_a_weight_is_bounded_by_the_widest_gap(llama: Path, kind: str, 
 def test_rows_of_broken_blocks_stay_unquantized_on_a_cpu(tiny_model: Callable[..., Path]):
     base = open_quantized(tiny_model("llama", hidden_size=64, intermediate_size=96), KINDS["nf4"])
     assert {name.split(".")[-1] for name in unquantized_layers(base.model)} >= {"down_proj", "lm_head"}
-    assert any("2 layers with inputs that are no multiple of 64 stay in bf16" in note for note in base.notes)
+    assert any("2 layers whose input size is not a multiple of 64 stay in bf16" in note for note in base.notes)
 
 
 def test_why_they_stay():

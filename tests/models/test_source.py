@@ -139,7 +139,7 @@ def test_missing_weights_are_not_made_up(tiny_llama: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"), [(0, "begins with b''"), (3, "begins with"), (40, "cut short"), (20_000, "cut short")]
+    ("keep", "message"), [(0, "begins with b''"), (3, "begins with"), (40, "truncated"), (20_000, "truncated")]
 )
 def test_gguf_cut_short(tiny_gguf: Path, tmp_path: Path, keep: int, message: str):
     path = tmp_path / "cut.gguf"
@@ -152,7 +152,7 @@ def test_gguf_cut_in_its_last_tensor(tiny_gguf: Path, tmp_path: Path):
     whole = tiny_gguf.read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(whole[:-1000])
-    with pytest.raises(ModelError, match="cut short"):
+    with pytest.raises(ModelError, match="truncated"):
         resolve(str(path))
 
 

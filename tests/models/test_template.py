@@ -53,7 +53,7 @@ def test_chatml_for_a_base_model(tiny_gpt_neox: Path):
     assert base.tokenizer.convert_ids_to_tokens(list(base.new_token_ids)) == ["<|im_start|>", "<|im_end|>"]
     assert base.new_token_ids[1] in base.stop_ids
     assert any("ChatML is used" in note for note in base.notes)
-    assert any("only their rows are trained" in note for note in base.notes)
+    assert any("only their embedding rows are trained" in note for note in base.notes)
     text = base.tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nellohay<|im_end|>\n"
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -135,9 +135,9 @@ def test_data_without_a_tokenizer_says_what_to_do(model: str, tmp_path: Path) ->
 
 def test_assumed_lengths_are_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(model, "--budget", "16GiB", "--data.eval_share", "0", "--train.batch_size", "1")
-    assert "rows of 512 tokens are assumed" in capsys.readouterr().out  # the model knows no more positions
+    assert "rows of 512 tokens are assumed" in capsys.readouterr().out  # the model has no more positions
     run(model, "--budget", "16GiB", *SMALL, "--seq-len", "600")
-    assert "600 tokens and the model knows 512" in capsys.readouterr().out
+    assert "600 tokens and the model has 512" in capsys.readouterr().out
 
 
 def test_pictures_are_written(model: str, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_which_models_fit(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("a", "b"), "several models go with --max model"),
-        (("--grid", "--max", "batch"), "answer by themselves"),
-        (("--gpu", "T4", "--budget", "16GiB"), "two answers to one question"),
-        (("x.json", "--model.name", "y.json"), "two answers to one question"),
+        (("a", "b"), "several models need --max model"),
+        (("--grid", "--max", "batch"), "cannot be combined"),
+        (("--gpu", "T4", "--budget", "16GiB"), "contradict each other"),
+        (("x.json", "--model.name", "y.json"), "contradict each other"),
         (("--max", "width"), "width"),
         (("--seq-len", "0"), "0"),
     ],
@@ -251,7 +251,7 @@ def test_code_that_goes_token_by_token_is_given_up(
 
 
 def test_other_kinds_of_models_and_refused_configs_are_errors(model: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no causal language model"):
+    with pytest.raises(ModelError, match="not a causal language model"):
         run(written(tmp_path, model_type="t5", d_model=64), "--budget", "16GiB", *SMALL)
     with pytest.raises(ModelError, match="not a multiple of the number of attention heads"):
         run(written(tmp_path, num_attention_heads=5, num_key_value_heads=5), "--budget", "16GiB", *SMALL)
@@ -289,5 +289,5 @@ def test_the_ladder_needs_a_card(model: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("fitune.planning.gpus.catalogue.present", lambda: None)
     with pytest.raises(click.UsageError, match="--ladder needs a card"):
         run(model, *SMALL, "--ladder")
-    with pytest.raises(click.UsageError, match="answer by themselves"):
+    with pytest.raises(click.UsageError, match="cannot be combined"):
         run(model, *SMALL, "--ladder", "--grid")

@@ -63,13 +63,13 @@ def test_pig_latin_is_checked_by_rule_and_words_too_many_cost() -> None:
     ("spec", "words"),
     [
         ("pig_latn", 'did you mean "pig_latin"'),
-        ("regex:(", "pattern that is none"),
+        ("regex:(", "invalid pattern"),
         ("regex", "needs a pattern"),
-        ("length:none", "needs the most words"),
+        ("length:none", "needs the maximum number of words"),
         ("exact:more", "takes no argument"),
         ("no_such_module.function", "cannot be imported"),
         ("fitune.rewards.library.chrff", 'did you mean "chrf"'),
-        ("nowhere.py:f", "not there"),
+        ("nowhere.py:f", "does not exist"),
         ("run:some", "learnt reward"),
     ],
 )

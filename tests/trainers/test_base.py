@@ -182,7 +182,7 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path, tiny):
     trainer = tiny.trainer(tmp_path, tiny.llama(), tiny.make_rows(4), checkpoint_steps=1)
     trainer.train()
     other = tiny.trainer(tmp_path, tiny.llama(lora=False), tiny.make_rows(4))
-    with pytest.raises(RunError, match="does not hold this model's trained parameters"):
+    with pytest.raises(RunError, match="does not contain this model's trained parameters"):
         other.load_trained(tmp_path / "checkpoint-1")
 
 

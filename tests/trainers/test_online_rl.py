@@ -133,7 +133,7 @@ def test_all_answers_cut_off_are_warned_of_once_in_a_while(
     for _ in range(11):
         trainer._warn_of_endless(endless)
     assert len(warned) == 2
-    assert "every answer was cut off at rl.max_new_tokens 1" in warned[0]
+    assert "every answer was truncated at rl.max_new_tokens 1" in warned[0]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])

@@ -152,7 +152,7 @@ def test_a_single_row_that_is_too_long_switches_checkpointing_on(tmp_path, tiny)
 def test_when_nothing_is_left_the_error_says_what_to_do(tmp_path, tiny, packed):
     tight = make(tmp_path / "tight", tiny, packed)
     tight.memory.positions = 3
-    with pytest.raises(DoesNotFit, match="Leave the longest rows out"):
+    with pytest.raises(DoesNotFit, match="Drop the longest rows"):
         tight.train()
 
 

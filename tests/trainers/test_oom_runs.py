@@ -242,7 +242,7 @@ def test_a_reward_model_that_scores_too_many_answers_at_once(run: Any) -> None:
 @pytest.mark.parametrize("trains", [True, False])
 def test_when_nothing_is_left_the_error_says_what_to_do(name: str, trains: bool, run: Any) -> None:
     says = (
-        r"with one (row|pair|answer) at a time.*, quantize the base \(model.quantization nf4\), or take a smaller model"
+        r"with one (row|pair|answer) at a time.*, quantize the base \(model.quantization nf4\), or use a smaller model"
     )
     says = says.replace("time", "time and gradient checkpointing") if trains else says
     # Before any pass log-probabilities of answers are checked on the shortest row, which has to fit.

@@ -152,7 +152,7 @@ def test_a_run_takes_the_ladders_choice_says_it_and_keeps_it(settings_of, tmp_pa
     result = fitune.train(settings)
     said = capsys.readouterr().err
     told = [line for line in said.splitlines() if line.startswith("memory: ")]
-    assert told[1].startswith("memory: as asked it does not fit; looking for what does")
+    assert told[1].startswith("memory: these settings do not fit; searching for some that do")
     assert told[2].startswith("memory: as asked it needs") and "quality: the result is the same" in told[3]
     assert told[-1].startswith("memory: it fits so")
     manifest = manifests.read(result.folder / "manifest.json")

@@ -67,7 +67,7 @@ def test_a_continued_run_resumes_bit_for_bit(first: Path, settings_of: Any):
     (cut / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
     weights = first / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
-    with pytest.raises(RunError, match="the adapter that it goes on with changed"):
+    with pytest.raises(RunError, match="the adapter that it continues changed"):
         fitune.train(resume=cut)
 
 
@@ -130,7 +130,7 @@ def evaluate_loss(target: Any, data: str) -> float:
 
 
 def test_faults(first: Path, settings_of: Any, tmp_path: Path, tiny_model: Any):
-    with pytest.raises(SettingsError, match=r"lora\.rank is set, and lora\.continue_from goes on with an adapter"):
+    with pytest.raises(SettingsError, match=r"lora\.rank is set, and lora\.continue_from continues an adapter"):
         load_settings(None, {"lora.continue_from": "one", "lora.rank": "8"})
     with pytest.raises(SettingsError, match=r"train\.tuning is full, which has no adapters"):
         load_settings(None, {"lora.continue_from": "one", "train.tuning": "full"})

@@ -50,4 +50,4 @@ def test_an_export_that_fails_leaves_the_run_finished(settings_of, monkeypatch, 
     result = fitune.train(settings_of(export__to=["merged"]))
     assert result.status == "finished"
     assert result.exports == ()
-    assert "Again with: fitune export" in capfd.readouterr().err
+    assert "Retry with: fitune export" in capfd.readouterr().err

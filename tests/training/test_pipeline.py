@@ -71,11 +71,11 @@ def test_a_stage_can_start_elsewhere(tmp_path):
     ("stages", "says"),
     [
         ([{"method": "stf"}], "stage 1:.*stf"),
-        ([{"name": "a"}, {"name": "b", "from": "aa"}], r'stage 2:.*no stage before this one \(did you mean "a"\?\)'),
+        ([{"name": "a"}, {"name": "b", "from": "aa"}], r'stage 2:.*not a stage before this one \(did you mean "a"\?\)'),
         ([{"name": "a"}, {"name": "a"}], "two stages named a"),
         ([{"run": {"name": "x"}}], "belongs to the whole chain"),
         ([{"lora": {"rnak": 3}}, {"train": {"epochs": 0}}], "(?s)stage 1:.*rnak.*stage 2:.*epochs"),
-        ([], "stages is no list"),
+        ([], "stages is not a list"),
         (["sft"], "a stage is a mapping"),
     ],
 )

@@ -131,7 +131,7 @@ def test_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(tmp_p
     assert (run.checkpoints / "checkpoint-9").is_dir() and not is_complete(run.checkpoints / "checkpoint-9")
     check_equal(fitune.train(resume=run.path), wanted)
     said = capfd.readouterr().err
-    assert "leaving out checkpoint-9" in said and "from step 8" in said  # 8: the best so far, saved as it was measured
+    assert "ignoring checkpoint-9" in said and "from step 8" in said  # 8: the best so far, saved as it was measured
 
 
 def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, settings_of, uninterrupted):

@@ -132,7 +132,7 @@ def test_an_adapter_of_another_template_or_none_is_refused(rl_settings: Any, set
         ({"method": "ppo", "rl.rewards": "exact", "rl.minibatches": "9"}, "rl.minibatches is 9"),
         ({"method": "ppo", "rl.rewards": "exact", "eval.samples": "0"}, "eval.samples is 0"),
         ({"rl.rewards": "exact"}, "rl.rewards is set, and method is sft"),
-        ({"lora.continue_from": "x", "lora.rank": "4"}, "lora.rank is set, and lora.continue_from goes on"),
+        ({"lora.continue_from": "x", "lora.rank": "4"}, "lora.rank is set, and lora.continue_from continues"),
     ],
 )
 def test_settings_that_do_not_go_together(flags: dict[str, str], words: str) -> None:
@@ -186,5 +186,5 @@ def test_a_reward_run_over_another_base_template_or_method_is_refused(
     with pytest.raises(ModelError, match=r"reward model in .* was trained with another chat template"):
         fitune.train(rl_settings("grpo", rl=judged, model__chat_template=str(template)))
     plain = fitune.train(settings_of(run__name="start", train__max_steps=1)).folder
-    with pytest.raises(ModelError, match="holds no reward model"):
+    with pytest.raises(ModelError, match="contains no reward model"):
         fitune.train(rl_settings("grpo", rl={"rewards": [f"run:{plain}"]}))

@@ -160,7 +160,7 @@ def test_what_is_derived_is_said_with_where_it_came_from(settings_of, capfd):
     fitune.train(settings_of(train__learning_rate=None))
     said = capfd.readouterr().err
     assert "learning rate 0.0002: the default for sft with lora" in said
-    assert "4 steps: 8 rows, 2 a step, 1 epochs" in said
+    assert "4 steps: 8 rows, 2 per step, 1 epochs" in said
     assert "in fp32: asked for" in said and "from the model's context length" in said
     assert "it/s" not in said and "%|" not in said  # no tqdm
 

@@ -157,7 +157,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     others = [other for other, config in model.peft_config.items() if getattr(config, "bias", "none") != "none"]
     if read_config(folder).get("bias", "none") != "none" or others:
         raise ModelError(
-            f"{others[0] if others else folder} trains biases, which are the base's own; it cannot lie beside another"
+            f"{others[0] if others else folder} trains biases of the base; it cannot be loaded next to another adapter"
         )
     dtype = input_weight(base).dtype
     model.load_adapter(str(folder), adapter_name=name, torch_device=str(next(model.parameters()).device))

@@ -71,7 +71,7 @@ def combine(
     """
     _check(model, [name for name, _ in parts], new, kind, rank, density)
     if not (parts := [part for part in parts if part[1]]):
-        raise ModelError("every weight is 0, which leaves the base alone; give one of them another")
+        raise ModelError("every weight is 0, which leaves the base unchanged; give at least one of them another weight")
     chosen = [name for name, _ in parts]
     was_active = active(model)
     full = [name for name in chosen if _modules_in_full(model, name)]
@@ -103,7 +103,7 @@ def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int |
             known = names(model)
             raise ModelError(f'there is no adapter "{name}"{did_you_mean(name, known)}; there are: {", ".join(known)}')
     if len(set(chosen)) < 2:
-        raise ModelError("a combination needs two different adapters or more")
+        raise ModelError("a combination needs at least two different adapters")
     if new in names(model) or new == BASE or "." in new or not new.strip():
         raise ModelError(f'"{new}" cannot be an adapter\'s name: it is taken, empty, or holds a dot; choose another')
     if merged(model):

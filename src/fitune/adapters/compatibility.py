@@ -85,7 +85,7 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
     wanted, stored = QuantizationConfig.from_dict(facts.get("quantization")), stored_as(base)
     if facts.get("init") == "loftq" and (wanted.kind, wanted.double_quant) != (stored.kind, stored.double_quant):
         raise ModelError(
-            f"the adapter in {folder} was begun with LoftQ over {wanted.name}: its A and B make up for the error of "
+            f"the adapter in {folder} was initialised with LoftQ over {wanted.name}: it compensates the error of "
             f"that quantization, and this base is stored in {stored.name if stored.on else 'full'}; "
             f"set model.quantization to {wanted.kind}"
         )

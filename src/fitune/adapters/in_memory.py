@@ -52,10 +52,8 @@ class Merged:
     quantized_layers: int = 0
 
     def __str__(self) -> str:
-        kept = f"{self.kept_bytes / 1e6:,.1f} MB kept aside to restore the base bit for bit"
-        how = (
-            kept if self.kept_bytes else "nothing kept aside: unmerge restores the base only as far as rounding allows"
-        )
+        kept = f"{self.kept_bytes / 1e6:,.1f} MB backed up to restore the base bit for bit"
+        how = kept if self.kept_bytes else "no backup: unmerge restores the base only as far as rounding allows"
         told = f"{', '.join(self.names)} merged into {self.layers} layers; {how}"
         if self.quantized_layers:
             told += (
@@ -88,7 +86,7 @@ def add(model: PeftModel, folder: Path, name: str) -> None:
         ModelError: the name is taken, or the adapter belongs to another base.
     """
     if name in names(model) or name == BASE:
-        raise ModelError(f'there is an adapter "{name}" already; give the new one another name')
+        raise ModelError(f'there is already an adapter "{name}"; give the new one another name')
     if merged(model):
         raise ModelError(f"{', '.join(merged(model))} is merged into the base; unmerge it before another is loaded")
     add_adapter(model, folder, name)
@@ -152,7 +150,7 @@ def unmerge(model: PeftModel, reference: Copies | None = None) -> Restored:
         ModelError: nothing is merged.
     """
     if not merged(model):
-        raise ModelError("no adapter is merged into the base, so there is nothing to take out")
+        raise ModelError("no adapter is merged into the base, so there is nothing to unmerge")
     copies: Copies | None = getattr(model, "fitune_copies", None)
     with _quiet():
         _tuner(model).unmerge_adapter()
@@ -198,7 +196,7 @@ def delete(model: PeftModel, name: str) -> str:
         raise ModelError(f'"{name}" is merged into the base; unmerge it before it is deleted')
     was_active = name in active(model)
     if len(names(model)) == 1:
-        raise ModelError(f'"{name}" is the only adapter in memory; unload it, and the bare base is left')
+        raise ModelError(f'"{name}" is the only adapter in memory; unload it to return to the base')
     with _quiet():
         model.delete_adapter(name)
     if was_active:

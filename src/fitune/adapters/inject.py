@@ -273,7 +273,7 @@ def _refuse_quantized(model: PreTrainedModel, in_full: set[str], init: str) -> N
     if stored and init == "pissa":
         raise ModelError(
             "lora.init is pissa, which moves a part of each weight into the adapter, and this base is quantized, which "
-            "would round what is left of it another time; use loftq, which takes up the error of the quantization"
+            "would round the remaining weights again; use loftq, which starts from the error of the quantization"
         )
 
 

@@ -33,8 +33,8 @@ def merge_into(base: LoadedBase, folders: Sequence[Path]) -> LoadedBase:
     for folder in folders:
         if base.quantization.on:
             raise ModelError(
-                f"model.merge names {folder}, and model.quantization is {base.quantization.kind}: the sum would be rounded "
-                "to its few bits; go on with that adapter (lora.continue_from), or merge in 16 bits"
+                f"model.merge names {folder}, and model.quantization is {base.quantization.kind}: the merged weights would be "
+                "rounded to so few bits; continue that adapter (lora.continue_from), or merge in 16 bits"
             )
         saved = read_facts(folder).get("template")
         if saved and saved.get("sha256") not in (None, template_digest(base.template)):

@@ -202,10 +202,10 @@ def rename(name: str, new: str, root: str | Path = "runs") -> Path:
     folder = find_adapter(name, root)
     owner = folder.parent if folder.name == "adapter" else folder
     if not re.fullmatch(r"[\w][\w.+-]*", new):
-        raise ModelError(f'"{new}" is no name for a folder; use letters, digits, dots, - and _')
+        raise ModelError(f'"{new}" is not a folder name; use letters, digits, dots, - and _')
     place = owner.parent / new
     if place.exists():
-        raise ModelError(f"{place} is there already; choose another name")
+        raise ModelError(f"{place} already exists; choose another name")
     with _free(folder, root):
         pass  # the lock lies in the folder that moves
     owner.rename(place)
@@ -226,7 +226,7 @@ def delete(name: str, root: str | Path = "runs", only_copy: bool = False) -> Pat
     with _free(folder, root):
         others = copies_of(folder, root)
         if not others and not only_copy:
-            raise ModelError(f"{folder} is the only copy of this adapter below {root}; --yes deletes it all the same")
+            raise ModelError(f"{folder} is the only copy of this adapter below {root}; --yes deletes it anyway")
         shutil.rmtree(folder)
     return folder
 

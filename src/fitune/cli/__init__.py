@@ -1,7 +1,7 @@
 """The command line: one file per command, imported when the command runs, so that `--help` answers at once.
 
 In: words on the command line. Out: an exit status: 0 done, 1 an error of fitune (printed without traceback), 2 wrong
-usage, 130 after Ctrl-C. Knows no work: each command calls one room.
+usage, 130 after Ctrl-C. Knows no work: each command calls one package.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ COMMANDS = {
     "demo": ("fitune.cli.demo:demo", "Teach the built-in model Pig Latin on this machine, in minutes."),
     "train": ("fitune.cli.train:train", "Fine-tune a model, or --resume a run."),
     "chat": ("fitune.cli.chat:chat", "Talk to a run or a model."),
-    "generate": ("fitune.cli.generate:generate", "Answer prompts; --top N shows the likeliest next tokens."),
-    "evaluate": ("fitune.cli.evaluate:evaluate", "Measure a run or a model on a data set."),
+    "generate": ("fitune.cli.generate:generate", "Answer prompts; --top N shows the most likely next tokens."),
+    "evaluate": ("fitune.cli.evaluate:evaluate", "Measure a run or a model on a dataset."),
     "export": (
         "fitune.cli.export:export",
-        "Take a result elsewhere: adapter, merged, GGUF or Ollama, with a fidelity report.",
+        "Export a result: adapter, merged, GGUF or Ollama, with a fidelity report.",
     ),
     "score": ("fitune.cli.score:score", "Judge answers with a reward model."),
-    "data": ("fitune.cli.data:data", "Show, check, split and make data sets."),
+    "data": ("fitune.cli.data:data", "Show, check, split and make datasets."),
     "plan": ("fitune.cli.plan.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "adapters": (
         "fitune.cli.adapters:adapters",
-        "List, show, compare, combine, rename, delete adapters; prove a merge.",
+        "List, show, compare, combine, rename, delete adapters; check a merge.",
     ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
     "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
@@ -84,7 +84,9 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; `fitune runs list` names unfinished runs, `fitune train --resume RUN` goes on", err=True)
+        click.echo(
+            "stopped; `fitune runs list` lists unfinished runs, `fitune train --resume RUN` continues one", err=True
+        )
         status = 130
     except FituneError as error:
         click.echo(f"error: {error}", err=True)

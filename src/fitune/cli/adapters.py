@@ -1,4 +1,4 @@
-"""`fitune adapters`: what adapters there are, what is in them, and what becomes of them."""
+"""`fitune adapters`: list, inspect, combine, rename and delete adapters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import click
 from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
 
 DEVICE = click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where."
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Device."
 )
 
 
 @click.group()
 def adapters() -> None:
-    """List, show, compare, combine, rename and delete adapters; prove what a merge does.
+    """List, show, compare, combine, rename and delete adapters; check what a merge does.
 
     An adapter is named by its run (name or folder) or by its own folder.
 
@@ -30,7 +30,7 @@ def adapters() -> None:
 @FOLDER
 @JSON
 def list_command(folder: str, as_json: bool) -> None:
-    """One line an adapter.
+    """One line per adapter.
 
     \b
     fitune adapters list
@@ -80,8 +80,8 @@ def show(name: str, folder: str, as_json: bool) -> None:
         ["quantization", found["quantization"]],
         ["template", f"{template.get('origin', 'unknown')}{added}"],
         ["kind", f"{found['kind']}, rank {found['rank']}, alpha {found['alpha']:g}, dropout {found['dropout']:g}"],
-        ["begun with", str(found["init"])],
-        ["continues", found["continues"] or "nothing: a new adapter"],
+        ["initialised with", str(found["init"])],
+        ["continues", found["continues"] or "none: a new adapter"],
         ["trained", f"{found['trained']:,} parameters{share}"],
         *([f"  {module}", _part(count, found)] for module, count in found["parameters"].items()),
         *([f"  {module}, in full", _part(count, found)] for module, count in found["in_full"].items()),
@@ -106,8 +106,8 @@ def compare(first: str, second: str, folder: str, as_json: bool) -> None:
     \b
     fitune adapters compare demo demo-rank-32
 
-    The cosine is 1 where both move the weights alike, 0 where they have nothing in common, −1 where they work against
-    each other.
+    The cosine is 1 where both change the weights in the same direction, 0 where their changes are unrelated, −1 where
+    they oppose each other.
     """
     from fitune.adapters import storage
     from fitune.adapters.locate import find_adapter
@@ -133,9 +133,11 @@ def compare(first: str, second: str, folder: str, as_json: bool) -> None:
 @click.option("--kind", default="cat", show_default=True, help="cat, svd, linear, ties, dare_linear, dare_ties, …")
 @click.option("--rank", type=click.IntRange(1), help="Rank of the result, for svd and …_svd.")
 @click.option(
-    "--density", type=float, help="Share of the values kept, for ties, dare and magnitude_prune.  [default: 0.5]"
+    "--density", type=float, help="Share of the values to keep, for ties, dare and magnitude_prune.  [default: 0.5]"
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what dare drops.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for the values that dare drops."
+)
 @DEVICE
 @FOLDER
 @JSON
@@ -150,15 +152,15 @@ def combine(
     folder: str,
     as_json: bool,
 ) -> None:
-    """A new adapter out of several, weighed.
+    """Combine several adapters into a new one, by weights.
 
     \b
     fitune adapters combine demo=0.7 yoda=0.3 --as both
     fitune adapters combine demo=1 yoda=1 --as both --kind ties_svd --density 0.3
 
-    cat and svd are exact sums of the updates (cat adds the ranks, svd brings them back to one); linear adds A to A and
-    B to B, which also mixes them; ties and dare drop values before they add; magnitude_prune drops the small ones.
-    Kinds that end in _svd do so on the whole update and take parts of different rank.
+    cat and svd sum the updates (cat adds the ranks, svd reduces the sum to one rank); linear adds the A and the B
+    matrices, which also adds cross terms; ties and dare drop values before they add; magnitude_prune drops small values.
+    Kinds that end in _svd work on the full updates and accept adapters of different rank.
     """
     from fitune.evaluation.combine_saved import combine_on_disk
 
@@ -170,7 +172,7 @@ def combine(
         except ValueError:
             mark = ""
         if not mark:
-            raise click.UsageError(f'"{part}" is no NAME=WEIGHT, for example demo=0.7')
+            raise click.UsageError(f'"{part}" is not NAME=WEIGHT, for example demo=0.7')
     made = combine_on_disk(weights, new, kind, rank, density, seed, folder, device)
     if as_json:
         print_json(made.to_dict())
@@ -183,7 +185,7 @@ def combine(
 @click.argument("new")
 @FOLDER
 def rename(name: str, new: str, folder: str) -> None:
-    """Another name for an adapter: its run's folder is renamed, or its own.
+    """Rename an adapter: the folder of its run, or its own.
 
     \b
     fitune adapters rename demo pig-latin
@@ -195,7 +197,7 @@ def rename(name: str, new: str, folder: str) -> None:
 
 @adapters.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Delete it though it is the only copy.")
+@click.option("--yes", is_flag=True, help="Delete it even if it is the only copy.")
 @FOLDER
 def delete(name: str, yes: bool, folder: str) -> None:
     """Remove an adapter from the disk; never while a run uses it, the only copy only with --yes.
@@ -244,7 +246,7 @@ _proving(
 )
 _proving(
     "unmerge",
-    """Merge and unmerge in memory: to how many bits the base comes back; nothing is written.
+    """Merge and unmerge in memory, and measure how exactly the base is restored; nothing is written.
 
     \b
     fitune adapters unmerge demo
@@ -252,7 +254,7 @@ _proving(
 )
 _proving(
     "unload",
-    """Take the adapter out and compare the base, bit by bit, with one loaded anew; nothing is written.
+    """Remove the adapter and compare the base bit by bit with a freshly loaded one; nothing is written.
 
     \b
     fitune adapters unload demo

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from fitune.evaluation.generation import Answer
 
 HELP = """/base        answer with the base model alone     /adapter     answer with the adapter again
-/adapters    adapters in memory                   /use NAME    answer with another, loaded if need be
-/merge       add the adapter into the base        /unmerge     take it out again, and say what is restored
-/unload      drop every adapter: the bare base    /clear       forget the conversation
+/adapters    adapters in memory                   /use NAME    answer with another one, loaded if necessary
+/merge       merge the adapter into the base       /unmerge     subtract it again, and report what was restored
+/unload      remove all adapters from memory    /clear       clear the conversation
 /system TEXT set the system prompt (empty: none)  /retry       answer the last message again
-/quit        leave (Ctrl-D too)"""
+/quit        exit (also Ctrl-D)"""
 COMMANDS = (
     "/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload", "/system", "/clear", "/retry", "/help",
     "/quit",
@@ -30,21 +30,21 @@ COMMANDS = (
 @click.argument("target")
 @click.option("--system", default=None, help="System prompt.")
 @click.option(
-    "--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Longest answer in tokens."
+    "--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
 )
 @click.option(
     "--temperature",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="0 takes the likeliest token at each step.",
+    help="0 is greedy decoding.",
 )
 @click.option(
     "--top-p",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Sample among the likeliest tokens of this share.",
+    help="Sample from the most likely tokens up to this total probability.",
 )
 @THINKING
 @click.option("--tools", type=click.Path(), help="A JSON file with the tools that the model may call.")
@@ -67,8 +67,8 @@ def chat(
     fitune chat demo
     fitune chat runs/demo --system "Translate to Pig Latin."
 
-    The template is the one of the training. Answers come as they are made; Ctrl-C ends one. Messages can be piped
-    in, a line each. Commands inside: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
+    The chat template is that of the training. Answers are streamed; Ctrl-C stops one. Messages can be piped in, one
+    per line. Commands in the chat: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
     """
     from fitune.console import log
     from fitune.evaluation.generation import Sampling, fix_seed
@@ -88,7 +88,7 @@ def chat(
         except (EOFError, StopIteration):
             return
         except KeyboardInterrupt:
-            log("\n/quit or Ctrl-D leaves")
+            log("\n/quit or Ctrl-D exits")
             continue
         if not (line := line.strip()):
             continue
@@ -121,7 +121,7 @@ class Conversation:
             log(HELP)
         elif name == "/clear":
             self.messages = []
-            log("conversation forgotten")
+            log("conversation cleared")
         elif name == "/system":
             self.system = rest.strip() or None
             log(f"system prompt: {self.system or 'none'}")
@@ -160,7 +160,7 @@ class Conversation:
             click.echo()
             if said and not said.stopped:
                 most = self.sampling.max_new_tokens
-                log(f"cut at {most:,} tokens: the model had not ended its answer; --max-new-tokens allows more")
+                log(f"truncated at {most:,} tokens: the model had not ended its answer; raise --max-new-tokens")
         except FituneError as error:
             log(f"error: {error}")
             return

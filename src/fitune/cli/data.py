@@ -1,4 +1,4 @@
-"""`fitune data`: look at a data set as training will see it; split one; make one."""
+"""`fitune data`: show and check a dataset as training will see it; split one; make one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fitune.cli.options.shared import JSON, print_json
 
 @click.group()
 def data() -> None:
-    """Show, check, split and make data sets.
+    """Show, check, split and make datasets.
 
     \b
     fitune data check my.jsonl
@@ -22,11 +22,11 @@ def data() -> None:
 
 @data.command(cls=SettingsCommand)
 @click.argument("source", metavar="FILE|RECIPE.yaml")
-@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="Number of rows.")
 @JSON
 @click.pass_context
 def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
-    """Rows with every token and its label; trained tokens are green, or in [ ] without colour.
+    """Show rows with every token and its label; trained tokens are green, or in [ ] without colour.
 
     \b
     fitune data show my.jsonl --model.name HuggingFaceTB/SmolLM2-360M-Instruct
@@ -57,7 +57,7 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
 @JSON
 @click.pass_context
 def check(ctx: click.Context, source: str, as_json: bool) -> None:
-    """What would be trained, and what is wrong: the check that every training starts with.
+    """Check a dataset: what would be trained on, and what is wrong with it. Every training starts with this check.
 
     \b
     fitune data check my.jsonl --data.max_length 1024
@@ -93,11 +93,11 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
 @data.command()
 @click.argument("file", type=click.Path())
 @click.option("--test", "share", type=float, default=0.1, show_default=True, help="Share of the rows to hold out.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the choice.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed for the split.")
 @click.option("--out-train", type=click.Path(), help="File of the training rows.  [default: FILE.train.jsonl]")
 @click.option("--out-test", type=click.Path(), help="File of the held-out rows.  [default: FILE.test.jsonl]")
 def split(file: str, share: float, seed: int, out_train: str | None, out_test: str | None) -> None:
-    """Split a file in two; equal rows stay on one side.
+    """Split a file in two; identical rows stay on the same side.
 
     \b
     fitune data split my.jsonl --test 0.1 --seed 1
@@ -116,7 +116,7 @@ def split(file: str, share: float, seed: int, out_train: str | None, out_test: s
 @click.argument("task", type=click.Choice(["pig-latin", "pig-latin-pairs", "yoda"]))
 @click.option("--from", "sentences", type=click.Path(), help="Pig Latin: a .txt file, one sentence a line.")
 @click.option("--out", type=click.Path(), required=True, help="The .jsonl file to write.")
-@click.option("--seed", type=int, default=1, show_default=True, help="pig-latin-pairs: seed of the slips.")
+@click.option("--seed", type=int, default=1, show_default=True, help="pig-latin-pairs: seed for the mistakes.")
 def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     """Make the data of a demo task.
 
@@ -125,8 +125,8 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     fitune data make pig-latin-pairs --out pairs.jsonl
     fitune data make yoda --out yoda.jsonl
 
-    Pig Latin without --from translates the Harvard sentences; its pairs set the right translation (chosen) against one
-    with slips in a few words (rejected). Yoda comes from a set on the hub.
+    Pig Latin without --from translates the Harvard sentences; its pairs hold the right translation (chosen) and one
+    with mistakes in a few words (rejected). Yoda comes from a dataset on the hub.
     """
     from importlib.resources import files
 

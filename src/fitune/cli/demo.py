@@ -1,4 +1,4 @@
-"""`fitune demo`: a real model learns Pig Latin on a laptop's CPU, and shows what it could and what it can."""
+"""`fitune demo`: a real model learns Pig Latin on a laptop's CPU, and shows its answers before and after."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ RECIPE: dict[str, Any] = {
     help="A .txt file of sentences to translate at the end.  [default: 60 Harvard sentences]",
 )
 @click.option(
-    "--also-rows", default=60, show_default=True, type=click.IntRange(0), help="How many of them; 0 takes all."
+    "--also-rows", default=60, show_default=True, type=click.IntRange(0), help="Number of these sentences; 0 takes all."
 )
-@click.option("--name", default="demo", show_default=True, help="Name of the run; an unfinished one goes on.")
-@click.option("--steps", type=click.IntRange(1), help="Train so many steps instead of one pass over the rows.")
+@click.option("--name", default="demo", show_default=True, help="Name of the run; an unfinished one is resumed.")
+@click.option("--steps", type=click.IntRange(1), help="Train for this many steps instead of one epoch.")
 @click.option("--model", default=None, help="Another model.  [default: smollm2-135m-instruct]")
-@click.option("--again", is_flag=True, help="Train anew though a finished run of that name is there.")
-@click.option("--svg", type=click.Path(), help="Draw the table into an SVG file.")
+@click.option("--again", is_flag=True, help="Train again even if a finished run of that name exists.")
+@click.option("--svg", type=click.Path(), help="Write the table to an SVG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def demo(
     also: str | None,
@@ -56,7 +56,7 @@ def demo(
     fitune demo --also my_sentences.txt
 
     SmolLM2-135M-Instruct learns the rule from generated sentences (LoRA, about ten minutes on two cores) and is then
-    asked sentences that it never saw. Ctrl-C keeps what was done; the same command goes on.
+    tested on sentences that it has never seen. Ctrl-C keeps the progress; the same command resumes.
     """
     from fitune.console import log
 
@@ -67,7 +67,7 @@ def demo(
     log("translating the sentences, without and with the adapter …")
     tables = {"held-out sentences": _held_out(folder), **_also(folder, also, sentences, also_rows)}
     _report(tables, as_json, svg)
-    log(f"talk to it:  fitune chat {name} --system 'Translate to Pig Latin.'")
+    log(f"chat with it:  fitune chat {name} --system 'Translate to Pig Latin.'")
     log(f"the report:  {folder / 'report.html'}")
 
 
@@ -97,7 +97,7 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     if status is not None and (steps or model):
         check_same_settings(run, settings.model_dump(mode="json"))
     if status == "finished":
-        log(f"{run.path} is finished; --again trains anew")
+        log(f"{run.path} is finished; --again trains it again")
         return run.path
     result = train(resume=run.path) if status is not None else train(settings)
     return result.folder if result.status == "finished" else None

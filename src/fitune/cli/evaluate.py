@@ -11,14 +11,14 @@ from fitune.cli.options.shared import print_json
 @click.argument("target")
 @click.option("--data", required=True, help="A data file, hub:NAME, or a demo task.")
 @click.option("--rows", type=click.IntRange(1), help="Measure the first N rows only.")
-@click.option("--system", default=None, help="System prompt for rows that bring none.")
-@click.option("--base", is_flag=True, help="Measure the base model, the adapter switched off.")
+@click.option("--system", default=None, help="System prompt for rows that have none.")
+@click.option("--base", is_flag=True, help="Measure the base model, with the adapter switched off.")
 @click.option(
     "--max-new-tokens",
     default=128,
     show_default=True,
     type=click.IntRange(1),
-    help="Longest generated answer in tokens.",
+    help="Maximum length of a generated answer in tokens.",
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")

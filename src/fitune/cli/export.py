@@ -1,4 +1,4 @@
-"""`fitune export`: take a result to where it will be used, with a report of how faithful the copy is."""
+"""`fitune export`: export a result, with a report of how faithful the copy is."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.val
     type=click.Choice(list(GGUF_TYPES), case_sensitive=False),
     help=f"For {gguf_forms()}: how weights are stored; {', '.join(BITS[:-1])} or {BITS[-1]} bits.",
 )
-@click.option("--base", help="Where the adapter's 16-bit base is now: a folder, a hub id, a GGUF file.")
+@click.option("--base", help="The adapter's 16-bit base, if it has moved: a folder, a hub id, a GGUF file.")
 @click.option(
-    "--prompts", "prompts_file", type=click.Path(), help="Ask these in the report.  [default: the run's held-out rows]"
+    "--prompts",
+    "prompts_file",
+    type=click.Path(),
+    help="Prompts of the fidelity report.  [default: the run's held-out rows]",
 )
-@click.option("--num-prompts", default=20, show_default=True, type=click.IntRange(1), help="How many are asked.")
-@click.option("--allow-pickled", is_flag=True, help="Take pickled weights of a model that has no safetensors.")
+@click.option(
+    "--num-prompts", default=20, show_default=True, type=click.IntRange(1), help="Number of prompts in the report."
+)
+@click.option("--allow-pickled", is_flag=True, help="Load pickled weights of a model that has no safetensors.")
 @click.option("--runs", "runs_folder", default="runs", show_default=True, help="Folder of all runs.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -63,8 +68,8 @@ def export(
     fitune export demo --to gguf --type q8_0
     fitune export demo --to ollama && ollama create demo -f runs/demo/export/ollama-f16/Modelfile
 
-    Every copy is read back and asked the same prompts as the original; fidelity.json beside it has the figures. The
-    folder appears when all of it is written and read; nothing is written over.
+    Every copy is read back and compared with the original on the same prompts; fidelity.json next to it has the
+    figures. The folder appears once the export is complete; nothing is overwritten.
     """
     from fitune.exporting.export import export as write
 

@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.argument("prompt", required=False)
 @click.option("--file", "file", type=click.Path(), help="Answer each line of a .txt file, or each row of a data file.")
-@click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
-@click.option("--top", type=click.IntRange(1), help="Show the N likeliest next tokens at each step.")
+@click.option("--raw", is_flag=True, help="Continue the text as it is, without the chat template.")
+@click.option("--top", type=click.IntRange(1), help="Show the N most likely next tokens at each step.")
 @click.option(
     "--steps",
     default=8,
     show_default=True,
     type=click.IntRange(1),
-    help="With --top: steps to follow the likeliest token.",
+    help="With --top: number of steps along the most likely token.",
 )
 @click.option("--system", default=None, help="System prompt.")
-@click.option("--base", is_flag=True, help="Answer with the base model, the adapter switched off.")
+@click.option("--base", is_flag=True, help="Answer with the base model, with the adapter switched off.")
 @click.option(
-    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer in tokens."
+    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
 )
 @click.option(
     "--temperature",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="0 takes the likeliest token at each step.",
+    help="0 is greedy decoding.",
 )
 @click.option(
     "--top-p",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Sample among the likeliest tokens of this share.",
+    help="Sample from the most likely tokens up to this total probability.",
 )
 @THINKING
 @click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
@@ -103,7 +103,7 @@ def generate(
     for answer in answers:
         click.echo(answer.text)
     if cut := sum(not answer.stopped for answer in answers):
-        log(f"{cut:,} of {len(answers):,} answers were cut at {max_new_tokens:,} tokens; --max-new-tokens allows more")
+        log(f"{cut:,} of {len(answers):,} answers were truncated at {max_new_tokens:,} tokens; raise --max-new-tokens")
 
 
 def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[Message]]:

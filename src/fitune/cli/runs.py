@@ -1,4 +1,4 @@
-"""`fitune runs`: what runs there are, what one did, and how several differ."""
+"""`fitune runs`: list, show and compare runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs() -> None:
 @FOLDER
 @JSON
 def list_command(folder: str, as_json: bool) -> None:
-    """One line a run, the newest first.
+    """One line per run, newest first.
 
     \b
     fitune runs list
@@ -50,7 +50,7 @@ def list_command(folder: str, as_json: bool) -> None:
 @FOLDER
 @JSON
 def show(run: str, folder: str, as_json: bool) -> None:
-    """What one run was and reached.
+    """Show one run: settings, results, memory, checkpoints.
 
     \b
     fitune runs show demo

@@ -1,4 +1,4 @@
-"""`fitune score`: a reward model judges the answers of a file."""
+"""`fitune score`: a reward model scores the answers of a file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fitune.cli.options.shared import print_json
 @click.argument("run")
 @click.option("--data", required=True, help="A data file, hub:NAME, or a demo task: pairs, or rows with answers.")
 @click.option("--rows", type=click.IntRange(1), help="Score the first N rows only.")
-@click.option("--system", default=None, help="System prompt for rows that bring none.")
+@click.option("--system", default=None, help="System prompt for rows that have none.")
 @click.option(
-    "--seed", default=42, show_default=True, help="Seed of a demo task's rows; training made them with train.seed."
+    "--seed", default=42, show_default=True, help="Seed for the rows of a demo task; training uses train.seed."
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
@@ -25,7 +25,7 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     fitune score my-reward --data pairs.jsonl --json
 
     Rows with an answer get its reward. Pairs (chosen, rejected) get both rewards; accuracy is the share of pairs whose
-    chosen answer has the higher one, and length_correlation says how far rewards merely follow length.
+    chosen answer has the higher one, and length_correlation tells how strongly rewards follow length.
     """
     from fitune.console import stdout_console
     from fitune.data.read.sources import DataOptions

@@ -14,7 +14,7 @@ from fitune.cli.options.flags import SettingsCommand
 
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
 @click.argument("recipe", required=False, metavar="[RECIPE.yaml]")
-@click.option("--resume", metavar="RUN", help="Go on with an interrupted run, given by name or folder.")
+@click.option("--resume", metavar="RUN", help="Resume an interrupted run, given by name or folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: bool) -> None:
@@ -26,16 +26,16 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     fitune train recipes/pig-latin-chain.yaml
     fitune train --resume runs/NAME
 
-    A recipe holds the differences from the defaults; flags are stronger than the recipe. Lists are written a,b;
-    mappings prompt=question,completion=answer; nothing is written null. A recipe with `stages:` is a chain of runs, each
-    starting from the last; resumed, it goes on at the stage that is not finished.
+    A recipe holds the differences from the defaults; flags override the recipe. Write lists as a,b, mappings as
+    prompt=question,completion=answer and no value as null. A recipe with `stages:` is a chain of runs, each starting from
+    the previous one; when resumed, it continues at the first unfinished stage.
     """
     overrides = ctx.meta["settings"]
     from fitune.config.stages import Chain, load_recipe
 
     if resume is not None and (begun := _begun_chain(resume, overrides)) is not None:
         if recipe is not None or overrides.keys() - {"run.folder"}:
-            raise click.UsageError("a chain is resumed with its own settings; leave the recipe and the flags away")
+            raise click.UsageError("a chain is resumed with its own settings; leave out the recipe and the flags")
         _end(ctx, _run_chain(begun, resume=True), as_json)
     if resume is None and recipe is not None:
         settings = load_recipe(recipe, overrides)

@@ -49,16 +49,20 @@ class Field:
 
     @property
     def range(self) -> str:
-        """``above 0``, ``0 to 1``, ``1 or more``, or empty."""
+        """``above 0``, ``0 to 1 excluding 1``, ``1 or more``, or empty."""
         if self.lower is None:
             return ""
         whole = int in self.kinds
         if self.upper is not None:
-            below = " (1 itself not)" if self.upper_open else ""
-            return f"{self.lower:g} to {self.upper:g}{below}"
+            ends = [f"{end:g}" for end, is_open in self._ends if is_open]
+            return f"{self.lower:g} to {self.upper:g}" + (f" excluding {' and '.join(ends)}" if ends else "")
         if self.lower_open:
             return f"{self.lower + 1:g} or more" if whole else f"above {self.lower:g}"
         return f"{self.lower:g} or more"
+
+    @property
+    def _ends(self) -> tuple[tuple[float | None, bool], ...]:
+        return (self.lower, self.lower_open), (self.upper, self.upper_open)
 
     @property
     def kind(self) -> str:

@@ -27,7 +27,7 @@ def method_faults(settings: Settings) -> Iterator[Fault]:
         yield ("train.tuning", "method"), f"is full, and method {method.name} {method.why_lora}; use lora"
     yield from _adapter_faults(method, inputs, settings.lora.dropout)
     if not method.reads_loss_on and inputs.loss_on != "auto":
-        yield ("data.loss_on", "method"), f"is set, and method {method.name} looks at whole answers; remove it"
+        yield ("data.loss_on", "method"), f"is set, and method {method.name} always compares whole answers; remove it"
     yield from method.rules(settings.own, inputs)
     yield from _unread(settings, method)
 
@@ -51,13 +51,13 @@ def _adapter_faults(method: Method, inputs: RuleInputs, dropout: float) -> Itera
     for key, value, plain in inputs.moves_the_base if method.reference_by_switch else ():
         yield (
             (key, "method"),
-            f"is {value}: the adapter switched off is then not the model that training began with, and method "
-            f"{method.name} has no reference; use {plain}",
+            f"is {value}: with the adapter switched off, the model is then not the one that training began with, and "
+            f"method {method.name} has no reference; use {plain}",
         )
     if method.forbids_dropout and dropout:
         yield (
             ("lora.dropout", "method"),
-            f"is {dropout:g}, and under method {method.name} the policy would differ from itself by chance; use 0",
+            f"is {dropout:g}, and with dropout the log-probabilities of method {method.name} would be random; use 0",
         )
 
 
@@ -68,4 +68,4 @@ def _unread(settings: Settings, method: Method) -> Iterator[Fault]:
         if not others and key not in method.unread:
             continue
         if getattr(getattr(settings, field.section), field.name) != field.default:
-            yield (key, "method"), f"is set, and method is {method.name}, which does not read it; remove it"
+            yield (key, "method"), f"is set, and method is {method.name}, which does not use it; remove it"

@@ -95,8 +95,8 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
     elif settings.model.merge:
         yield (
             ("model.merge", "model.quantization"),
-            f"is set, and model.quantization is {kind}: the sum would be rounded to its few bits. Go on with that adapter "
-            "(lora.continue_from), or leave the base in 16 bits",
+            f"is set, and model.quantization is {kind}: the merged weights would be rounded to so few bits. Continue that adapter "
+            "(lora.continue_from), or leave the base unquantized",
         )
     elif settings.train.tuning == "full":
         yield (
@@ -108,7 +108,7 @@ def _quantization(settings: Settings) -> Iterator[Fault]:
         yield (
             ("lora.init", "model.quantization"),
             f"is pissa, which moves a part of each weight into the adapter, and model.quantization is {kind}, whose "
-            "weights cannot be moved; use loftq, which begins with the error of the quantization, or default",
+            "weights cannot be changed; use loftq, which starts from the quantization error, or default",
         )
     if lora.init == "loftq" and kind == "none":
         yield (
@@ -149,7 +149,7 @@ def _export(settings: Settings) -> Iterator[Fault]:
     if settings.lora.init == "loftq" and any(form.merges for form in wanted):
         yield (
             ("export.to", "lora.init"),
-            "asks for a merge, and lora.init is loftq, whose adapter fits its quantized base alone; use adapter",
+            "asks for a merge, and lora.init is loftq, whose adapter only fits its quantized base; use adapter",
         )
     if settings.export.gguf_type != "f16" and not any(form.takes_gguf_type for form in wanted):
         typed = " nor ".join(form.name for form in EXPORT_FORMS.values() if form.takes_gguf_type)
@@ -185,7 +185,7 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
     if settings.model.merge and settings.lora.continue_from is not None:
         yield (
             ("model.merge", "lora.continue_from"),
-            "is set, and lora.continue_from goes on with an adapter that knows what its base is; remove it",
+            "is set, and lora.continue_from continues an adapter that already has its merged adapters; remove it",
         )
     if settings.train.tuning == "full":
         for key, field in all_fields().items():
@@ -201,7 +201,7 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
             if field.section == "lora" and field.name != "continue_from" and _value(settings, key) != field.default:
                 yield (
                     (key, "lora.continue_from"),
-                    "is set, and lora.continue_from goes on with an adapter that has options of its own; remove it",
+                    "is set, and lora.continue_from continues an adapter that has its own options; remove it",
                 )
     sources = settings.data.train, settings.data.eval or ""
     if settings.data.hub_split != "train" and not any(source.startswith("hub:") for source in sources):

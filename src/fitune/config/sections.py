@@ -2,8 +2,8 @@
 
 In: a YAML file of differences from the defaults, dotted command-line values, or keyword arguments.
 Out: one frozen `Settings` object, or one `SettingsError` that lists every fault.
-Knows nothing of torch, models or data: values that depend on them stay "auto" or null here, and the room
-that decides them prints what it chose and why.
+Knows nothing of torch, models or data: values that depend on them stay "auto" or null here, and the
+package that decides them prints what it chose and why.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ModelSettings(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model; null takes its main branch."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Device to train on; auto uses a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the base weights and of the arithmetic; auto takes bf16 where the hardware multiplies it fast."""
     quantization: Annotated[str, one_of(["none"], QUANTIZATIONS)] = Field(
@@ -69,17 +69,17 @@ class ModelSettings(Section):
         description=f"With {doubled()}: store the scales of the blocks in 8 bits too, 0.37 bits less a weight.",
     )
     unquantized: list[str] = []
-    """With a quantization: linear layers kept in `precision`, by name endings such as `[down_proj]`. Embeddings, norms and
-    the output head always are."""
+    """With quantization: linear layers to keep in `precision`, given as name suffixes such as `[down_proj]`. Embeddings,
+    norms and the output head are never quantized."""
     merge: list[str] = []
-    """Adapters (runs by name or folder, or adapters' folders) merged into the base before training, in this order. A new
-    adapter is trained over the result, and keeps copies of them. Not with a quantization."""
+    """Adapters (run names or folders, or adapter folders) to merge into the base before training, in this order. The new
+    adapter is trained on the merged model and keeps copies of them in its folder. Not possible with quantization."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernel; auto takes SDPA."""
+    """Attention implementation; auto uses SDPA."""
     chat_template: str = "auto"
-    """auto: the model's own template, or ChatML for a model that has none; chatml; or the path of a Jinja file."""
+    """auto: the model's own template, or ChatML if it has none. chatml: ChatML. Otherwise the path of a Jinja file."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a hub model. Only for authors you trust."""
+    """Run Python code shipped with a hub model. Only for authors you trust."""
     allow_pickled: bool = False
     """Load pickled weights (`.bin`, `.pt`) where a model has no safetensors. Only for authors you trust."""
 
@@ -96,15 +96,15 @@ class DataSettings(Section):
     eval: Sources | None = None
     """Rows held out for evaluation, likewise; null sets `eval_share` of the training rows aside."""
     eval_share: Share = 0.05
-    """Share of the training rows set aside when `eval` is null; 0 trains without evaluation."""
+    """Share of the training rows to hold out when `eval` is null; 0 trains without evaluation."""
     hub_split: str = "train"
-    """Split of a hub data set."""
+    """Split of the hub dataset."""
     form: Annotated[str, one_of(["auto"], DATA_FORMS)] = "auto"
-    """How a row is laid out; auto recognises it from the columns."""
+    """Format of a row; auto detects it from the columns."""
     columns: dict[str, str] = {}
-    """The form's column → the file's column, for files with other names, for example `{prompt: question}`."""
+    """Maps the form's columns to the file's where their names differ, for example `{prompt: question}`."""
     system: str | None = None
-    """System prompt for rows that bring none."""
+    """System prompt for rows that have none."""
     loss_on: Literal["auto", "completion", "assistant", "last_assistant", "response_template", "all"] = "auto"
     """Tokens that are trained. auto: the completion or every assistant turn (sft), all (lm)."""
     thinking: Literal["auto", "train", "mask", "drop"] = "auto"
@@ -113,22 +113,23 @@ class DataSettings(Section):
     system_as_user: bool = False
     """Put the system prompt at the head of the first user message, for templates without a system role; in chat too."""
     response_template: str | None = None
-    """With `loss_on: response_template`: train what follows this text."""
+    """With `loss_on: response_template`: compute the loss on what follows this text."""
     max_length: PositiveInt | None = None
-    """Longest row in tokens; null allows the model's context length."""
+    """Maximum length of a row in tokens; null uses the model's context length."""
     too_long: Literal["error", "drop", "cut"] = "error"
-    """Rows over `max_length`: refuse to start, leave them out, or cut their end off."""
+    """What to do with rows over `max_length`: refuse to start, drop them, or truncate them."""
     packing: Literal["auto", "tree", "rows", "off"] = "auto"
-    """Rows of a step without padding. tree: prefixes that rows share are computed once; rows: side by side; off: padded.
-    auto takes tree where a check against the model's plain forward passes. The losses are the same."""
+    """Pack the rows of a step instead of padding them. tree: prefixes that rows share are computed once. rows: rows are
+    concatenated. off: rows are padded. auto uses tree if its outputs match the model's plain forward pass. The losses are
+    the same."""
 
 
 class LoraSettings(Section):
     """LoRA adapters, in the terms of the PEFT library (Hu et al. 2021, arXiv 2106.09685)."""
 
     continue_from: str | None = None
-    """Train a saved adapter further: a run (name or folder) or an adapter's folder, over the same base. It keeps its own
-    rank, targets and so on; the other settings of this section stay away."""
+    """Continue training a saved adapter of the same base, given as a run (name or folder) or an adapter folder. It keeps
+    its own rank, targets and so on, so no other setting of this section may be set."""
     rank: PositiveInt = 16
     """Rank r of the update B·A."""
     alpha: Annotated[float, Field(gt=0)] = 32
@@ -136,42 +137,42 @@ class LoraSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Modules to adapt: `all-linear`, or name endings such as `[q_proj, v_proj]`."""
+    """Modules to adapt: `all-linear`, or name suffixes such as `[q_proj, v_proj]`."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Biases to train in full. Trained biases change the base model even with the adapter off."""
+    """Biases to train. Trained biases change the base model even with the adapter switched off."""
     rslora: bool = False
-    """Scale by alpha / √rank instead (rank-stabilised, arXiv 2312.03732)."""
+    """Scale by alpha / √rank instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     dora: bool = False
-    """Train magnitude and direction apart (DoRA, arXiv 2402.09353)."""
+    """Train magnitude and direction separately (DoRA, arXiv 2402.09353)."""
     modules_to_save: list[str] = []
-    """Modules trained in full and saved with the adapter."""
+    """Modules to train in full and save with the adapter."""
     train_norms: bool = False
     """Train the layer norms in full and save them with the adapter."""
     init: Literal["default", "gaussian", "pissa", "loftq", "debug"] = "default"
-    """Initial A and B: default (Kaiming A, zero B), gaussian, PiSSA (arXiv 2404.02948), with a quantized base LoftQ, which
-    begins with the error of the quantization (arXiv 2310.08659), debug (not an identity)."""
+    """Initialisation of A and B: default (Kaiming A, zero B), gaussian, pissa (arXiv 2404.02948), loftq, which starts from
+    the quantization error of a quantized base (arXiv 2310.08659), or debug (a nonzero update)."""
 
 
 class TrainSettings(Section):
-    """How the weights are moved."""
+    """How the weights are optimized."""
 
     tuning: Literal["lora", "full"] = "lora"
     """Train adapters, or every weight."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: PositiveInt | None = None
-    """Stop after so many optimizer steps, whatever `epochs` says."""
+    """Stop after this many optimizer steps, regardless of `epochs`."""
     batch_size: PositiveInt = 8
     """Rows per optimizer step."""
     micro_batch_size: PositiveInt | None = None
-    """Rows per forward pass, a divisor of `batch_size`; null takes the whole batch. The result is the same."""
+    """Rows per forward pass, a divisor of `batch_size`; null uses the whole batch. The gradients are the same."""
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description=f"Peak learning rate; null takes {rates_in_words(METHODS)}."
+        default=None, description=f"Peak learning rate; null uses {rates_in_words(METHODS)}."
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
-    """Learning rate over the run."""
+    """Learning rate schedule after the warm-up."""
     warmup_ratio: Share = 0.03
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -180,11 +181,11 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Seed of initial weights, dropout and row order."""
+    """Seed for initial weights, dropout and row order."""
 
     @property
     def micro_rows(self) -> int:
-        """Rows of a forward pass."""
+        """Rows per forward pass."""
         return self.micro_batch_size or self.batch_size
 
 
@@ -192,25 +193,25 @@ class EvalSettings(Section):
     """What is measured on the held-out rows, and when."""
 
     every_steps: PositiveInt | None = None
-    """Evaluate each so many steps; null at the end of each epoch."""
+    """Steps between evaluations; null evaluates at the end of each epoch."""
     samples: Annotated[int, Field(ge=0)] = 20
-    """Held-out rows answered by generation, before, during and after training; 0 measures the loss only."""
+    """Held-out rows to generate answers for, before, during and after training; 0 measures the loss only."""
     max_new_tokens: PositiveInt = 128
-    """Longest generated answer in tokens."""
+    """Maximum length of a generated answer in tokens."""
     best_metric: Annotated[str, one_of(every_metric(METHODS))] = "loss"
-    """Metric that picks the best checkpoint and decides early stopping; a method without a loss on held-out rows
-    takes its first metric instead, such as the reward."""
+    """Metric that selects the best checkpoint and controls early stopping; a method without an evaluation loss uses its
+    first metric instead, such as the reward."""
     patience: PositiveInt | None = None
-    """Stop when `best_metric` has not improved for so many evaluations; null never stops early."""
+    """Stop when `best_metric` has not improved for this many evaluations; null never stops early."""
 
 
 class MemorySettings(Section):
-    """What memory the run may take, and what may be given up for it (`fit`)."""
+    """How much memory the run may use, and what `fit` may change to stay within it."""
 
     budget: str | None = None
-    """Memory that the run may take, for example 16GiB; null takes what is free on the GPU, and sets no limit on a CPU."""
+    """Memory that the run may use, for example 16GiB; null uses what is free on the GPU, and sets no limit on a CPU."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of that memory which the plan must leave free: as much as a plan has been seen to miss by."""
+    """Share of that memory that the plan must leave free; the default is the largest error measured in a plan."""
     may_change: list[
         Literal[
             "train.micro_batch_size",
@@ -221,34 +222,34 @@ class MemorySettings(Section):
             "data.max_length",
         ]
     ] = []
-    """What `fit` may change though it was set: train.tuning takes LoRA instead of full fine-tuning, data.max_length leaves
-    the longest rows out."""
+    """Settings that `fit` may change even where they are set. train.tuning: use LoRA instead of full fine-tuning.
+    data.max_length: drop the longest rows."""
 
 
 class RunSettings(Section):
-    """Where the run lives, and what it leaves there."""
+    """Where the run is stored, and what it writes."""
 
     name: str | None = None
-    """Folder of the run below `folder`; null derives it from model, data and time."""
+    """Name of the run's folder inside `folder`; null derives it from model, data and time."""
     folder: str = "runs"
-    """Folder of all runs."""
+    """Folder that holds all runs."""
     checkpoint_steps: PositiveInt | None = None
-    """Save a checkpoint each so many steps; null with each evaluation."""
+    """Steps between checkpoints; null saves one at each evaluation."""
     keep_checkpoints: PositiveInt = 2
-    """Checkpoints kept, the best one always among them."""
+    """Number of checkpoints to keep; the best one is always among them."""
     log_steps: PositiveInt = 1
-    """Write metrics each so many steps."""
+    """Steps between logged metrics."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    """Trackers to report to, when installed."""
+    """Experiment trackers to report to; each must be installed."""
 
 
 class ExportSettings(Section):
-    """What is made of the result when training ends. What cannot be made is refused before it begins."""
+    """What to export when training ends. An export that is not possible is refused before training starts."""
 
     to: list[Annotated[str, one_of(EXPORT_FORMS)]] = []
-    """Copies to write into `export/` of the run's folder, each with a fidelity report; `fitune export` makes more."""
+    """Formats to export to, in `export/` of the run's folder, each with a fidelity report; `fitune export` does it later."""
     gguf_type: Annotated[str, one_of(GGUF_TYPES)] = "f16"
-    """How gguf and ollama store the weights."""
+    """Type of the weights in gguf and ollama exports."""
 
 
 class TrainedAs(Section):
@@ -256,8 +257,8 @@ class TrainedAs(Section):
 
     method: Annotated[str, one_of(METHODS)] = Field(default="sft", description=told(METHODS))
     fit: Literal["auto", "off"] = "auto"
-    """auto: on a GPU, or with a memory.budget, the fastest way of training that fits is chosen before the weights are
-    loaded; what was set stays as it was set. off: train as asked, nothing is planned."""
+    """auto: on a GPU, or with a memory.budget, choose the fastest configuration that fits before the weights are loaded;
+    settings that are set are not changed. off: train with the settings as they are, without a plan."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     lora: LoraSettings = LoraSettings()

@@ -72,7 +72,7 @@ def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, Any]) -> Cha
     folder = Path(above) / name
     if not isinstance(listed, yaml.SequenceNode) or not listed.value:
         raise SettingsError(
-            [f"{path}: stages is no list; write `stages:` and below it `- method: sft`, `- method: dpo`"]
+            [f"{path}: stages is not a list; write `stages:` and below it `- method: sft`, `- method: dpo`"]
         )
     stages: list[Stage] = []
     faults = list(shared.faults)
@@ -131,7 +131,7 @@ def _start(named: str | None, before: list[Stage], place: str) -> Stage | None:
         known = {stage.name: stage for stage in before}
         if named not in known:
             names = [*known, BASE]
-            said = f"from is {named}, which is no stage before this one{did_you_mean(named, names)}"
+            said = f"from is {named}, which is not a stage before this one{did_you_mean(named, names)}"
             raise SettingsError([f"{place}: {said}; use {', '.join(names)}"])
         return known[named]
     return next((stage for stage in reversed(before) if not METHODS[stage.settings.method].makes_judge), None)

@@ -116,7 +116,7 @@ def remedy(key: str) -> str:
         near = _meant(name, {**{old.rpartition(".")[2]: new for old, new in earlier.items()}, **whole})
     if near:
         return f"is not a setting{near}"
-    return f"is not a setting; {section or 'the top of a file'} knows {', '.join(inside)}"
+    return f"is not a setting; {section or 'the top of a file'} has {', '.join(inside)}"
 
 
 def _meant(name: str, words: Mapping[str, str]) -> str:

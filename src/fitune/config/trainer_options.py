@@ -15,10 +15,10 @@ from fitune.config.yaml_source import Given
 from fitune.errors import did_you_mean
 
 _BATCH = "fitune splits train.batch_size into forward passes of train.micro_batch_size"
-_PRECISION = "fitune chooses the arithmetic with the type of the weights"
-_FOLDER = "the run folder decides where files go"
+_PRECISION = "mixed precision follows from the dtype of the weights"
+_FOLDER = "files go into the run folder"
 _BEST = "fitune keeps the best checkpoint itself"
-_SAVING = "a checkpoint must be whole, so that a killed run can go on"
+_SAVING = "checkpoints must be complete, so that a killed run can be resumed"
 _MASKS = "fitune computes the loss from its own masks"
 _HUB = "fitune does not upload; the adapter in the run folder can be pushed with the hub's own tool"
 _PROCESS = "fitune trains in one process for now"
@@ -39,8 +39,8 @@ OWNED: dict[str, tuple[str | None, str]] = {
     "optim": ("train.optimizer", "the memory plan must know it"),
     "weight_decay": ("train.weight_decay", "it has a setting of its own"),
     "max_grad_norm": ("train.max_grad_norm", "it has a setting of its own"),
-    "seed": ("train.seed", "one seed decides everything"),
-    "data_seed": ("train.seed", "one seed decides everything"),
+    "seed": ("train.seed", "one seed is used for everything"),
+    "data_seed": ("train.seed", "one seed is used for everything"),
     "gradient_checkpointing": ("train.gradient_checkpointing", "the memory plan must know it"),
     "gradient_checkpointing_kwargs": ("train.gradient_checkpointing", "the memory plan must know it"),
     "activation_checkpointing": ("train.gradient_checkpointing", "the memory plan must know it"),
@@ -50,10 +50,10 @@ OWNED: dict[str, tuple[str | None, str]] = {
     "bf16_full_eval": ("model.precision", _PRECISION),
     "fp16_full_eval": ("model.precision", _PRECISION),
     "use_cpu": ("model.device", "the device is chosen before the model is loaded"),
-    "use_cache": (None, "training keeps no cache of keys and values"),
+    "use_cache": (None, "training uses no KV cache"),
     "logging_strategy": ("run.log_steps", "it has a setting of its own"),
     "logging_steps": ("run.log_steps", "it has a setting of its own"),
-    "logging_nan_inf_filter": (None, "a loss that is not finite halts the run"),
+    "logging_nan_inf_filter": (None, "a loss that is not finite stops the run"),
     "disable_tqdm": (None, "fitune prints the progress itself"),
     "report_to": ("run.report_to", "it has a setting of its own"),
     "eval_strategy": ("eval.every_steps", "it has a setting of its own"),
@@ -66,7 +66,7 @@ OWNED: dict[str, tuple[str | None, str]] = {
     "save_steps": ("run.checkpoint_steps", _SAVING),
     "save_only_model": (None, _SAVING),
     "save_total_limit": ("run.keep_checkpoints", _SAVING),
-    "ignore_data_skip": (None, "a resumed run sees the rows it has not seen"),
+    "ignore_data_skip": (None, "a resumed run continues with the rows it has not seen"),
     "restore_callback_states_from_checkpoint": (None, _SAVING),
     "resume_from_checkpoint": (None, "use `fitune train --resume RUN`"),
     "load_best_model_at_end": ("eval.best_metric", _BEST),
@@ -150,7 +150,7 @@ def _fit(kind: Any, value: Any, is_text: bool) -> Any:
             return adapter.validate_python(candidate, strict=True)
         except ValidationError:
             continue
-    raise ValueError(f"transformers wants {_named(kind)}")
+    raise ValueError(f"transformers expects {_named(kind)}")
 
 
 def _named(kind: Any) -> str:

@@ -109,15 +109,19 @@ def _checked(field: Field, value: Any) -> Any:
     if isinstance(value, list):
         for item in value:
             if not isinstance(item, str):
-                raise Misfit(f"holds {shown(item)}, which is no text; write names, for example [{EXAMPLES[field.key]}]")
+                raise Misfit(
+                    f"contains {shown(item)}, which is not text; write names, for example [{EXAMPLES[field.key]}]"
+                )
             if field.item_choices and item not in field.item_choices:
                 near = did_you_mean(item, field.item_choices)
-                raise Misfit(f"holds {shown(item)}{near}; use names out of {', '.join(field.item_choices)}")
+                raise Misfit(f"contains {shown(item)}{near}; use names out of {', '.join(field.item_choices)}")
         return value
     if isinstance(value, dict):
         for name, item in value.items():
             if not isinstance(name, str) or not isinstance(item, str):
-                raise Misfit(f"holds {shown(name)}: {shown(item)}; write names on both sides, in quotes where needed")
+                raise Misfit(
+                    f"contains {shown(name)}: {shown(item)}; write names on both sides, in quotes where needed"
+                )
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = field.lower, field.upper

@@ -62,7 +62,7 @@ def read_root(path: Path, sheet: Sheet, stages: bool = False) -> yaml.Node | Non
     if root is None:
         sheet.faults.append(f"{path} is empty; write the settings that differ, for example `data: {{train: my.jsonl}}`")
     elif not isinstance(root, yaml.MappingNode):
-        sheet.faults.append(f"{path}:1: the file holds no mapping; write `section:` and below it `  setting: value`")
+        sheet.faults.append(f"{path}:1: the file is not a mapping; write `section:` and below it `  setting: value`")
     elif any(key.value == "stages" for key, _ in root.value) and not stages:
         sheet.faults.append(f"{path} is a chain of runs (stages:), which `fitune train` takes; here one run is needed")
     return root

@@ -58,7 +58,7 @@ class PairReport:
             f"end token trained     in {self.rows_with_trained_end:,} of {2 * self.rows:,} sides",
             f"over the limit        {self.rows_over_limit:,} pairs",
             f"teach nothing         {self.equal_pairs:,} pairs are equal, {self.empty_pairs:,} have an empty answer",
-            f"differ in length only {self.pairs_that_differ_in_length_only:,} pairs: one answer is how the other begins",
+            f"differ in length only {self.pairs_that_differ_in_length_only:,} pairs: one answer is a prefix of the other",
             f"answer length         {self.chosen_length:.1f} tokens chosen, {self.rejected_length:.1f} rejected; the "
             f"chosen one is longer in {self.chosen_is_longer:.0%} of the pairs",
             f"duplicates            {self.duplicate_rows:,} pairs; the prompts of {self.prompts_also_in_test:,} are also "
@@ -102,27 +102,27 @@ def check_pairs(
     if over and too_long == "error":
         errors.append(
             f"{_pairs(over)} with a side longer than {max_length:,} tokens (the longest has {lengths.longest:,}); raise "
-            "data.max_length, or leave such pairs out with data.too_long: drop"
+            "data.max_length, or drop such pairs with data.too_long: drop"
         )
     elif over and too_long == "cut":
         errors.append(
-            f"{_pairs(over)} with a side longer than {max_length:,} tokens, and an answer that is cut is another "
-            "answer than the one that was judged; raise data.max_length, or use data.too_long: drop"
+            f"{_pairs(over)} with a side longer than {max_length:,} tokens, and a truncated answer is not the "
+            "one that was judged; raise data.max_length, or use data.too_long: drop"
         )
     elif over:
-        warnings.append(f"{_pairs(over)} with a side longer than {max_length:,} tokens: left out (data.too_long: drop)")
+        warnings.append(f"{_pairs(over)} with a side longer than {max_length:,} tokens: dropped (data.too_long: drop)")
     if empty:
         warnings.append(f"{_pairs(empty)} with an empty answer; left out")
     if equal:
-        warnings.append(f"{_pairs(equal)} whose two answers are equal; left out")
+        warnings.append(f"{_pairs(equal)} with two identical answers; left out")
     if length_only:
-        warnings.append(f"{_pairs(length_only)} that differ in length only: one answer is how the other begins")
+        warnings.append(f"{_pairs(length_only)} that differ in length only: one answer is a prefix of the other")
     if ended < 2 * len(rows):
         warnings.append(f"{2 * len(rows) - ended:,} answers whose end token is not trained")
     if leaked:
-        warnings.append(f"the prompts of {_pairs(leaked)} are in the held-out rows too")
+        warnings.append(f"the prompts of {_pairs(leaked)} are also in the held-out rows")
     if duplicates:
-        warnings.append(f"{duplicates:,} pairs are there more than once")
+        warnings.append(f"{duplicates:,} pairs are duplicates")
     better = [row.chosen.num_trained for row in rows]
     worse = [row.rejected.num_trained for row in rows]
     longer = [a > b for a, b in zip(better, worse, strict=True) if a != b]
@@ -131,7 +131,7 @@ def check_pairs(
         kind = "longer" if share > 0.5 else "shorter"
         warnings.append(
             f"the chosen answer is the {kind} one in {max(share, 1 - share):.0%} of the pairs that differ in length: a "
-            "model could learn length alone"
+            "model could learn nothing but length"
         )
     kept = [at for at in range(len(rows)) if at not in equal_at | over_at]
     if not kept and not errors:

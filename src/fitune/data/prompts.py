@@ -139,20 +139,22 @@ def _limited(
     if over and options.too_long != "drop":
         raise DataError(
             f"{name}: {len(over):,} prompts are longer than {limit:,} tokens (row {over[0].row_number} has "
-            f"{over[0].num_tokens:,}); raise data.max_length, or leave them out with data.too_long: drop"
-            + (" (a prompt cannot be cut: its end is what is asked)" if options.too_long == "cut" else "")
+            f"{over[0].num_tokens:,}); raise data.max_length, or drop them with data.too_long: drop"
+            + (" (a prompt cannot be truncated: its end is the question)" if options.too_long == "cut" else "")
         )
     kept = [row for row in rows if not limit or row.num_tokens <= limit]
     if not kept:
         raise DataError(f"{name}: every prompt is longer than {limit:,} tokens; raise data.max_length")
     if over:
-        warnings.append(f"{len(over):,} prompts longer than {limit:,} tokens: left out (data.too_long: drop)")
+        warnings.append(f"{len(over):,} prompts longer than {limit:,} tokens: dropped (data.too_long: drop)")
     duplicates = num_duplicates(row.input_ids for row in rows)
     leaked = [row for row in rows if row.input_ids in held_out]
     if duplicates:
-        warnings.append(f"{duplicates:,} prompts are there more than once")
+        warnings.append(f"{duplicates:,} prompts are duplicates")
     if leaked:
-        warnings.append(f"{len(leaked):,} prompts are in the held-out rows too, for example row {leaked[0].row_number}")
+        warnings.append(
+            f"{len(leaked):,} prompts are also in the held-out rows, for example row {leaked[0].row_number}"
+        )
     report = PromptReport(
         name=name,
         form=form.name,

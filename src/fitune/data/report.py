@@ -117,12 +117,12 @@ def check_rows(
         missing = [row for row in rows if row.num_trained and not _end_is_trained(row, renderer.stop_ids)]
         warnings.append(
             f"{_rows(missing)} whose end token is not trained: the model would not learn to stop there; "
-            "the template writes no end token behind the answer, or the response ends without one"
+            "the template writes no end token after the answer, or the response ends without one"
         )
     if double:
-        warnings.append(f"{_rows(double)} that begin with two BOS tokens; take the BOS text out of the data")
+        warnings.append(f"{_rows(double)} that begin with two BOS tokens; remove the BOS text from the data")
     if duplicates:
-        warnings.append(f"{duplicates:,} rows are there more than once")
+        warnings.append(f"{duplicates:,} rows are duplicates")
     if leaked:
         warnings.append(f"{len(leaked):,} rows are in the held-out rows too, for example row {leaked[0]}")
     return CheckReport(

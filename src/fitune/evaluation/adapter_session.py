@@ -92,11 +92,9 @@ class Desk:
         self.last, self.places = None, {}
         after = digests(self.model)
         if different := changed(before, {name: after.get(name, "") for name in before}):
-            return (
-                f"the bare base answers; {len(different)} of its tensors are not what they were: {different[0]} first"
-            )
+            return f"the bare base answers; {len(different)} of its tensors have changed, starting with {different[0]}"
         proof = f"{restored}; " if restored is not None else ""
-        again = "; its biases are put back" if biases else ""
+        again = "; its biases are restored" if biases else ""
         return f"every adapter is gone, the bare base answers; {proof}{len(before)} tensors compared, none has changed{again}"
 
     def _peft(self) -> PeftModel:

@@ -53,10 +53,10 @@ def combine_on_disk(
     """
     place = Path(runs_folder) / new
     if place.exists():
-        raise ModelError(f"{place} is there already; choose another name")
+        raise ModelError(f"{place} already exists; choose another name")
     folders = [find_adapter(name, runs_folder) for name, _ in parts]
     if len({folder.resolve() for folder in folders}) < 2:
-        raise ModelError("a combination needs two different adapters or more")
+        raise ModelError("a combination needs at least two different adapters")
     for folder in folders[1:]:
         refuse_other_merges(folders[0], folder)
     hardware = detect(device)

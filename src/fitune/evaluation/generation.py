@@ -155,7 +155,7 @@ def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationCon
 def check_fits(model: Any, prompt: Sequence[int], max_new_tokens: int) -> None:
     """Raises ModelError when the prompt is empty, or prompt and answer do not fit the model's context."""
     if not prompt:
-        raise ModelError("the prompt has 0 tokens; give at least a word to go on from")
+        raise ModelError("the prompt has 0 tokens; give at least one word")
     context = getattr(model.config, "max_position_embeddings", None)
     if context and len(prompt) + max_new_tokens > context:
         raise ModelError(

@@ -83,7 +83,7 @@ def open_target(
         )
     if "reward" in read_facts(found) and not for_reward:
         raise ModelError(
-            f"{found} is a reward model, which judges answers and gives none: fitune score {name} --data FILE"
+            f"{found} is a reward model, which scores answers and generates none: fitune score {name} --data FILE"
         )
     base, _ = open_base_of(found, hardware, chosen, base_name, as_trained, pickled, code)
     tokenizer, template, source = base.tokenizer, base.template, base.source
@@ -149,7 +149,7 @@ def base_of(adapter: Path, facts: dict[str, Any], name: str | None, allow_pickle
         at = f" at revision {facts['revision']}" if facts["revision"] else ""
         raise ModelError(
             f"the adapter in {adapter} was trained on {facts['name']}{at}, which cannot be found: {error}. "
-            "Put it back, or say where it is now with --base (export), or in base.name of the adapter's fitune.json"
+            "Restore it, or give its new place with --base (export), or in base.name of the adapter's fitune.json"
         ) from error
 
 

@@ -38,7 +38,7 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"largest logit difference {self.largest:.3g}, mean {self.mean:.3g}, "
-            f"the same likeliest token at {self.same_token:.1%} of the positions"
+            f"the same most likely token at {self.same_token:.1%} of the positions"
         )
 
 
@@ -65,7 +65,7 @@ class Proof:
         if self.difference is not None:
             found.append(f"merged against unmerged: {self.difference}")
         if self.by_arithmetic is not None:
-            found.append(f"taken out by arithmetic: {self.by_arithmetic}")
+            found.append(f"unmerged by subtraction: {self.by_arithmetic}")
         if self.restored is not None:
             kept = f" (kept aside meanwhile: {self.kept_bytes / 1e6:,.1f} MB)" if self.kept_bytes else ""
             found.append(f"{self.restored}{kept}")

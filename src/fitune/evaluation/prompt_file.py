@@ -56,5 +56,5 @@ def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages:
-        raise DataError(f"row {number} has nothing to ask: it holds answers only")
+        raise DataError(f"row {number} has no prompt: it contains only answers")
     return messages

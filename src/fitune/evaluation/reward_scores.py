@@ -66,8 +66,8 @@ class RewardModel:
         for row in rows:
             if limit and row.num_tokens > limit:
                 raise DataError(
-                    f"row {row.row_number} has {row.num_tokens:,} tokens and the model knows {limit:,} positions; "
-                    "shorten it or leave it out"
+                    f"row {row.row_number} has {row.num_tokens:,} tokens and the model has {limit:,} positions; "
+                    "shorten it or drop it"
                 )
         order = sorted(range(len(rows)), key=lambda at: rows[at].num_tokens)
         found = [0.0] * len(rows)
@@ -98,7 +98,7 @@ def open_reward_model(target: Target) -> RewardModel:
     facts = read_facts(target.adapter) if target.adapter else {}
     if "reward" not in facts:
         what = f"the adapter in {target.adapter}" if target.adapter else target.base_name
-        raise ModelError(f"{what} is no reward model; `fitune score` needs a run of method reward")
+        raise ModelError(f"{what} is not a reward model; `fitune score` needs a run of method reward")
     head = read_head(Path(str(target.adapter)), target.model.config.get_text_config().hidden_size)
     return RewardModel(target, head.to(next(target.model.parameters()).device).eval())
 
@@ -117,7 +117,7 @@ def score(model: RewardModel, data: str, options: DataOptions, limit: int | None
     examples = convert_all(source, form, lambda row, number: form.to_example(row, options.system, number))[:limit]
     if any(example.messages is None for example in examples):
         raise DataError(
-            f"{data} is plain text; a reward model judges an answer to a prompt (columns prompt, completion)"
+            f"{data} is plain text; a reward model scores an answer to a prompt (columns prompt, completion)"
         )
     rewards = model.rewards(examples)
     rows = [

@@ -48,7 +48,7 @@ def _refuse_merge(model: Exportable) -> None:
     """Raises ModelError when the adapter cannot be merged into its base."""
     if model.init == "loftq":
         raise ModelError(
-            "a LoftQ adapter makes up for the error of its quantized base and fits no other weights; "
+            "a LoftQ adapter compensates the error of its quantized base and fits no other weights; "
             "export it with --to adapter"
         )
     if getattr(model.config, "quantization_config", None) is not None:

@@ -17,7 +17,7 @@ SLACK_BYTES = 64 * 2**20  # tokenizer, configs, report
 def refuse_taken(out: Path) -> None:
     """Raises RunError when something is there already: nothing is written over."""
     if out.exists():
-        raise RunError(f"{out} is there already; choose another --out, or remove it")
+        raise RunError(f"{out} already exists; choose another --out, or remove it")
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         refuse_taken(out)
         whole.rename(out)
     except OSError as error:
-        raise RunError(f"{out} could not be written: {error.strerror or error}; nothing is left of it") from error
+        raise RunError(f"{out} could not be written: {error.strerror or error}; it was removed") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

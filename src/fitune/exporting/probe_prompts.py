@@ -56,7 +56,7 @@ def choose_prompts(run: RunFolder | None, renderer: Renderer, count: int, file: 
             if found := _of_run(run, renderer, count):
                 return found
         except (FituneError, OSError) as error:
-            log(f"the run's own data cannot be asked ({error}); plain questions are")
+            log(f"no prompts can be taken from the run's data ({error}); general questions are used")
     return [[{"role": "user", "content": text}] for text in PLAIN[:count]]
 
 

@@ -26,7 +26,7 @@ def adapt(run: RunContext) -> Any:
         return base.model
     if run.start is not None:
         options = lora_options(run.start)
-        log(f"going on with the adapter in {run.start}: rank {options['rank']}, alpha {options['alpha']:g}")
+        log(f"continuing the adapter in {run.start}: rank {options['rank']}, alpha {options['alpha']:g}")
         _warn_trained_bias(options["bias"])
         return continue_adapter(base, run.start)
     _warn_trained_bias(run.lora["bias"])
@@ -50,4 +50,4 @@ def adapt_with_reference(run: RunContext) -> Any:
 
 def _warn_trained_bias(bias: str) -> None:
     if bias != "none":
-        warn(f"lora.bias is {bias}: trained biases change the base model even with the adapter off")
+        warn(f"lora.bias is {bias}: trained biases change the base model even with the adapter switched off")

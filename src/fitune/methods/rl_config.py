@@ -12,59 +12,59 @@ from fitune.section import PositiveInt, Section, Share
 
 
 class RlSettings(Section):
-    """Learning from rewards (ppo, grpo): what is rewarded, how answers are sampled, how far the policy may move."""
+    """Reinforcement learning (ppo, grpo): rewards, sampling, and the update of the policy."""
 
     rewards: list[str] = []
-    """What is rewarded, each with its weight before it: `[pig_latin, 0.2*length:20]`. A word of the library (exact, words,
-    chrf, regex:PATTERN, length:WORDS, json, json:KEY+KEY, pig_latin), a function (`package.module.function` or
-    `file.py:function`), or a reward run (`run:RUN`)."""
+    """Rewards, each with an optional weight in front: `[pig_latin, 0.2*length:20]`. A built-in one (exact, words, chrf,
+    regex:PATTERN, length:WORDS, json, json:KEY+KEY, pig_latin), a function (`package.module.function` or
+    `file.py:function`), or a reward model (`run:RUN`)."""
     reward_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest that a reward may take for the answers of a step; then the run stops, and can be resumed."""
+    """Time limit of a reward for the answers of a step; after it the run stops, and can be resumed."""
     num_generations: PositiveInt | None = None
-    """Answers sampled to each of a step's `train.batch_size` prompts; null takes the method's own number."""
+    """Answers sampled for each of a step's `train.batch_size` prompts; null uses the method's default."""
     max_new_tokens: PositiveInt = 128
-    """Longest sampled answer in tokens."""
+    """Maximum length of a sampled answer in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature; log-probabilities are taken at the same one."""
+    """Sampling temperature; log-probabilities are computed at the same temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the likeliest tokens that make up this share; below 1 the policy that samples is no longer quite the one
-    that is trained."""
+    """Nucleus sampling: sample from the most likely tokens up to this total probability; below 1 the policy that samples
+    differs from the one that is trained."""
     generation_batch_size: PositiveInt = 64
-    """Answers sampled in one batch; fewer need less memory."""
+    """Answers sampled in one batch; smaller batches need less memory."""
     truncated_reward: float | None = 0.0
-    """An answer cut off at `max_new_tokens` earns this at most; null scores it like any other."""
+    """Upper limit of the reward for an answer truncated at `max_new_tokens`; null sets no limit."""
     num_iterations: PositiveInt | None = None
-    """Passes over the answers of a step; null takes the method's own number."""
+    """Passes over the answers of a step; null uses the method's default."""
     minibatches: PositiveInt = 1
-    """Optimizer updates in each pass."""
+    """Optimizer updates per pass."""
     kl_coef: Annotated[float, Field(ge=0)] | None = None
-    """Price of the distance from the reference; null takes the method's own."""
+    """Weight of the KL penalty against the reference; null uses the method's default."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
-    """ppo: adapt `kl_coef` so that an answer's KL comes near this (Ziegler et al. 2019, arXiv 1909.08593); null keeps it."""
+    """ppo: adapt `kl_coef` towards this KL per answer (Ziegler et al. 2019, arXiv 1909.08593); null keeps it fixed."""
     clip: Annotated[float, Field(gt=0)] = 0.2
-    """How far a token's probability may fall, or rise, in the updates of a step before its gradient stops."""
+    """Clip range ε of the probability ratio (PPO, arXiv 1707.06347)."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
-    """The same for rising alone (DAPO's clip-higher, arXiv 2503.14476, takes 0.28); null takes `clip`."""
+    """Upper clip range (DAPO's clip-higher, arXiv 2503.14476, uses 0.28); null uses `clip`."""
     ratio: Literal["token", "answer"] = "token"
-    """Clip each token's ratio, or that of the whole answer (GSPO, arXiv 2507.18071)."""
+    """Clip each token's ratio, or the ratio of the whole answer (GSPO, arXiv 2507.18071)."""
     loss_aggregation: Literal["token", "answer", "constant"] = "token"
-    """Mean over all tokens (DAPO), over each answer first (GRPO, arXiv 2402.03300), or over the longest length allowed
-    (Dr. GRPO, arXiv 2503.20783)."""
+    """How token losses become one loss. token: mean over all tokens (DAPO). answer: mean over each answer, then over the
+    answers (GRPO, arXiv 2402.03300). constant: sum divided by answers × `max_new_tokens` (Dr. GRPO, arXiv 2503.20783)."""
     advantage: Literal["group", "rloo"] = "group"
-    """grpo: an answer against its group's mean, or against the mean of the others with the KL paid out of the reward
-    (RLOO, arXiv 2402.14740)."""
+    """grpo: group: reward minus the mean of the group. rloo: reward minus the mean of the other answers, with the KL
+    penalty in the reward (RLOO, arXiv 2402.14740)."""
     scale_rewards: bool = True
-    """grpo: divide by the standard deviation of the group's rewards; Dr. GRPO does not."""
+    """grpo: divide the advantages by the standard deviation of the group's rewards; Dr. GRPO does not."""
     gamma: Share = 1.0
-    """ppo: discount of later tokens."""
+    """ppo: discount factor γ."""
     gae_lambda: Share = 0.95
     """ppo: λ of generalized advantage estimation (arXiv 1506.02438)."""
     value_coef: Annotated[float, Field(ge=0)] = 0.1
     """ppo: weight of the value loss."""
     value_clip: Annotated[float, Field(gt=0)] | None = 0.2
-    """ppo: how far a value may move in the updates of a step; null does not clip."""
+    """ppo: clip range of the values within a step; null disables clipping."""
     keep_samples: Annotated[int, Field(ge=0)] = 4
-    """Answers of each step kept in the run folder, half of them the worst and half the best."""
+    """Answers of each step to keep in the run folder, half of them the best and half the worst."""
 
 
 def rl_rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
@@ -77,8 +77,8 @@ def rl_rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
     if not inputs.eval_samples and inputs.held_out:
         yield (
             ("eval.samples", "method"),
-            f"is 0, and method {inputs.method} measures nothing on held-out rows but answers; use 1 or more, or "
-            "data.eval_share 0 without data.eval",
+            f"is 0, and method {inputs.method} is evaluated on generated answers only; use 1 or more, or hold out no rows "
+            "(data.eval_share 0, data.eval null)",
         )
     if rl.minibatches > inputs.batch_size:
         yield (
@@ -110,7 +110,7 @@ def online_method(
         metrics=("reward", *ANSWER_METRICS),
         section="rl",
         settings=RlSettings,
-        why_lora="finds its reference by switching the adapter off",
+        why_lora="uses the base with the adapter switched off as its reference",
         reference_by_switch=True,
         forbids_dropout=True,
         reads_loss_on=False,

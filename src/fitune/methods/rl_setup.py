@@ -115,8 +115,8 @@ def log_step(batch_size: int, rollout: Rollout, mix: Mix, kl_coef: float) -> Non
     count = batch_size * rollout.num_generations
     rewards = ", ".join(part.name if part.weight == 1 else f"{part.weight:g}*{part.name}" for part in mix.parts)
     log(
-        f"a step: {batch_size} prompts with {rollout.num_generations} answers each ({count} in all), "
-        f"{rollout.num_iterations} passes of {rollout.minibatches} updates; rewarded: {rewards}; kl_coef {kl_coef:g}"
+        f"each step: {batch_size} prompts with {rollout.num_generations} answers each ({count} in all), "
+        f"{rollout.num_iterations} passes of {rollout.minibatches} updates; rewards: {rewards}; kl_coef {kl_coef:g}"
     )
 
 
@@ -127,7 +127,9 @@ def without_dropout(model: nn.Module) -> int:
     for module in dropouts:
         module.p = 0.0
     if dropouts:
-        warn(f"{len(dropouts)} dropouts are switched off: with them the policy would differ from itself by chance")
+        warn(
+            f"{len(dropouts)} dropout layers are switched off: with them the policy's log-probabilities would be random"
+        )
     return len(dropouts)
 
 

@@ -60,7 +60,7 @@ def lay_out(run: RunContext, model: Any, rows: Sequence[Row]) -> Packing:
         log(note)
     if packing.mode != "off":
         shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
-        log(f"rows are packed without padding, {shared}: checked against the model's plain forward")
+        log(f"rows are packed without padding, {shared}: checked against the model's plain forward pass")
     return packing
 
 

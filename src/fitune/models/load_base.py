@@ -148,7 +148,7 @@ def load_base(
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if source.pickled is not False:
-        notes.append(f"model.allow_pickled is on: pickled weights of {source.name} are taken, tensors only")
+        notes.append(f"model.allow_pickled is on: pickled weights of {source.name} are loaded, tensors only")
     if quantized_layers(model):
         keep_standard_layout(model)
         if device == "cpu":
@@ -164,7 +164,7 @@ def load_base(
     if template.origin == "chatml":
         notes.append(f"no chat template in {source.name}: ChatML is used and saved with the result")
     if new_ids:
-        notes.append(f"tokens {', '.join(template.added_tokens)} added; of the embeddings only their rows are trained")
+        notes.append(f"tokens {', '.join(template.added_tokens)} added; only their embedding rows are trained")
     tokenizer.chat_template = template.text
     if not quantization.on:  # a quantized base is made where it stays
         cast(Any, model).to(hardware.device)

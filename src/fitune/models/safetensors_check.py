@@ -26,17 +26,19 @@ def check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         first = file.read(8)
         if first.startswith(PICKLE_STARTS):
-            raise ModelError(f"{path} is a pickle under the name of a safetensors file; it was not opened. Delete it")
+            raise ModelError(
+                f"{path} is a pickle with the extension of a safetensors file; it was not opened. Delete it"
+            )
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > min(LONGEST_HEADER_BYTES, num_bytes - 8):
             raise ModelError(
-                f"{path} is cut short or no safetensors file: it has {num_bytes:,} bytes. Download it again"
+                f"{path} is truncated or not a safetensors file: it has {num_bytes:,} bytes. Download it again"
             )
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(f"{path} is damaged: its table of tensors cannot be read. Download it again") from error
+            raise ModelError(f"{path} is damaged: its header cannot be read. Download it again") from error
     wanted = 8 + length + max(ends, default=0)
     if num_bytes != wanted:
         raise ModelError(f"{path} is damaged: it has {num_bytes:,} bytes and should have {wanted:,}. Download it again")
@@ -61,7 +63,7 @@ def check_weight_files(folder: Path, name: str, allow_pickled: bool = False) -> 
         return False
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if not pickled:
-        raise ModelError(f"{name} has a config.json and no weights (*.safetensors)")
+        raise ModelError(f"{name} has a config.json but no weights (*.safetensors)")
     if not allow_pickled:
         raise ModelError(
             f"{name} holds pickled weights ({pickled[0]}), which can run code when they are loaded; convert them with "

@@ -32,7 +32,7 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
         raise ModelError(unreachable(source, "tokenizer", error)) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"the tokenizer of {source.name} is a slow one, which cannot tell the characters of a token; "
+            f"the tokenizer of {source.name} is a slow tokenizer, which cannot map tokens to characters; "
             "fitune needs a fast tokenizer (tokenizer.json) to place the loss mask"
         )
     if tokenizer.pad_token_id is None:

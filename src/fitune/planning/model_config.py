@@ -96,7 +96,7 @@ def read_config(path: Path, name: str, origin: str | None = None) -> ModelConfig
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise ModelError(
-            f'{path} is no model\'s config: it has no "model_type" (a transformers config.json names its architecture '
+            f'{path} is not a model config: it has no "model_type" (a transformers config.json names its architecture '
             'there, for example "llama")'
         )
     for where in (values, values.get("text_config") or {}):

@@ -127,7 +127,7 @@ def trace_model(config: dict[str, Any], traced: Callable[[Any], Any]) -> dict[st
     except Exception as error:  # the model's own code, which may raise anything
         if "Unrecognized configuration class" in str(error):
             raise ModelError(
-                f'a model of type "{kind}" is no causal language model, and fitune trains no other; name one that is'
+                f'a model of type "{kind}" is not a causal language model, which is all that fitune trains'
             ) from error
         raise NotTraced(f'the code of "{kind}" cannot be traced: {_call(error)}: {_first_line(error)}') from error
 

@@ -53,7 +53,7 @@ def _checked(name: str, found: Any, arguments: Mapping[str, Sequence[Any]]) -> l
         values = list(found.tolist() if hasattr(found, "tolist") else found)
     except TypeError:
         raise RewardError(
-            f"the reward {name} returned {found!r:.60}; return a list with one number an answer"
+            f"the reward {name} returned {found!r:.60}; return a list with one number per answer"
         ) from None
     if len(values) != len(answers):
         raise RewardError(

@@ -64,7 +64,7 @@ def _there(wanted: Sequence[str | None]) -> list[str]:
     """The wanted answers; ValueError where the data has none."""
     there = [right for right in wanted if right is not None]
     if len(there) < len(wanted):
-        raise ValueError("the data has no wanted answer for this row, which this reward compares with")
+        raise ValueError("the data has no reference answer for this row, which this reward needs")
     return there
 
 
@@ -74,12 +74,12 @@ def _pattern(argument: str) -> Reward:
     try:
         return partial(regex, re.compile(argument))
     except re.error as error:
-        raise ValueError(f"has a pattern that is none: {error}") from error
+        raise ValueError(f"has an invalid pattern: {error}") from error
 
 
 def _limit(argument: str) -> Reward:
     if not argument.isdigit() or int(argument) == 0:
-        raise ValueError("needs the most words allowed, 1 or more, for example length:20")
+        raise ValueError("needs the maximum number of words, 1 or more, for example length:20")
     return partial(length, int(argument))
 
 

@@ -96,7 +96,7 @@ def read_mix(specs: Sequence[str], seconds: float = 60.0, open_run: Callable[[st
         SettingsError: every spec that names nothing, all at once.
     """
     parts: list[Part] = []
-    faults: list[str] = [] if specs else ["rl.rewards is empty; name what is rewarded, for example [pig_latin]"]
+    faults: list[str] = [] if specs else ["rl.rewards is empty; name a reward, for example [pig_latin]"]
     for spec in specs:
         try:
             parts.append(_read(spec, open_run))
@@ -151,7 +151,7 @@ def _from_module(path: str) -> Reward:
 
 def _from_file(path: Path, function_name: str) -> Reward:
     if not path.is_file():
-        raise ValueError(f"names a file that is not there: {path.resolve()}")
+        raise ValueError(f"names a file that does not exist: {path.resolve()}")
     spec = importlib.util.spec_from_file_location(f"fitune_rewards_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"names a file that Python cannot import: {path.resolve()}")

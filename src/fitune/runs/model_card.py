@@ -72,7 +72,7 @@ def card_text(run: RunFolder, manifest: manifests.Manifest, defaults: Mapping[st
     lines += ["", "## Use", "", "```sh", use, "```", ""]
     if lora and model.get("merged"):
         lines += [
-            "Its base has other adapters in its weights (the folder `merged` has them): fitune puts them in, plain PEFT",
+            "Other adapters are merged into its base (the folder `merged` has them): fitune applies them, plain PEFT",
             "does not. `fitune export --to merged` writes a model that opens anywhere.",
             "",
         ]

@@ -243,7 +243,7 @@ class FituneTrainer(Trainer):
             advice.append("train.max_grad_norm: 1.0 (gradients are not clipped now)")
         advice.append("`fitune data show` on the rows named here")
         last = checkpoints.newest_complete(Path(str(self.args.output_dir)))
-        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        kept = f"the last complete checkpoint is {last}" if last else "there is no checkpoint yet"
         raise TrainingHalted(
             f"training halted at step {self.state.global_step + 1}: {what} (learning rate {rate:g}, {dtype}, "
             f"rows {', '.join(map(str, self.last_row_numbers))}); {kept}. Try {'; '.join(advice)}."
@@ -292,7 +292,7 @@ class FituneTrainer(Trainer):
         """Write a checkpoint, mark it whole, then drop the ones over the limit."""
         broken = [name for name, value in self.trained_parameters() if not torch.isfinite(value).all()]
         if broken:
-            self.halt(f"{len(broken)} trained parameters are not finite, {broken[0]} first")
+            self.halt(f"{len(broken)} trained parameters are not finite, starting with {broken[0]}")
         root = Path(str(self.args.output_dir))
         folder = root / f"checkpoint-{self.state.global_step}"
         try:
@@ -336,7 +336,7 @@ class FituneTrainer(Trainer):
             name for name, value in here.items() if value.shape != saved[name].shape
         ]
         if wrong:
-            raise RunError(f"{folder} does not hold this model's trained parameters: {wrong[0]} differs")
+            raise RunError(f"{folder} does not contain this model's trained parameters: {wrong[0]} differs")
         with torch.no_grad():
             for name, value in here.items():
                 value.copy_(saved[name])

@@ -369,8 +369,8 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         count = self.extra_state["steps_without_end"] = self.extra_state.get("steps_without_end", 0) + 1
         if count % CUT_OFF_REMINDER == 1:
             warn(
-                f"step {self.state.global_step + 1}: every answer was cut off at rl.max_new_tokens "
-                f"{self.rollout.sampling.max_new_tokens}, so none was rewarded for its end; raise the limit, or start "
+                f"step {self.state.global_step + 1}: every answer was truncated at rl.max_new_tokens "
+                f"{self.rollout.sampling.max_new_tokens}, so none ended by itself; raise the limit, or start "
                 "from a model that has learnt to stop"
             )
 
@@ -402,10 +402,10 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         step = self.state.global_step
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         if step == 0:
-            return "; no step was done yet"
+            return "; no step is complete yet"
         if not checkpoints.is_complete(folder):
             self._save_checkpoint(self.model, None)
-        return f"; the {step} steps before are kept, and a resumed run goes on from there"
+        return f"; the {step} steps before are kept, and a resumed run continues from there"
 
 
 def _prompts(rows: Sequence[PromptRow]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class OomRecovery:
         size: PassSize,
         *,
         where: Callable[[], str],
-        advice: str = "Leave the longest rows out (data.max_length with data.too_long drop)",
+        advice: str = "Drop the longest rows (data.max_length with data.too_long drop)",
         model: Any = None,
         checkpointing: bool = False,
         begin_again: Callable[[], None] | None = None,
@@ -153,7 +153,7 @@ class OomRecovery:
             what = "gradient checkpointing, about a third more time"
         else:
             raise DoesNotFit(self._way_out(where))
-        warn(f"out of memory {where}: from here on {what}; what is computed stays the same")
+        warn(f"out of memory {where}: from now on {what}; the results stay the same")
         if self._on_step_down is not None:
             self._on_step_down({"at": where, "to": what})
 

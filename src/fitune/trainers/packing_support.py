@@ -114,7 +114,7 @@ def refused_by_config(value_of: Callable[[str], Any]) -> str | None:
 
 
 def _carries_a_state(layer: str) -> str:
-    return f"its {layer} layers carry a state from token to token, which would run on from one row into the next"
+    return f"its {layer} layers carry a state from token to token, which would carry over from one row into the next"
 
 
 def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
@@ -125,9 +125,7 @@ def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
         return ["tree", "rows"], []
     if wanted == "tree":
         return ["tree", "rows"], ["with dropout, rows that share a prefix share its dropout too"]
-    return ["rows"], [
-        "prefixes are not shared, since there is dropout: rows would share its draws (data.packing: tree)"
-    ]
+    return ["rows"], ["prefixes are not shared because of dropout: rows would share its mask (data.packing: tree)"]
 
 
 def self_check(

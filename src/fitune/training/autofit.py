@@ -63,14 +63,16 @@ def autofit_run(settings: Settings, setup: RunSetup) -> AutofitResult:
         def plan_of(scenario: Scenario) -> Plan:
             made.append(one_plan(values, small, setup, scenario))
             if len(made) == 1 and not made[0].fits:
-                log("memory: as asked it does not fit; looking for what does (each way is traced once, then kept)")
+                log(
+                    "memory: these settings do not fit; searching for some that do (each configuration is traced once, then cached)"
+                )
             return made[-1]
 
         found = search(asked, rows_of(asked, setup), plan_of, setup.hardware.fast_bf16, "quantization_config" in values)
     except DoesNotFit as error:
         raise DoesNotFit(f"the run does not fit {_in_words(room)}: {error}") from None
     except (PlanError, ModelError) as error:
-        warn(f"memory: no plan can be made, so the run is trained as asked: {error}")
+        warn(f"memory: no plan can be made, so training starts with the settings as they are: {error}")
         return AutofitResult(settings)
     for line in format_ladder(found, room.words, room.gpu.usable_bytes, room.margin):
         log(f"memory: {line}")

@@ -93,7 +93,7 @@ def log_schedule(setup: RunSetup, schedule: Schedule) -> None:
     asked = settings.train.learning_rate
     rate, kind = asked or default_rate(settings), f"{settings.method} with {settings.train.tuning}"
     log(f"learning rate {rate:g}: {'train.learning_rate' if asked else f'the default for {kind}'}")
-    rows = f"{num_rows:,} rows, {settings.train.batch_size} a step, {settings.train.epochs:g} epochs"
+    rows = f"{num_rows:,} rows, {settings.train.batch_size} per step, {settings.train.epochs:g} epochs"
     log(
         f"{schedule.steps:,} steps: {'train.max_steps' if settings.train.max_steps else rows}; "
         f"warm-up {schedule.warmup_steps}, evaluation every {schedule.eval_steps}, "

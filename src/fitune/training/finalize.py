@@ -87,4 +87,4 @@ def write_pages(run: RunFolder, defaults: dict[str, Any]) -> None:
         write_card(run, defaults)
         log(f"report: {write_report(run, defaults)}")
     except OSError as error:
-        warn(f"the run is saved, its card or report could not be written: {error}")
+        warn(f"the run is saved, but its card or report could not be written: {error}")

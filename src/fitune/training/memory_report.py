@@ -105,7 +105,7 @@ class Comparison:
         side = "more" if self.difference > 0 else "less"
         return (
             f"the run took {abs(self.difference):.0%} {side} memory than planned (tolerance {self.tolerance:.0%}); "
-            f"{'leave a larger memory.margin, and ' if self.difference > 0 else ''}please report it with the run's manifest.json"
+            f"{'raise memory.margin, and ' if self.difference > 0 else ''}please report it with the run's manifest.json"
         )
 
     def to_dict(self) -> dict[str, Any]:

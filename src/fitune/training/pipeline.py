@@ -32,7 +32,7 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
     kept = chain.folder / CHAIN
     if kept.exists() and not resume:
         raise RunError(
-            f"{chain.folder} holds a chain that was begun; go on with `fitune train --resume {chain.folder}`, or choose "
+            f"{chain.folder} contains a chain that was started; resume it with `fitune train --resume {chain.folder}`, or choose "
             "another run.name"
         )
     chain.folder.mkdir(parents=True, exist_ok=True)
@@ -46,16 +46,16 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
         if (path / MANIFEST).is_file():
             check_same_settings(RunFolder(path), stage.settings.model_dump(mode="json"))
             if manifests.read(path / MANIFEST).get("status") == "finished":
-                log(f"{where}: finished already")
+                log(f"{where}: already finished")
                 continue
-            log(f"{where}: going on")
+            log(f"{where}: resuming")
             result = train(resume=str(path))
         else:
             log(where)
             result = train(stage.settings)
         results.append(result)
         if result.status != "finished":
-            log(f"the chain goes on with: fitune train --resume {chain.folder}")
+            log(f"resume the chain with: fitune train --resume {chain.folder}")
             break
     return results
 
@@ -73,5 +73,5 @@ def saved_chain(folder: Path) -> Chain | None:
         listed = json.loads(kept.read_text(encoding="utf-8"))
         stages = tuple(Stage(one["name"], Settings(**stored_with_new_names(one["settings"], kept))) for one in listed)
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{kept} is damaged: {error}; begin the chain anew under another run.name") from error
+        raise RunError(f"{kept} is damaged: {error}; start the chain again under another run.name") from error
     return Chain(folder.name, folder, stages)

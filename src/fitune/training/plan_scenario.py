@@ -1,7 +1,7 @@
 """What `fitune train` would do on a CUDA card, as the plan's plain values. Torch is not imported.
 
 In: settings, and what is known of the rows. Out: `fitune.planning.scenario.Scenario`.
-Knows nothing of models and cards. Each value stands beside the place in this room that makes it so; a change there is
+Knows nothing of models and cards. Each value names the place in this package that makes it so; a change there is
 a change here.
 """
 

@@ -58,7 +58,7 @@ def check_same_settings(run: RunFolder, asked: dict[str, Any]) -> None:
     if changed:
         raise RunError(
             f"{run.path} cannot be resumed with other settings: {'; '.join(changed)}. "
-            f"Put them back (`fitune train --resume {run.path}` takes those of the run), or start a new run"
+            f"Restore them (`fitune train --resume {run.path}` uses those of the run), or start a new run"
         )
 
 
@@ -79,14 +79,14 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
         if base.get(name) != model.get(name)
     ]
     if base.get("continues", {}).get("sha256") != model.get("continues", {}).get("sha256"):
-        changed.append("the adapter that it goes on with")
+        changed.append("the adapter that it continues")
     digests = [[one["sha256"] for one in facts.get("merged", ())] for facts in (base, model)]
     if digests[0] != digests[1]:
         changed.append("an adapter that is merged into the base")
     if changed:
         raise RunError(
             f"{run.path} cannot be resumed: {' and '.join(changed)} changed since it began; "
-            "put back what it began with, or start a new run"
+            "restore the original, or start a new run"
         )
     old, new = manifest.get("versions", {}), manifests.versions()
     for package in ("torch", "transformers", "peft"):
@@ -97,11 +97,15 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
 def checkpoint_to_resume(run: RunFolder) -> Path | None:
     """The newest whole checkpoint, or None to begin anew; unfinished ones are removed and the logs cut back to it."""
     for broken in drop_incomplete(run.checkpoints):
-        log(f"leaving out {broken.name}: it was not written to its end")
+        log(f"ignoring {broken.name}: it is incomplete")
     checkpoint = newest_complete(run.checkpoints)
     step = step_of(checkpoint) if checkpoint else -1
     run.forget_after(step)
-    log(f"resuming {run.path} from step {step}" if checkpoint else f"{run.path} has no checkpoint yet: beginning anew")
+    log(
+        f"resuming {run.path} from step {step}"
+        if checkpoint
+        else f"{run.path} has no checkpoint yet: starting from the beginning"
+    )
     return checkpoint
 
 

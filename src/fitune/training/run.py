@@ -116,7 +116,7 @@ def _export(run: RunFolder, forms: list[str], gguf_type: str, device: str) -> tu
             made.append(export(str(run.path), form, gguf_type=gguf_type, device=device).folder)
         except FituneError as error:
             again = f"fitune export {run.path} --to {form}"
-            warn(f"the run is saved, its export as {form} failed: {error}. Again with: {again}")
+            warn(f"the run is saved, but its export as {form} failed: {error}. Retry with: {again}")
     return tuple(made)
 
 
@@ -141,7 +141,7 @@ def _open(settings: Settings | None, resume: bool | str | Path) -> tuple[Setting
         path = find_run(str(resume), settings.run.folder if settings else "runs")
     run = RunFolder.open(path)
     if manifests.read(run.manifest).get("status") == "finished":
-        raise RunError(f"{path} is finished; there is nothing to resume. Train further by starting a new run")
+        raise RunError(f"{path} is finished; there is nothing to resume. To train further, start a new run")
     if settings is None:
         settings = Settings(**read_settings(run))
     else:

@@ -154,7 +154,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     said = f"{trained:,} of {tokens:,} tokens are trained" if trained else f"{tokens:,} tokens"
     log(
         f"{len(prepared.train):,} {what} and {len(prepared.eval):,} held out; {said}; "
-        f"the longest row may have {limit}, from {limit_from}"
+        f"maximum length of a row: {limit}, from {limit_from}"
     )
     return prepared
 
@@ -167,7 +167,7 @@ def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | No
         raise DataError(
             f"{len(over):,} prompts leave no room for an answer of rl.max_new_tokens {max_new_tokens:,} in the model's "
             f"context of {context:,} tokens (row {longest.row_number} has {longest.num_tokens:,}); lower "
-            f"rl.max_new_tokens, or leave them out with data.max_length: {max(context - max_new_tokens, 1)} and "
+            f"rl.max_new_tokens, or drop them with data.max_length: {max(context - max_new_tokens, 1)} and "
             "data.too_long: drop"
         )
 

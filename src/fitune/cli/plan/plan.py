@@ -1,4 +1,4 @@
-"""`fitune plan`: what a run will need on a card, before a weight is downloaded."""
+"""`fitune plan`: the memory of a run on a card, before any weights are downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fitune.cli.plan.plan_question import PlanQuestion, ask
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
 ENDS = {
-    "seq-len": "the model knows no more positions",
+    "seq-len": "the model has no more positions",
     "batch": "larger ones were not tried",
     "rank": "a rank above the model's width adds nothing",
 }
@@ -26,24 +26,28 @@ ENDS = {
 
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
 @click.argument("words", nargs=-1, metavar="[MODEL] [RECIPE.yaml]")
-@click.option("--data", "data_file", metavar="FILE", help="Rows to train on: their longest batch counts.")
+@click.option("--data", "data_file", metavar="FILE", help="Rows to train on; the plan takes their longest batch.")
 @click.option("--seq-len", type=click.IntRange(1), metavar="TOKENS", help="Length of the rows, instead of --data.")
 @click.option(
     "--gpu", "gpu_name", metavar="NAME", help='A card, for example "RTX 4090"; list shows all.  [default: the one here]'
 )
-@click.option("--budget", metavar="SIZE", help="Or so much memory, for example 16GiB.")
-@click.option("--grid", "as_grid", is_flag=True, help="Every combination of the remedies, side by side.")
+@click.option("--budget", metavar="SIZE", help="Plan for this much memory instead, for example 16GiB.")
+@click.option("--grid", "as_grid", is_flag=True, help="Every combination of memory-saving settings, side by side.")
 @click.option(
     "--max",
     "most",
     type=click.Choice(["seq-len", "batch", "rank", "model"]),
     help="The largest that fits; for model, name several.",
 )
-@click.option("--ladder", is_flag=True, help="The fastest way of training that fits, and the price of each concession.")
-@click.option("--explain", is_flag=True, help="The textbook's closed form beside the exact figure.")
+@click.option(
+    "--ladder", is_flag=True, help="The fastest configuration that fits, and the cost of each memory-saving step."
+)
+@click.option("--explain", is_flag=True, help="Show the textbook formula next to the traced figure.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--svg", "svg_file", type=click.Path(dir_okay=False), help="Write a picture.")
-@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page: picture and tables.")
+@click.option("--svg", "svg_file", type=click.Path(dir_okay=False), help="Write a diagram (SVG).")
+@click.option(
+    "--html", "html_file", type=click.Path(dir_okay=False), help="Write an HTML page with diagram and tables."
+)
 @click.option("--expandable-segments", is_flag=True, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.")
 @click.pass_context
 def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: bool, **given: Any) -> None:
@@ -57,7 +61,7 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     fitune plan Qwen/Qwen2.5-7B --gpu "RTX 4090" --ladder
 
     MODEL is a hub id, a folder, a config.json, a GGUF file or a built-in name. All settings of `fitune train` are
-    taken, so that what is planned is what would be trained. Exit status: 0 it fits, 3 it does not, 1 an error.
+    accepted, so the plan is that of the run itself. Exit status: 0 if it fits, 3 if it does not, 1 on an error.
     """
     if given["gpu_name"] == "list":
         _list_cards(given["as_json"])
@@ -67,10 +71,10 @@ def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: 
     pictures = given["svg_file"] or given["html_file"] or given["explain"]
     if as_grid + bool(most) + given["ladder"] + bool(pictures) > 1:
         raise click.UsageError(
-            "--grid, --max and --ladder answer by themselves: leave out the others, --svg, --html and --explain"
+            "--grid, --max and --ladder cannot be combined with each other, nor with --svg, --html or --explain"
         )
     if len(recipes) > 1 or (len(models) > 1 and most != "model"):
-        raise click.UsageError("name one model and one recipe; several models go with --max model")
+        raise click.UsageError("name one model and one recipe; several models need --max model")
     asked = ask(models[0] if models else None, recipes, ctx.meta["settings"], given)
     if most == "model":
         status = _answer_models(asked, models or [asked.config.name], given["as_json"])

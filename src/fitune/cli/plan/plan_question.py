@@ -97,7 +97,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     named |= {"data.train": given["data_file"]} if given["data_file"] else {}
     for key, value in named.items():
         if overrides.get(key, value) != value:
-            raise click.UsageError(f"{value} and --{key} {overrides[key]} are two answers to one question; name one")
+            raise click.UsageError(f"{value} and --{key} {overrides[key]} contradict each other; give one")
     settings = load_settings(recipes[0] if recipes else None, {**overrides, **named})
     config = config_of(settings.model.name, settings.model.revision)
     gpu, card, notes = _card(
@@ -129,7 +129,7 @@ def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[
     from fitune.planning.gpus import catalogue
 
     if name and budget:
-        raise click.UsageError("--gpu and --budget are two answers to one question; name one")
+        raise click.UsageError("--gpu and --budget contradict each other; give one")
     if name:
         gpu = catalogue.find_gpu(name)
         return gpu, gpu.name, ()
@@ -148,10 +148,10 @@ def _tokens(settings: Any, config: Any, seq_len: int | None) -> tuple[int, tuple
     context = config.context_tokens
     if seq_len is None and settings.data.max_length is None:
         length = min(UNKNOWN_LENGTH_TOKENS, context or UNKNOWN_LENGTH_TOKENS)
-        return length, (f"rows of {length:,} tokens are assumed; name yours by --data or --seq-len",)
+        return length, (f"rows of {length:,} tokens are assumed; give yours with --data or --seq-len",)
     length = seq_len or settings.data.max_length
     beyond = context is not None and length > context
-    return length, (f"rows have {length:,} tokens and the model knows {context:,} positions",) if beyond else ()
+    return length, (f"rows have {length:,} tokens and the model has {context:,} positions",) if beyond else ()
 
 
 def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
@@ -166,7 +166,7 @@ def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
 
     if name.endswith(".json"):
         raise ModelError(
-            f"the rows' lengths need a tokenizer, and {name} is a config alone; "
+            f"the rows' lengths need a tokenizer, and {name} is only a config; "
             "name the model's folder or hub id, or give --seq-len"
         )
     # A folder needs no weights here.

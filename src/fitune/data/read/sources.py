@@ -183,7 +183,7 @@ def split_file(path: Path, share: float, seed: int, out_train: Path, out_test: P
         DataError: unreadable, too few rows, or a file that exists.
     """
     if not 0 < share < 1:
-        raise DataError(f"the test share is {share}; use a share between 0 and 1, for example 0.1")
+        raise DataError(f"the held-out share is {share}; use a share between 0 and 1, for example 0.1")
     for out in (out_train, out_test):
         if out.exists():
             raise DataError(f"{out} exists already; name another file or delete it")

@@ -15,24 +15,24 @@ class DpoSettings(Section):
     """Preferences without a reward model (method dpo; arXiv 2305.18290)."""
 
     loss: Literal["sigmoid", "robust", "ipo"] = "sigmoid"
-    """sigmoid: the paper's. robust: unbiased when `label_smoothing` of the pairs are judged wrongly (arXiv 2403.00409).
-    ipo: squared, per answer token (arXiv 2310.12036)."""
+    """sigmoid: the original loss. robust: unbiased if a share `label_smoothing` of the pairs is labelled wrongly
+    (arXiv 2403.00409). ipo: squared loss per answer token (arXiv 2310.12036)."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dear it is to leave the reference; for ipo the paper's τ."""
+    """Strength of the KL penalty against the reference; for ipo the paper's τ."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """With sigmoid or robust: the share of pairs that are taken for judged wrongly."""
+    """With sigmoid or robust: assumed share of wrongly labelled pairs."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the supervised loss on the chosen answers beside it (arXiv 2404.19733 takes 1): keeps their probability
-    from falling where the two answers of a pair are much alike."""
+    """Weight of an additional supervised loss on the chosen answers (arXiv 2404.19733 uses 1). It keeps their probability
+    from falling when the two answers of a pair are very similar."""
     reference: Literal["precomputed", "live"] = "precomputed"
-    """precomputed: the reference's log-probabilities are taken once before step one. live: each step asks the reference
-    again, with the adapter off (or the earlier run's, frozen). The losses are the same."""
+    """precomputed: the reference's log-probabilities are computed once before step one. live: they are computed in each
+    step, with the adapter switched off (a continued adapter: with a frozen copy of it). The losses are the same."""
 
 
 def rules(dpo: DpoSettings, inputs: RuleInputs) -> Iterator[Fault]:
     """What the loss does not read, and what leaves a live reference without its base."""
     if dpo.label_smoothing and dpo.loss == "ipo":
-        yield ("dpo.label_smoothing", "dpo.loss"), "is set, and dpo.loss ipo does not read it; remove it"
+        yield ("dpo.label_smoothing", "dpo.loss"), "is set, and dpo.loss ipo does not use it; remove it"
     if dpo.loss == "robust" and not dpo.label_smoothing:
         yield (
             ("dpo.loss", "dpo.label_smoothing"),
@@ -49,14 +49,14 @@ def rules(dpo: DpoSettings, inputs: RuleInputs) -> Iterator[Fault]:
     for key, value, plain in inputs.moves_the_base:
         yield (
             ("dpo.reference", key),
-            f"is live, and {key} is {value}: the adapter switched off is not the model that training began with; use "
+            f"is live, and {key} is {value}: with the adapter switched off, the model is not the one that training began with; use "
             f"precomputed, or {key} {plain}",
         )
 
 
 DPO = Method(
     name="dpo",
-    help="preferences from such pairs directly, without a reward model",
+    help="preference learning from such pairs, without a reward model",
     trainer="fitune.methods.dpo.trainer",
     reads="pairs",
     learning_rates={"lora": 5e-5, "full": 1e-6},

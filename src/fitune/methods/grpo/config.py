@@ -20,7 +20,7 @@ def rules(rl: RlSettings, inputs: RuleInputs) -> Iterator[Fault]:
 
 GRPO = online_method(
     name="grpo",
-    help="rewards for the model's own answers, each against the others to its prompt",
+    help="reinforcement learning from rewards, each answer compared with the others to its prompt",
     trainer="fitune.methods.grpo.trainer",
     unread=("rl.kl_target", "rl.gamma", "rl.gae_lambda", "rl.value_coef", "rl.value_clip"),
     sampling=OnlineDefaults(num_generations=8, num_iterations=1, kl_coef=0.04),

@@ -7,7 +7,7 @@ from fitune.methods.rl_config import online_method, rl_rules
 
 PPO = online_method(
     name="ppo",
-    help="rewards for the model's own answers to prompts, with a value head",
+    help="reinforcement learning from rewards for the model's answers, with a value head",
     trainer="fitune.methods.ppo.trainer",
     unread=("rl.advantage", "rl.scale_rewards"),
     sampling=OnlineDefaults(num_generations=4, num_iterations=4, kl_coef=0.05),

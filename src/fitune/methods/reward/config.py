@@ -11,15 +11,15 @@ from fitune.section import Section
 
 
 class RewardSettings(Section):
-    """How a reward model learns (method reward): Bradley and Terry's loss on pairs."""
+    """A reward model (method reward), trained with the Bradley-Terry loss on pairs."""
 
     center: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of (r_chosen + r_rejected)², which keeps rewards around 0 (arXiv 2312.09244); 0 leaves it out."""
+    """Weight of (r_chosen + r_rejected)², which keeps rewards centred on 0 (arXiv 2312.09244); 0 disables it."""
 
 
 REWARD = Method(
     name="reward",
-    help="a reward model from pairs of a better and a worse answer",
+    help="a reward model, trained on pairs of a chosen and a rejected answer",
     trainer="fitune.methods.reward.trainer",
     reads="pairs",
     learning_rates={"lora": 2e-4},

@@ -6,7 +6,7 @@ from fitune.methods.method import Method
 
 SFT = Method(
     name="sft",
-    help="prompts and responses, loss on the responses",
+    help="supervised fine-tuning on prompts and responses, with the loss on the responses",
     trainer="fitune.methods.sft.trainer",
     reads="rows",
     learning_rates={"lora": 2e-4, "full": 2e-5},

@@ -280,7 +280,7 @@ def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str
     how = quantization.name if quantization.on else "8 or 4 bits, as they were published"
     return (
         f"{count} linear layers are stored in {how}: the base takes {stored_bytes(model) / 1e6:,.1f} MB "
-        f"instead of {total * dense_itemsize / 1e6:,.1f} MB; in {dtype_name} stay {', '.join(kinds)}"
+        f"instead of {total * dense_itemsize / 1e6:,.1f} MB; {', '.join(kinds)} stay in {dtype_name}"
     )
 
 

@@ -142,7 +142,7 @@ def value_loss(values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: T
     return 0.5 * losses_BT * mask_BT
 
 
-def token_weights(mask_BT: Tensor, over: str, max_tokens: int) -> Tensor:
+def token_weights(mask_BT: Tensor, aggregation: str, max_tokens: int) -> Tensor:
     """Weights BT by which per-token losses are summed to one loss; made for a whole update, however it is dealt out.
 
     answer: each answer's mean, then the mean of answers (GRPO, arXiv 2402.03300, equation 3); token: the mean over
@@ -151,14 +151,14 @@ def token_weights(mask_BT: Tensor, over: str, max_tokens: int) -> Tensor:
     arXiv 2503.20783, section 3).
     """
     count = max(len(mask_BT), 1)
-    if over == "answer":
+    if aggregation == "answer":
         weights_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1) / count
-    elif over == "token":
+    elif aggregation == "token":
         weights_BT = mask_BT / mask_BT.sum().clamp(min=1)
-    elif over == "constant":
+    elif aggregation == "constant":
         weights_BT = mask_BT / (count * max_tokens)
     else:
-        raise ValueError(f'over is "{over}"; use answer, token or constant')
+        raise ValueError(f'aggregation is "{aggregation}"; use answer, token or constant')
     return weights_BT.float()
 
 
