@@ -58,7 +58,7 @@ class JudgedReport:
             f"answer length         {self.desirable_length:.1f} tokens desirable, {self.undesirable_length:.1f} "
             "undesirable",
             f"duplicates            {self.duplicate_rows:,} rows; the prompts of {self.prompts_also_in_test:,} are also "
-            "in the test rows",
+            "in the held-out rows",
         ]
 
 
@@ -76,7 +76,7 @@ def check_judged(
 
     Args:
         rows: those of ``judged``.
-        held_out: prompts of the test rows.
+        held_out: prompts of the held-out rows.
 
     Returns:
         The report, and the places of the rows that may be trained on.
@@ -155,7 +155,7 @@ def _warnings(report: JudgedReport, judged: Sequence[Judged]) -> list[str]:
     if ended := report.rows - report.rows_with_trained_end:
         warnings.append(f"{ended:,} answers whose end token is not trained")
     if report.prompts_also_in_test:
-        warnings.append(f"the prompts of {report.prompts_also_in_test:,} rows are in the test rows too")
+        warnings.append(f"the prompts of {report.prompts_also_in_test:,} rows are in the held-out rows too")
     if report.duplicate_rows:
         warnings.append(f"{report.duplicate_rows:,} rows are there more than once")
     return warnings
