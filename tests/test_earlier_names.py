@@ -29,8 +29,8 @@ from fitune.training.resume import check_same_settings
 
 # Earlier name → a value that is not the default. data.eval excludes data.eval_share, so one of them is set at a time.
 VALUES: dict[str, Any] = {
-    "data.eval": "held.jsonl",
-    "data.eval_share": 0.25,
+    "data.test": "held.jsonl",
+    "data.test_share": 0.25,
     "train.schedule": "linear",
     "train.warmup_share": 0.5,
     "rl.answers": 6,
@@ -163,7 +163,7 @@ def test_a_run_of_an_earlier_fitune_is_read_shown_compared_and_resumed(
 
 
 def test_a_chain_of_an_earlier_fitune_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    stored = [{"name": "one", "settings": {"train": {"schedule": "linear"}, "data": {"eval_share": 0.5}}}]
+    stored = [{"name": "one", "settings": {"train": {"schedule": "linear"}, "data": {"test_share": 0.5}}}]
     (tmp_path / "chain.json").write_text(json.dumps(stored))
     chain = saved_chain(tmp_path)
     assert chain is not None and chain.stages[0].settings.data.eval_share == 0.5
@@ -174,15 +174,15 @@ def test_a_stage_is_stronger_than_its_chain_and_a_flag_than_both_by_any_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = tmp_path / "chain.yaml"
-    path.write_text("data: {eval_share: 0.1}\nstages:\n  - data: {eval_share: 0.2}\n  - train: {schedule: linear}\n")
+    path.write_text("data: {eval_share: 0.1}\nstages:\n  - data: {test_share: 0.2}\n  - train: {schedule: linear}\n")
     chain = load_recipe(path)
     assert isinstance(chain, Chain)
     assert [stage.settings.data.eval_share for stage in chain.stages] == [0.2, 0.1]
     assert len(capsys.readouterr().err.splitlines()) == 2
-    chain = load_recipe(path, {"data.eval_share": "0.3"})
+    chain = load_recipe(path, {"data.test_share": "0.3"})
     assert isinstance(chain, Chain)
     assert [stage.settings.data.eval_share for stage in chain.stages] == [0.3, 0.3]
-    assert capsys.readouterr().err.count("--data.eval_share is now called") == 1
+    assert capsys.readouterr().err.count("--data.test_share is now called") == 1
 
 
 @by_earlier_name
@@ -227,7 +227,7 @@ def test_the_help_does_not_list_them():
     ("key", "expected"),
     [
         ("rl.anwsers", 'did you mean "num_generations"'),
-        ("train.eval_share", "write data.eval_share"),
+        ("train.test_share", "write data.eval_share"),
         ("warmup_shares", 'did you mean "train.warmup_ratio"'),
         ("rl.num_generation", 'did you mean "num_generations"'),
         ("lr_scheduler", "write train.lr_scheduler"),

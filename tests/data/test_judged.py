@@ -117,7 +117,7 @@ def test_rows_and_report(tmp_path, renderer):
 def test_answers_to_one_prompt_stay_on_one_side(tmp_path, renderer):
     rows = [row(f"say {word}", answer, label) for word in "abcdef" for answer, label in (("yes", True), ("no", False))]
     found = prepare(write(tmp_path, rows), None, renderer=renderer, eval_share=0.3, reads="judged", max_length=256)
-    assert len(found.test) == 4 and len(found.train) == 8
+    assert len(found.eval) == 4 and len(found.train) == 8
     assert found.train_report.to_dict()["prompts_also_in_test"] == 0
 
 

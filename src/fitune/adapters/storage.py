@@ -255,7 +255,7 @@ def _free(folder: Path, root: str | Path) -> Generator[None, None, None]:
             and run.get("status") in ("running", "interrupted")
         ):
             raise RunError(
-                f"run {path.parent} goes on with {folder} and is {run['status']}; finish it first, it will be opened again"
+                f"run {path.parent} continues {folder} and is {run['status']}; finish it first, it will be opened again"
             )
     owner = folder.parent
     if folder.name == "adapter" and (owner / MANIFEST).is_file():

@@ -124,7 +124,7 @@ def check_rows(
     if duplicates:
         warnings.append(f"{duplicates:,} rows are duplicates")
     if leaked:
-        warnings.append(f"{len(leaked):,} rows are in the held-out rows too, for example row {leaked[0]}")
+        warnings.append(f"{len(leaked):,} rows are also in the held-out rows, for example row {leaked[0]}")
     return CheckReport(
         name=name,
         form=form,

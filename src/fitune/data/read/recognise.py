@@ -19,7 +19,7 @@ from fitune.errors import DataError, did_you_mean
 NEEDS = {
     "rows": "rows with answers",
     "text": "plain text",
-    "pairs": "pairs of a better and a worse answer",
+    "pairs": "pairs of a chosen and a rejected answer",
     "judged": "single answers with a judgement",
     "prompts": "prompts",
 }

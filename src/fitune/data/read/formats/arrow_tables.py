@@ -24,7 +24,7 @@ def read_parquet(name: str, content: bytes) -> Found:
     try:
         return _of_table(name, parquet.ParquetFile(io.BytesIO(content)).read())
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{name} is not a whole Parquet file: {error}") from error
+        raise DataError(f"{name} is not a complete Parquet file: {error}") from error
 
 
 def read_arrow(name: str, content: bytes) -> Found:

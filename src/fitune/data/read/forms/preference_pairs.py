@@ -24,7 +24,7 @@ def _pair(row: Cells) -> Pair:
     prompt, sides = _prompt(row), [_answer(row, "chosen"), _answer(row, "rejected")]
     if isinstance(sides[0], str) != isinstance(sides[1], str):
         kinds = ["text" if isinstance(side, str) else "messages" for side in sides]
-        raise DataError(f"{row.where}: chosen is {kinds[0]} and rejected {kinds[1]}; use one kind")
+        raise DataError(f"{row.where}: chosen is {kinds[0]} and rejected {kinds[1]}; use the same type for both")
     better, worse = sides
     if isinstance(better, str) and isinstance(worse, str):
         prompt, answers = _of_texts(prompt, better, worse, row.where)
