@@ -132,7 +132,7 @@ def test_a_pair_of_a_ranked_list_that_teaches_nothing_leaves_the_others(tmp_path
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     renderer = Renderer(tokenizer, tokenizer.chat_template, (tokenizer.eos_token_id,))
     data = prepare(path, None, renderer=renderer, reads="pairs")
-    assert len(data.train) == 2 and "1 pair (row 1) whose two answers are equal; left out" in data.train_report.warnings
+    assert len(data.train) == 2 and "1 pair (row 1) with two identical answers; left out" in data.train_report.warnings
 
 
 @pytest.mark.parametrize("column", ["sytem", "System", "tool", "functons"])

@@ -86,7 +86,7 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
 
 def _rows(name: str, found: Found, sha256: str) -> Rows:
     if not found.rows:
-        raise DataError(f"{name} holds no rows")
+        raise DataError(f"{name} contains no rows")
     notes = tuple(dict.fromkeys(found.notes))
     return Rows(name, tuple(found.rows), tuple(found.numbers), sha256, found.encoding, notes)
 

@@ -19,7 +19,7 @@ from fitune.errors import DataError, did_you_mean
 NEEDS = {
     "rows": "rows with answers",
     "text": "plain text",
-    "pairs": "pairs of a better and a worse answer",
+    "pairs": "pairs of a chosen and a rejected answer",
     "judged": "single answers with a judgement",
     "prompts": "prompts",
 }
@@ -27,7 +27,7 @@ NEEDS = {
 PREFERENCE = {
     "prompt, chosen, rejected": (
         {"chosen", "rejected"},
-        "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the good answer: "
+        "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the chosen answer: "
         "data.columns={completion: chosen}",
     ),
     "prompt, completion, label": (

@@ -24,14 +24,14 @@ def _pair(row: Cells) -> Pair:
     prompt, sides = _prompt(row), [_answer(row, "chosen"), _answer(row, "rejected")]
     if isinstance(sides[0], str) != isinstance(sides[1], str):
         kinds = ["text" if isinstance(side, str) else "messages" for side in sides]
-        raise DataError(f"{row.where}: chosen is {kinds[0]} and rejected {kinds[1]}; use one kind")
+        raise DataError(f"{row.where}: chosen is {kinds[0]} and rejected {kinds[1]}; use the same type for both")
     better, worse = sides
     if isinstance(better, str) and isinstance(worse, str):
         prompt, answers = _of_texts(prompt, better, worse, row.where)
     else:
         prompt, answers = _split_messages(prompt, [list(better), list(worse)], row.where)  # type: ignore[arg-type]
     if wrong := next((said[-1]["role"] for said in answers if said[-1]["role"] != "assistant"), None):
-        raise DataError(f"{row.where}: a side ends with a message of {wrong}; both must end with an answer")
+        raise DataError(f"{row.where}: one side ends with a message of {wrong}; both must end with an answer")
     return Pair(tuple(prompt), tuple(answers[0]), tuple(answers[1]), row.number)
 
 
