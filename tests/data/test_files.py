@@ -45,7 +45,7 @@ FAULTS = {
     "bad.jsonl": ('{"a": 1}\n{"a": \n', "line 2, column 7: bad JSON"),
     "list.jsonl": ("[1, 2]\n", "line 1: a list"),
     "bad.json": ('[{"a": 1},\n {"a" 2}]', "line 2, column 7: bad JSON"),
-    "number.json": ("3", "a list of objects is needed"),
+    "number.json": ("3", "expected a list of objects"),
     "latin1.jsonl": ('{"a": "x"}\n{"a": "caf\xe9"}\n'.encode("latin1"), "byte 0xe9 on line 2"),
     "ragged.csv": ("a,b\n1,2\n1,2,3\n", "line 3: 3 values for 2 columns"),
     "empty.csv": ("a,b\n", "contains no rows"),

@@ -65,7 +65,7 @@ def test_preference_data_is_recognised_and_refused():
         ({"prompt": "pig", "completion": None}, "row 7 has no completion: it is missing"),
         ({"prompt": "pig", "completion": "  "}, "row 7 has no completion: it is blank"),
         ({"prompt": float("inf"), "completion": "x"}, "row 7: prompt is inf (float)"),
-        ({"messages": []}, "a list of messages is needed"),
+        ({"messages": []}, "expected a list of messages"),
         ({"messages": [USER]}, "row 7 has no answer: its roles are user"),
         ({"messages": [{"content": "x"}]}, "a message has no role"),
         ({"messages": [{"role": "user", "content": None}]}, "the content of a user message is None"),

@@ -58,7 +58,7 @@ def test_labels(label, wanted):
 
 @pytest.mark.parametrize("label", [None, 2, "good", [], -1])
 def test_labels_that_are_none(label):
-    with pytest.raises(DataError, match=r"row 7: label is .*; true or false is needed"):
+    with pytest.raises(DataError, match=r"row 7: label is .*; expected true or false"):
         recognise(["prompt", "completion", "label"], kind="judged").to_judged(row("pig", "igpay", label), None, 7)
 
 

@@ -29,7 +29,7 @@ class Message(_Said, total=False):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """A row in fitune's own form: a conversation or plain text.
 

@@ -135,7 +135,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "semicolons.csv": ("a;b\n1;2;3\n", "line 2: 3 values for 2 columns; quote values that contain semicolons"),
     "open.csv": ('a,b\n1,"2\n', "bad CSV (unexpected end of data)"),
     "names.csv": ("a, a ,b\n1,2,3\n", 'the column "a" stands 2 times in the header'),
-    "damaged.arrow": (b"ARROW1 nothing", "is not a whole Arrow file"),
+    "damaged.arrow": (b"ARROW1 nothing", "is not a complete Arrow file"),
 }
 
 

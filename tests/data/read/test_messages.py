@@ -270,7 +270,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "a call of a text": ([ASKED, said("assistant", "", tool_calls=["w()"])], "a tool call is no JSON"),
     "a call of a list": (
         [ASKED, said("assistant", "", tool_calls=[[1]])],
-        "a tool call is .*; an object with name and arg",
+        "a tool call is .*; expected an object with name and arg",
     ),
     "an unknown key of a call": (
         [ASKED, said("assistant", "", tool_calls=[{"name": "w", "argments": {}}])],
@@ -305,7 +305,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     ),
     "a thought that is an object": (
         [ASKED, said("assistant", "no", reasoning={"a": 1})],
-        "reasoning is .*; text is needed",
+        "reasoning is .*; expected text",
     ),
     "a weight of a half": ([ASKED, said("assistant", "no", weight=0.5)], "weight is 0.5; it is 0 or 1"),
     "train as text": ([ASKED, said("assistant", "no", train="yes")], "train is 'yes'; it is true or false"),

@@ -43,7 +43,7 @@ def as_text(value: Any, what: str) -> str:
         return value.isoformat()
     if isinstance(value, Decimal) and value.is_finite():
         return str(value)
-    raise DataError(f"{what} is {value!r:.60} ({type(value).__name__}); text is needed")
+    raise DataError(f"{what} is {value!r:.60} ({type(value).__name__}); expected text")
 
 
 def as_json(value: Any, what: str) -> str:

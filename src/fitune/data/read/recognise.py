@@ -27,7 +27,7 @@ NEEDS = {
 PREFERENCE = {
     "prompt, chosen, rejected": (
         {"chosen", "rejected"},
-        "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the good answer: "
+        "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the chosen answer: "
         "data.columns={completion: chosen}",
     ),
     "prompt, completion, label": (

@@ -39,7 +39,7 @@ def read_arrow(name: str, content: bytes) -> Found:
         opener = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
         return _of_table(name, opener(pa.py_buffer(content)).read_all())
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{name} is not a whole Arrow file: {error}") from error
+        raise DataError(f"{name} is not a complete Arrow file: {error}") from error
 
 
 def is_saved_dataset(folder: Path) -> bool:

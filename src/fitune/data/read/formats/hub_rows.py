@@ -22,7 +22,7 @@ def read_hub(name: str, split: str) -> tuple[Found, str]:
     except Exception as error:  # the library raises many kinds; each means the same to the user
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f'the hub data set "{repository}" (split {split}) cannot be loaded: {first}. '
+            f'the hub dataset "{repository}" (split {split}) cannot be loaded: {first}. '
             "Check the name, the split and the network, or give a file"
         ) from error
     return found, str(getattr(dataset, "_fingerprint", ""))

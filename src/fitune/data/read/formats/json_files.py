@@ -108,7 +108,7 @@ def _rows_of(name: str, data: Any, found: Found) -> list[Any]:
     if isinstance(data, list):
         return data
     if not isinstance(data, dict) or not data:
-        raise DataError(f"{name} holds a JSON {type(data).__name__}; a list of objects is needed")
+        raise DataError(f"{name} contains a JSON {type(data).__name__}; expected a list of objects")
     lists = {key: value for key, value in data.items() if isinstance(value, list)}
     objects = {key: value for key, value in lists.items() if value and all(isinstance(item, dict) for item in value)}
     rows = {key: value for key, value in objects.items() if not all(map(looks_like_message, value))}

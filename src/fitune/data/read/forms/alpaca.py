@@ -28,9 +28,7 @@ def _conversation(row: Cells) -> Messages:
 def _pair(row: Cells) -> Pair:
     ranked = row.get("output")
     if not is_ranking(ranked) or len(ranked) > 2:
-        raise DataError(
-            f"{row.where}: output is {ranked!r:.60}; a ranked list of answers is needed, the best one first"
-        )
+        raise DataError(f"{row.where}: output is {ranked!r:.60}; expected a ranked list of answers, the best one first")
     better, worse = ([say("assistant", text)] for text in ranked[:2])
     return Pair(tuple(instruction(row)), tuple(better), tuple(worse), row.number)
 

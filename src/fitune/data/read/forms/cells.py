@@ -79,7 +79,7 @@ class Cells:
         """
         value = parsed(self.get(column), f"{self.where}: {column}")
         if not isinstance(value, Mapping):
-            raise DataError(f"{self.where}: {column} is {value!r:.60}; an object is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; expected an object")
         return value
 
     def flag(self, column: str) -> bool:
@@ -92,7 +92,7 @@ class Cells:
         words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
         found = words.get(str(value).strip().lower())
         if found is None:
-            raise DataError(f"{self.where}: {column} is {value!r:.60}; true or false is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; expected true or false")
         return found
 
     def side(self, column: str, role: str) -> Messages:
@@ -127,7 +127,7 @@ class Cells:
         """
         value = self._unpacked(column)
         if not isinstance(value, list) or not value:
-            raise DataError(f"{self.where}: {column} is {value!r:.60}; a list of messages is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; expected a list of messages")
         return self._messages(value, role_key, content_key)
 
     def tools(self) -> tuple[dict[str, Any], ...]:
@@ -152,11 +152,11 @@ class Cells:
             return []
         value = parsed(value, f"{self.where}: {column}")
         if not isinstance(value, list):
-            raise DataError(f"{self.where}: {column} is {value!r:.60}; a list of pairs [question, answer] is needed")
+            raise DataError(f"{self.where}: {column} is {value!r:.60}; expected a list of pairs [question, answer]")
         found: Messages = []
         for pair in value:
             if not isinstance(pair, list) or len(pair) != 2 or any(is_empty(text) for text in pair):
-                raise DataError(f"{self.where}: {column} holds {pair!r:.60}; pairs [question, answer] are needed")
+                raise DataError(f"{self.where}: {column} holds {pair!r:.60}; expected pairs [question, answer]")
             asked, said = (as_text(text, f"{self.where}: {column}") for text in pair)
             found += [say("user", asked), say("assistant", said)]
         return found

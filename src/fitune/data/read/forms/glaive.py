@@ -39,7 +39,7 @@ def _functions(text: str, where: str) -> tuple[str, list[Any]]:
 def _turns(text: str, where: str) -> list[dict[str, Any]]:
     pieces = TURN.split(text.strip())
     if pieces[0].strip() or len(pieces) < 3:
-        raise DataError(f"{where}: chat begins with {text.strip()[:40]!r}; USER: or ASSISTANT: is needed")
+        raise DataError(f"{where}: chat begins with {text.strip()[:40]!r}; expected USER: or ASSISTANT:")
     said = zip(pieces[1::2], pieces[2::2], strict=True)
     return [_turn(SPEAKERS[who], words.replace("<|endoftext|>", "").strip(), where) for who, words in said]
 

@@ -44,14 +44,14 @@ def read_calls(value: Any, where: str) -> list[Object]:
 
 def _call(call: Any, where: str) -> Object:
     if not isinstance(call, Mapping):
-        raise DataError(f"{where}: a tool call is {call!r:.60}; an object with name and arguments is needed")
+        raise DataError(f"{where}: a tool call is {call!r:.60}; expected an object with name and arguments")
     outer = {key: value for key, value in call.items() if not is_empty(value)}
     function = parsed(outer.get("function", outer), f"{where}: a tool call's function")
     if isinstance(function, str):
         function = {**outer, "name": function}
     if not isinstance(function, Mapping):
         raise DataError(
-            f"{where}: a tool call's function is {function!r:.60}; an object with name and arguments is needed"
+            f"{where}: a tool call's function is {function!r:.60}; expected an object with name and arguments"
         )
     inner = {key: value for key, value in function.items() if not is_empty(value)}
     _known(outer, OUTER_KEYS, where)
@@ -83,7 +83,7 @@ def _arguments(value: Any, name: str, where: str) -> Object:
 
 def _id(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: the id of a tool call is {value!r:.60}; text is needed")
+        raise DataError(f"{where}: the id of a tool call is {value!r:.60}; expected text")
     return value
 
 
@@ -110,7 +110,7 @@ def read_tools(value: Any, where: str) -> tuple[Object, ...]:
 
 def _tool(tool: Any, where: str) -> Object:
     if not isinstance(tool, dict):
-        raise DataError(f"{where}: a tool is {tool!r:.60}; an object with name and parameters is needed")
+        raise DataError(f"{where}: a tool is {tool!r:.60}; expected an object with name and parameters")
     function = tool.get("function", tool)
     if tool.get("type", "function") != "function" and "function" not in tool and "name" not in tool:
         raise DataError(f"{where}: a tool of type {tool['type']!r}; only functions are trained")

@@ -59,9 +59,13 @@ def taken(messages: Messages) -> tuple[Messages, Marks]:
     keys = {UNTRAINED, COMPLETION, BEGUN}
     if all(keys.isdisjoint(message) for message in messages):
         return messages, Marks(frozenset(), None, 0)
-    bare: list[Any] = [{key: value for key, value in message.items() if key not in keys} for message in messages]
-    marked: list[dict[str, Any]] = [dict(message) for message in messages]
-    found = [(place, key, message[key]) for place, message in enumerate(marked) for key in keys if key in message]
+    bare: Messages = list(messages)
+    found: list[tuple[int, str, Any]] = []
+    for place, message in enumerate(messages):
+        if not keys.isdisjoint(message):
+            rest: Any = dict(message)
+            found += [(place, key, rest.pop(key)) for key in keys & rest.keys()]
+            bare[place] = rest
     untrained = frozenset(place for place, key, _ in found if key == UNTRAINED)
     completion = next((place for place, key, _ in found if key == COMPLETION), None)
     return bare, Marks(untrained, completion, next((value for _, key, value in found if key == BEGUN), 0))

@@ -47,7 +47,7 @@ def read_message(message: Any, where: str, role_key: str = "role", content_key: 
         DataError: no object, an unknown role or key, content that is none, a call that is none.
     """
     if not isinstance(message, Mapping):
-        raise DataError(f"{where}: a message is {message!r:.60}; an object with {role_key} and {content_key} is needed")
+        raise DataError(f"{where}: a message is {message!r:.60}; expected an object with {role_key} and {content_key}")
     name, text = message.get(role_key), message.get(content_key)
     if len(message) == 2 and isinstance(name, str) and isinstance(text, str) and ROLES.get(name, CALL) != CALL:
         return say(ROLES[name], checked(text, f"{where}: the {content_key} of a {name} message"))
@@ -129,7 +129,7 @@ def _said(value: Any, message: Mapping[str, Any], role: str, content_key: str, w
         empty = next((message[key] for key in ("content", "value") if key in message), None)
         if role in ("assistant", "tool") or empty == "":
             return Parts()
-        raise DataError(f"{what} is {empty!r}; text is needed")
+        raise DataError(f"{what} is {empty!r}; expected text")
     return read_parts(value, role, what, where) if are_parts(value) else Parts(as_text(value, what))
 
 
@@ -140,7 +140,7 @@ def _reasoning(given: Mapping[str, Any], part: str, where: str) -> str:
     )
     for key, value in found.items():
         if not isinstance(value, str):
-            raise DataError(f"{where}: {key} is {value!r:.60}; text is needed")
+            raise DataError(f"{where}: {key} is {value!r:.60}; expected text")
         as_text(value, f"{where}: {key}")
     if len(set(found.values())) > 1:
         raise DataError(f"{where}: an answer has {' and '.join(found)}, and they differ; keep one")

@@ -66,5 +66,5 @@ def _text(part: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:
     """The text under the first key that there is."""
     value = next((part[key] for key in keys if part.get(key) is not None), None)
     if not isinstance(value, str):
-        raise DataError(f"{what} has a part whose text is {value!r:.60}; text is needed")
+        raise DataError(f"{what} has a part whose text is {value!r:.60}; expected text")
     return checked(value, what)

@@ -30,7 +30,7 @@ def role_of(name: Any, where: str) -> str:
         DataError: no known role.
     """
     if not isinstance(name, str):
-        raise DataError(f"{where}: the role of a message is {name!r:.60}; a name is needed, such as user or assistant")
+        raise DataError(f"{where}: the role of a message is {name!r:.60}; expected a name, such as user or assistant")
     folded = name.strip().casefold().replace(" ", "_").replace("-", "_")
     if folded not in ROLES:
         raise DataError(
