@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.show import show_row, trained_text
 from fitune.data.rows import Example
@@ -156,3 +157,38 @@ def test_show_makes_every_trained_token_visible(tokenizer):
     assert "[<|im_end|>]" in plain and "·" in plain and "↵" in plain
     coloured = show_row(row, tokenizer, colour=True)
     assert any(str(span.style) == "green" for span in coloured.spans)
+
+
+def test_every_answer_of_a_completion_is_trained_and_what_the_prompt_has_begun_is_not(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    talked = talk("pig", "igpay", "eat", "eatway")
+    completion = Example(talked.messages, None, 1, completion_from=1)
+    assert trained(renderer, completion, "completion") == "igpay<|im_end|>eatway<|im_end|>"
+    assert trained(renderer, talked, "completion") == "eatway<|im_end|>"
+    begun = Example(talk("pig", "I think igpay").messages, None, 1, completion_from=1, begun=7)
+    assert trained(renderer, begun, "completion") == " igpay<|im_end|>"
+    (row,) = renderer.tokenize(renderer.render(begun, "completion"))
+    assert tokenizer.decode(row.input_ids).endswith("I think igpay<|im_end|>")
+
+
+def test_reasoning_is_trained_shown_or_left_out(tokenizer):
+    messages = ({"role": "user", "content": "pig"}, {"role": "assistant", "content": "igpay", "reasoning_content": "p"})
+    example = Example(messages, None, 1)
+    said = {
+        how: trained(Renderer(tokenizer, TEMPLATES["chatml"], (tokenizer.eos_token_id,), how), example, "completion")
+        for how in ("auto", "train", "mask", "drop")
+    }
+    assert said["auto"] == said["train"] == "<think>\np\n</think>\n\nigpay<|im_end|>"
+    assert said["mask"] == "\n</think>\n\nigpay<|im_end|>"
+    assert said["drop"] == "igpay<|im_end|>"
+
+
+def test_a_system_prompt_goes_into_the_first_user_message_where_it_is_asked_for(tokenizer):
+    strict = renderer_of(tokenizer, "strict roles")
+    messages = ({"role": "system", "content": "Be kind."}, *(talk("pig", "igpay").messages or ()))
+    with pytest.raises(DataError, match="roles must alternate"):
+        strict.render(Example(messages, None, 1), "completion")
+    folded = Renderer(strict.tokenizer, strict.template_text, strict.end_ids, asking=Asking(system_as_user=True))
+    (row,) = folded.render(Example(messages, None, 1), "completion")
+    assert row.text == "<|im_start|>user\nBe kind.\n\npig<|im_end|><|im_start|>assistant\nigpay<|im_end|>"
+    assert folded.prompt_ids(list(messages[:2])) == strict._ids(row.text[: row.prompts[0]])

@@ -78,15 +78,22 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         if as_json:
             print_json({"ok": False, "error": str(error)})
         raise
-    reports = {"train": prepared.train_report, "eval": prepared.eval_report}
+    sides = {
+        "train": (prepared.train_report, prepared.train_read),
+        "eval": (prepared.eval_report, prepared.eval_read),
+    }
     if as_json:
-        found: dict[str, Any] = {name: report.to_dict() for name, report in reports.items() if report}
+        found: dict[str, Any] = {
+            name: report.to_dict() | ({"read": read.to_dict()} if read else {})
+            for name, (report, read) in sides.items()
+            if report
+        }
         print_json({"ok": True, **found})
         return
-    for name, report in reports.items():
+    for name, (report, read) in sides.items():
         if report is not None:
             stdout_console().print(f"{name}: {report.name}", markup=False)
-            for line in report.lines():
+            for line in [*(read.lines() if read else ()), *report.lines()]:
                 stdout_console().print(f"  {line}", markup=False)
 
 

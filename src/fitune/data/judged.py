@@ -12,7 +12,7 @@ from fitune.data.counting import refuse
 from fitune.data.judged_report import JudgedReport, check_judged
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
-from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_source, set_aside
+from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.rows import Judged, JudgedRow, TokenRow
@@ -33,11 +33,12 @@ def prepare_judged(
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
     judged = _read(source, form, options)
-    hashes = {source.name: source.sha256}
+    hashes, eval_read = {source.name: source.sha256}, None
     if eval_source is not None:
         other, other_form = read_source(eval_source, renderer.tokenizer, options)
         held_out = _read(other, other_form, options)
         hashes[other.name] = other.sha256
+        eval_read = read_facts(other, other_form)
     else:
         judged, held_out = set_aside(judged, eval_share, options.seed, key=lambda row: repr(row.prompt))
     eval_rows, eval_kept, eval_report = [], [], None
@@ -56,6 +57,8 @@ def prepare_judged(
         train_report=report,
         eval_report=eval_report,
         hashes=hashes,
+        train_read=read_facts(source, form),
+        eval_read=eval_read,
     )
 
 

@@ -15,6 +15,7 @@ from fitune.data.read.sources import (
     PreparedData,
     convert_all,
     example_key,
+    read_facts,
     read_source,
     refuse_rows,
     set_aside,
@@ -41,9 +42,9 @@ def prepare_rows(
     """
     rows, form, examples = load_examples(train, renderer, options, exclude)
     if eval_source is not None:
-        eval_rows, _, eval_examples = load_examples(eval_source, renderer, options)
+        eval_rows, eval_form, eval_examples = load_examples(eval_source, renderer, options)
     else:
-        eval_rows = None
+        eval_rows = eval_form = None
         examples, eval_examples = set_aside(examples, eval_share, options.seed, example_key)
     loss_on = loss_target(options, form)
     eval_tokens, eval_report, eval_texts = [], None, frozenset()
@@ -54,6 +55,8 @@ def prepare_rows(
         )
     train_tokens, examples, train_report, _ = _tokens(train, form, loss_on, examples, renderer, options, eval_texts)
     hashes = {rows.name: rows.sha256} | ({eval_rows.name: eval_rows.sha256} if eval_rows else {})
+    train_read = read_facts(rows, form)
+    eval_read = read_facts(eval_rows, eval_form) if eval_rows and eval_form else None
     return PreparedData(
         train=train_tokens,
         eval=eval_tokens,
@@ -62,6 +65,8 @@ def prepare_rows(
         train_report=train_report,
         eval_report=eval_report,
         hashes=hashes,
+        train_read=train_read,
+        eval_read=eval_read,
     )
 
 

@@ -182,21 +182,28 @@ class Renderer:
             spans = ((0, len(text)),) if loss_on == "all" else self._after(text, response_template or "")
             return [Rendered(text, spans, example.row_number)]
         answers = [at for at, said in enumerate(messages) if said["role"] == "assistant" and at >= first_message]
-        if loss_on in ("completion", "last_assistant"):
+        if loss_on == "completion" and example.completion_from is not None:
+            answers = [at for at in answers if at >= example.completion_from]
+        elif loss_on in ("completion", "last_assistant"):
             answers = answers[-1:]
-        turns = [self._turn(messages, at, example.tools) for at in answers if at not in example.untrained]
+        turns = [
+            self._turn(messages, at, example.tools, example.begun if at == example.completion_from else 0)
+            for at in answers
+            if at not in example.untrained
+        ]
         if not turns:
             return [Rendered(self.text_of(messages, tools=example.tools), (), example.row_number)]
         return _as_few_rows(turns, example.row_number)
 
-    def _turn(self, messages: Sequence[Message], at: int, tools: Sequence[dict[str, Any]]) -> Turn:
-        """Answer ``at`` as chat asks for it."""
+    def _turn(self, messages: Sequence[Message], at: int, tools: Sequence[dict[str, Any]], begun: int = 0) -> Turn:
+        """Answer ``at`` as chat asks for it; its first ``begun`` characters are given and not trained."""
         thinks = _thinks(messages[at])
         prompt = self.text_of(messages[:at], True, tools, thinks)
         written = self.text_of(messages[: at + 1], False, tools, thinks)
-        return make_turn(
+        turn = make_turn(
             prompt, written, messages[at], self.chat_format, self.special_texts, mask=self.thinking == "mask"
         )
+        return turn.begun_with(messages[at]["content"].strip()[:begun]) if begun else turn
 
     def _with_reasoning(self, messages: Sequence[Message]) -> list[Message]:
         """The messages, without their reasoning where it is to be left out."""

@@ -7,7 +7,7 @@ In: a rendering of the messages before the answer with the generation prompt, on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fitune.data.render.chat_format import THINK_CLOSE, THINK_OPEN, ChatFormat, closing_run, leading_specials
 from fitune.data.rows import Message
@@ -26,6 +26,10 @@ class Turn:
     def text(self) -> str:
         """Prompt and answer."""
         return self.prompt + self.answer
+
+    def begun_with(self, given: str) -> Turn:
+        """The turn with the beginning of its answer given and not trained."""
+        return replace(self, trained_from=self.answer.index(given) + len(given))
 
 
 def make_turn(
