@@ -8,11 +8,12 @@ a change here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fitune.adapters.locate import find_adapter, lora_options
 from fitune.config.sections import LoraSettings, Settings
 from fitune.data.packing.largest_pass import LargestPass
+from fitune.data.rows import PairRow, PromptRow, TokenRow
 from fitune.methods.registry import METHODS
 from fitune.methods.rl_config import RlSettings
 from fitune.models.quantization import QUANTIZATIONS
@@ -134,7 +135,7 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     return LargestPass(longest_tokens=lengths[0], label_share=min(1.0, share), pack_tokens=pack, eval_pack_tokens=pack)
 
 
-def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+def with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
     """The same settings with some (dotted names) changed."""
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
@@ -243,18 +244,19 @@ def _evaluation(
     return values
 
 
-def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+def row_sizes(settings: Settings, rows: Sequence[TokenRow | PairRow | PromptRow]) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row as a pass sees it: a pair in a pack has its prompt once, padded it is two rows."""
     if (rl := sampled_by(settings)) is not None:
         return tuple(size for row in rows for size in sampled_sizes(settings, rl, row.num_tokens))
     if METHODS[settings.method].reads != "pairs":
         return tuple((row.num_tokens, row.num_trained) for row in rows)
+    pairs = cast("Sequence[PairRow]", rows)
     if packs_rows(settings):
-        return tuple((pair.packed_tokens, pair.num_trained) for pair in rows)
-    return tuple((row.num_tokens, row.num_trained) for pair in rows for row in pair.rows)
+        return tuple((pair.packed_tokens, pair.num_trained) for pair in pairs)
+    return tuple((row.num_tokens, row.num_trained) for pair in pairs for row in pair.rows)
 
 
-def label_share_of(rows: Sequence[Any]) -> float:
+def label_share_of(rows: Sequence[TokenRow]) -> float:
     """Trained tokens of the longest row over its tokens; some rows of a batch have more, the longest decides."""
     longest = max(rows, key=lambda row: row.num_tokens)
     return max(longest.num_trained, 1) / max(len(longest.input_ids) - 1, 1)
