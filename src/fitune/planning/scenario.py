@@ -144,11 +144,11 @@ class Scenario:
         """Type of the base's unquantized weights: of all of them, or of those that a quantization leaves."""
         return self.compute if self.quantized else self.weights
 
-    def but(self, **changes: Any) -> Scenario:
+    def but(self, **changes: object) -> Scenario:
         """The same question with some values changed."""
         return replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         values = asdict(self)
         for name in ("targets", "modules_to_save"):
@@ -157,12 +157,13 @@ class Scenario:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Scenario:
+    def from_dict(cls, values: Mapping[str, object]) -> Scenario:
         """The scenario that `to_dict` wrote; unknown names are an error."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"{unknown[0]} is no part of a scenario; known are {', '.join(sorted(known))}")
-        return cls(**values)
+        options: dict[str, Any] = dict(values)
+        return cls(**options)
 
     def key(self) -> str:
         """One line that is equal for equal questions."""
