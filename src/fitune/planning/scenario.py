@@ -14,6 +14,8 @@ from typing import Any, Literal
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.ops.optimizers import PLANNED
 
+Compute = Literal["fp32", "bf16", "fp16"]
+
 # Types of unquantized weights, and their bytes a value.
 PRECISIONS = {"fp32": 4, "bf16": 2, "fp16": 2}
 WEIGHTS: Mapping[str, Any] = ChainMap(QUANTIZATIONS, PRECISIONS)  # type: ignore[arg-type]
@@ -44,7 +46,7 @@ class Scenario:
     """How the base weights are stored: one of `PRECISIONS` or `QUANTIZATIONS`."""
     double_quant: bool = True
     """Quantize the scales as well, where a quantization can."""
-    compute: Literal["fp32", "bf16", "fp16"] = "bf16"
+    compute: Compute = "bf16"
     """Type in which quantized weights are multiplied, and of what stays unquantized in a quantized model."""
     kbit_preparation: bool = False
     """PEFT's prepare_model_for_kbit_training: everything left in 16 bits is lifted to fp32."""
