@@ -90,9 +90,8 @@ def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **ch
         rows,
         rows[:4] if changed.get("evaluates") else [],
         tiny.collate,
-        None,
-        2,
-        callbacks,
+        keep_checkpoints=2,
+        callbacks=callbacks,
         on_step_down=events.append,
         largest_rows=partial(largest_rows, rows, batches) if trial else None,
     )

@@ -53,7 +53,14 @@ def packed_trainer(tiny, folder, model, rows, mode="tree", max_tokens=1000, eval
     logged, callbacks = twin.logged, twin.callback_handler.callbacks
     ours = [callback for callback in callbacks if type(callback).__module__.startswith("fitune.trainers.callbacks")]
     trainer = PackedTrainer(
-        model, twin.args, rows, list(eval_rows), tiny.collate, None, 2, ours, packing=Packing(mode, max_tokens)
+        model,
+        twin.args,
+        rows,
+        list(eval_rows),
+        tiny.collate,
+        keep_checkpoints=2,
+        callbacks=ours,
+        packing=Packing(mode, max_tokens),
     )
     trainer.logged = logged
     return trainer

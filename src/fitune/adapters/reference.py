@@ -26,7 +26,7 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
         ModelError: what an adapter switched off does not give back: PiSSA's base, biases trained in place.
     """
     if REFERENCE in model.peft_config:
-        with torch.no_grad(), _switched(model, REFERENCE):
+        with torch.no_grad(), switched(model, REFERENCE):
             yield
         return
     for config in model.peft_config.values():
@@ -44,7 +44,7 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _switched(model: PeftModel, name: str) -> Generator[None, None, None]:
+def switched(model: PeftModel, name: str) -> Generator[None, None, None]:
     """Another adapter active; which parameters are trained does not change."""
     before, trained = model.active_adapter, [(value, value.requires_grad) for value in model.parameters()]
     model.set_adapter(name, inference_mode=True)

@@ -13,7 +13,7 @@ from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, TokenRow
 from fitune.data.sft import load_examples, loss_target, render_all
 from fitune.errors import DataError
-from fitune.evaluation.generation import Answer, Sampling, _asking, complete, follow
+from fitune.evaluation.generation import Answer, Sampling, asking, complete, follow
 from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
 from fitune.ops.label_loss import label_loss
@@ -97,7 +97,7 @@ def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int, label
     """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: row.num_tokens)
-    with _asking(model):
+    with asking(model):
         for first in follow(range(0, len(ordered), batch), label):
             chosen = ordered[first : first + batch]
             inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}

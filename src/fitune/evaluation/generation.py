@@ -65,10 +65,10 @@ def complete(
     settings = generation_settings(renderer, sampling)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [Answer("", False)] * len(prompts)
-    with _asking(model):
+    with asking(model):
         for first in follow(range(0, len(order), batch), label):
             chosen = order[first : first + batch]
-            input_ids, mask = _left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
+            input_ids, mask = left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
             output = model.generate(
                 input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
@@ -97,7 +97,7 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
 
     def run() -> None:
         try:
-            with _asking(model):
+            with asking(model):
                 ids = torch.tensor([prompt], device=model.device)
                 output = model.generate(
                     input_ids=ids,
@@ -175,7 +175,7 @@ class _When(StoppingCriteria):
 
 
 @contextmanager
-def _asking(model: Any) -> Iterator[None]:
+def asking(model: Any) -> Iterator[None]:
     """No dropout, no gradients, the cache on; fp32 adapters on a 16-bit base multiply in the base's type.
 
     The model's own habits are set aside: transformers fills every field that is left open from them (a repetition
@@ -199,7 +199,7 @@ def _asking(model: Any) -> Iterator[None]:
             part.generation_config = habit
 
 
-def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """input_ids and mask, each (B, S), the prompts at the right edge."""
     length = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), length), pad_id, dtype=torch.long)

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from fitune.data.render.renderer import Renderer
-from fitune.evaluation.generation import _asking, check_fits
+from fitune.evaluation.generation import asking, check_fits
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int 
     check_fits(model, prompt, steps)
     ids = torch.tensor([list(prompt)], device=model.device)
     cache = DynamicCache(config=model.config)
-    with _asking(model):
+    with asking(model):
         for _ in range(steps):
             output = model(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
             probabilities = output.logits[0, -1].float().softmax(-1)

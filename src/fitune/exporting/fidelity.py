@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
-from fitune.evaluation.generation import Sampling, _asking, generation_settings
+from fitune.evaluation.generation import Sampling, asking, generation_settings
 
 # (largest mean divergence in nats, least share of answers' tokens unchanged) that is no cause for a warning, by what was
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.
@@ -106,7 +106,7 @@ def make_probe(
     """The reference's greedy answers to the conversations and its logits over them."""
     prompts = [tuple(renderer.prompt_ids(list(messages))) for messages in conversations]
     answers, settings = [], generation_settings(renderer, Sampling(max_new_tokens))
-    with _asking(model):
+    with asking(model):
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -119,7 +119,7 @@ def make_probe(
 def answer_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits that choose each token of each answer: (T, V) a prompt, fp32 on the CPU."""
     found = []
-    with _asking(model):
+    with asking(model):
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
             logits_BTV = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits

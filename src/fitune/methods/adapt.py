@@ -5,7 +5,8 @@ In: a `RunContext`. Out: the model with its trained parameters marked by ``requi
 
 from __future__ import annotations
 
-from typing import Any
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from fitune.adapters.adapter_folder import add_adapter, continue_adapter
 from fitune.adapters.inject import attach, lora_config
@@ -17,7 +18,7 @@ from fitune.methods.context import RunContext
 from fitune.models.quantization.quantize import refuse_full_tuning
 
 
-def adapt(run: RunContext) -> Any:
+def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
     """The model with its trained parameters marked."""
     base = run.base
     if run.tuning == "full":
@@ -37,10 +38,10 @@ def adapt(run: RunContext) -> Any:
     return model
 
 
-def adapt_with_reference(run: RunContext) -> Any:
+def adapt_with_reference(run: RunContext) -> PreTrainedModel | PeftModel:
     """`adapt`, and where training goes on with an earlier adapter, a frozen copy of it for `as_reference`."""
     model = adapt(run)
-    if run.tuning == "lora" and run.start is not None:
+    if isinstance(model, PeftModel) and run.start is not None:
         add_adapter(model, run.start, REFERENCE)
         for name, value in model.named_parameters():
             if REFERENCE in name:

@@ -17,6 +17,7 @@ from fitune.section import Section
 
 if TYPE_CHECKING:
     from fitune.methods.runtime import Runtime
+    from fitune.trainers.base import FituneTrainer
 
 # (settings that take part, the sentence that follows the first one's place), as in `fitune.config.rules`.
 Fault = tuple[tuple[str, ...], str]
@@ -44,7 +45,7 @@ class RuleInputs:
                 yield key, value, plain
 
 
-def no_rules(section: Any, inputs: RuleInputs) -> Iterator[Fault]:
+def no_rules(section: object, inputs: RuleInputs) -> Iterator[Fault]:
     """The rules of a method that has none."""
     return iter(())
 
@@ -103,7 +104,7 @@ class Method:
     makes_judge: bool = False
     """The result scores answers and gives none: a chain's later stages do not go on with it, they are judged by it."""
 
-    def runtime(self) -> Runtime:
+    def runtime(self) -> Runtime[FituneTrainer]:
         """The method's functions; its trainer is imported here and not before."""
         return import_module(self.trainer).RUNTIME
 

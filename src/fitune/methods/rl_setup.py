@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol, TypeVar, Unpack
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.console import log, warn
@@ -17,15 +20,36 @@ from fitune.methods.context import RunContext
 from fitune.methods.method import Method, OnlineDefaults
 from fitune.methods.rl_config import RlSettings
 from fitune.methods.trainer_parts import lay_out, listeners, note_step_down
+from fitune.rewards.library import Reward
 from fitune.rewards.mix import Mix, Sample, read_mix
-from fitune.trainers.online_rl import OnlineRLTrainer, Rollout
+from fitune.trainers.base import Collate
+from fitune.trainers.online_rl import OnlineOptions, OnlineRLTrainer, Rollout, keep_prompts
 from fitune.trainers.rl.reward_eval import RewardEval
 from fitune.trainers.rl.reward_model import load_reward_model
 
+Options = TypeVar("Options", contravariant=True)
 
-def adapt_policy(run: RunContext) -> Any:
+
+class OnlineKind(Protocol[Options]):
+    """The class of a method's trainer, with options of its own."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_rows: Sequence[PromptRow],
+        eval_rows: Sequence[PromptRow],
+        collate: Collate[PromptRow],
+        *,
+        options: Options,
+        **parts: Unpack[OnlineOptions],
+    ) -> OnlineRLTrainer: ...
+
+
+def adapt_policy(run: RunContext) -> PeftModel:
     """The policy's adapter, fresh or where another run left it; then its start stays beside it as the reference."""
     model = adapt_with_reference(run)
+    assert isinstance(model, PeftModel)
     without_dropout(model)
     return model
 
@@ -42,7 +66,7 @@ def choose_rl(run: RunContext, method: Method) -> OnlineDefaults:
 
 
 def make_online_trainer(
-    kind: type[OnlineRLTrainer], options: Any, chosen: OnlineDefaults, run: RunContext, model: Any
+    kind: OnlineKind[Options], options: Options, chosen: OnlineDefaults, run: RunContext, model: nn.Module
 ) -> OnlineRLTrainer:
     """The trainer of a method, with its rewards, its reference and everything that listens to it.
 
@@ -50,13 +74,14 @@ def make_online_trainer(
         options: the method's own, a keyword of ``kind``.
         chosen: from `choose_rl`.
     """
+    assert isinstance(model, PeftModel)
     rl, how, prompts = run.own(RlSettings), rollout_of(run, chosen), run.data.train
     mode = lay_out(run, model, [trial_row(row) for row in prompts]).mode
     half = torch.bfloat16 if run.arguments.bf16 else torch.float16
     mixed = run.arguments.bf16 or run.arguments.fp16
     autocast = partial(torch.autocast, run.device, dtype=half, enabled=mixed)
 
-    def open_run(name: str) -> Any:
+    def open_run(name: str) -> Reward:
         return load_reward_model(
             model, name, run.base.template, run.runs_folder, mode, rl.generation_batch_size, autocast
         )
@@ -79,7 +104,7 @@ def make_online_trainer(
         run.arguments,
         train_rows=prompts,
         eval_rows=questions,
-        collate=list,
+        collate=keep_prompts,
         extra_metrics=examiner if questions else None,
         keep_checkpoints=run.keep_checkpoints,
         callbacks=listeners(run),

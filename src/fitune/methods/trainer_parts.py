@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from fitune.console import log
+from fitune.data.packing.pair_batching import AnyPair
 from fitune.data.packing.tree import Row
-from fitune.data.rows import PairRow
+from fitune.data.rows import PairRow, TokenRow
 from fitune.methods.context import RunContext
 from fitune.models.hardware import peak_memory_bytes
 from fitune.ops.token_logprobs import check_row_batch
@@ -24,7 +26,8 @@ from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval, questions_of
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
-from fitune.trainers.preference import sides
+from fitune.trainers.preference import PairOptions, sides
+from fitune.trainers.sampler import Numbered
 from fitune.trainers.worst_case_batch import largest_rows
 
 
@@ -46,7 +49,7 @@ def generation_eval_of(run: RunContext) -> GenerationEval | None:
     return GenerationEval(run.renderer, questions, run.eval_new_tokens, run.batch_size, run.folder.log_samples)
 
 
-def lay_out(run: RunContext, model: Any, rows: Sequence[Row]) -> Packing:
+def lay_out(run: RunContext, model: nn.Module, rows: Sequence[Row]) -> Packing:
     """How rows are laid out, tried on this model; said aloud."""
     packing = choose_packing(
         model.to(run.device),
@@ -69,7 +72,9 @@ def note_step_down(run: RunContext) -> StepDown:
     return partial(manifests.append, run.folder.manifest, "memory", "step_downs")
 
 
-def largest_rows_of(run: RunContext, rows: Sequence[Any], mode: str) -> Callable[[], Sequence[Any]] | None:
+def largest_rows_of(
+    run: RunContext, rows: Sequence[TokenRow] | Sequence[PairRow], mode: str
+) -> Callable[[], Sequence[Numbered]] | None:
     """Makes the rows of the run's largest pass, to be tried before step one; None on a CPU, which kills a process that
     runs out of memory instead of telling it.
 
@@ -79,13 +84,14 @@ def largest_rows_of(run: RunContext, rows: Sequence[Any], mode: str) -> Callable
     return partial(largest_rows, rows, run.batches(mode)) if run.device == "cuda" else None
 
 
-def answer_pair_parts(run: RunContext, model: Any, met: Sequence[PairRow] | None = None) -> dict[str, Any]:
+def answer_pair_parts(run: RunContext, model: nn.Module, met: Sequence[AnyPair] | None = None) -> PairOptions[AnyPair]:
     """What a `PairTrainer` over the log-probabilities of answers takes beside its own options.
 
     Args:
         met: the pairs that the run will train on; None takes all.
     """
     train = run.data.train
+    rows_met = cast("Sequence[TokenRow] | Sequence[PairRow]", train if met is None else met)
     packing = lay_out(run, model, sides(train))
     check_row_batch(model, sides(train), packing.mode)
     return {
@@ -96,5 +102,5 @@ def answer_pair_parts(run: RunContext, model: Any, met: Sequence[PairRow] | None
         "keep_checkpoints": run.keep_checkpoints,
         "callbacks": listeners(run),
         "on_step_down": note_step_down(run),
-        "largest_rows": largest_rows_of(run, train if met is None else met, packing.mode),
+        "largest_rows": largest_rows_of(run, rows_met, packing.mode),
     }

@@ -67,7 +67,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     Raises:
         ModelError: the template cannot be rendered, or drops the answer.
     """
-    renderer = Renderer(tokenizer, text)
+    renderer = Renderer(tokenizer=tokenizer, template_text=text)
     turns: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWERHERE"}]
     try:
         rendered = renderer.text_of(turns)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -282,7 +282,9 @@ class LeanAttention(nn.Module):
         """What transformers has registered for the model's attention; None for eager attention."""
         return ALL_ATTENTION_FUNCTIONS.get(attention_of(self.config))
 
-    def forward(self, hidden_states: Tensor, *args: object, lean: LeanEntry | None = None, **kwargs: object) -> Any:
+    def forward(
+        self, hidden_states: Tensor, *args: object, lean: LeanEntry | None = None, **kwargs: object
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         if lean is None:
             return super().forward(hidden_states, *args, **kwargs)
         cos, sin = cast(tuple[Tensor, Tensor], kwargs.pop("position_embeddings"))

@@ -13,8 +13,9 @@ checkpointing 2·h·b·s a layer stay (section 5), and one layer is recomputed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from fitune.errors import PlanError
 from fitune.models.quantization import QUANTIZATIONS
@@ -22,7 +23,10 @@ from fitune.ops.optimizers import PLANNED
 from fitune.planning.scenario import PRECISIONS, Scenario
 
 if TYPE_CHECKING:
-    from fitune.planning.predict import Plan
+    from rich.console import Group
+
+    from fitune.planning.gpus.catalogue import Gpu
+    from fitune.planning.predict import Card, Plan
 
 CUBLAS_BYTES = 8 * 2**20
 NAMES = {
@@ -43,16 +47,18 @@ class Sizes:
     vocabulary: int
 
 
-def sizes_of(values: dict[str, Any]) -> Sizes:
+def sizes_of(values: Mapping[str, object]) -> Sizes:
     """The sizes in a config, under the names that families give them.
 
     Raises:
         PlanError: one of them is not there.
     """
-    found = {}
+    found: dict[str, int] = {}
     for size, names in NAMES.items():
-        places = (values, values.get("text_config") or {})
-        found[size] = next((int(place[name]) for place in places for name in names if place.get(name)), 0)
+        places = (values, cast("Mapping[str, object]", values.get("text_config") or {}))
+        found[size] = next(
+            (int(cast("float | str", place[name])) for place in places for name in names if place.get(name)), 0
+        )
         if not found[size]:
             raise PlanError(f"the config has no {names[0]}, which the closed form needs; write it into the config.json")
     return Sizes(**found)
@@ -92,7 +98,33 @@ def stored_bytes(scenario: Scenario, hidden: int) -> float:
     return PRECISIONS[scenario.weights]
 
 
-def closed_form(values: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
+class ClosedForm(TypedDict):
+    """What `closed_form` gives: the model's sizes, values and bytes."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    vocabulary: int
+    batch: int
+    tokens: int
+    beta: int
+    weight_values: int
+    trained_values: int
+    parts: dict[str, int]
+    total_bytes: int
+    activations_over_weights: float
+
+
+class Compared(TypedDict):
+    """A part of the memory by the closed form and exactly, in bytes, and why the two part."""
+
+    part: str
+    closed: int
+    exact: int
+    why: str
+
+
+def closed_form(values: Mapping[str, object], scenario: Scenario) -> ClosedForm:
     """Figures of the closed form, in bytes unless the name says otherwise.
 
     Raises:
@@ -153,7 +185,7 @@ BESIDE: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
-def explain(made: Plan, explained: dict[str, Any]) -> Any:
+def explain(made: Plan, explained: ClosedForm) -> Group:
     """A table for the terminal: part by part, closed form beside exact.
 
     Args:
@@ -193,9 +225,10 @@ def explain(made: Plan, explained: dict[str, Any]) -> Any:
     return Group(Text(lines[0]), table, *(Text(line) for line in lines[1:]))
 
 
-def compared(made: Plan, explained: dict[str, Any]) -> list[dict[str, Any]]:
+def compared(made: Plan, explained: ClosedForm) -> list[Compared]:
     """Rows of the comparison: part, closed, exact (bytes), why; they cover the whole of the exact peak."""
-    rows, left = [], dict(made.parts)
+    rows: list[Compared] = []
+    left = dict(made.parts)
     for part, (beside, why) in BESIDE.items():
         exact = sum(left.pop(name, 0) for name in beside)
         closed = explained["parts"].get(part, 0)
@@ -206,7 +239,7 @@ def compared(made: Plan, explained: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def untraced_plan(values: dict[str, Any], scenario: Scenario, gpu: Any, reason: str) -> Plan:
+def untraced_plan(values: Mapping[str, object], scenario: Scenario, gpu: Card | Gpu, reason: str) -> Plan:
     """A plan by the closed form alone, with embeddings, head and logits added; it says what it is.
 
     Args:

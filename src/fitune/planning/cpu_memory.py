@@ -11,9 +11,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.planning.scenario import Scenario
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fitune.planning.trace_cache import TraceValues
 
 MIB = 2**20
 # glibc's malloc: a block from here on is mapped by itself and given back when freed (DEFAULT_MMAP_THRESHOLD_MAX of
@@ -38,7 +43,7 @@ class CpuPlan:
     moment: str
 
 
-def predict_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> int:
+def predict_cpu(config: PretrainedConfig | dict[str, object], scenario: Scenario, row_tokens: int | None = None) -> int:
     """Peak growth of the process's resident memory in a CPU run, in bytes.
 
     From just before the base is loaded (imports done, rows prepared) to the end of training: VmHWM then, less VmRSS
@@ -56,11 +61,13 @@ def predict_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) 
     return plan_cpu(config, scenario, row_tokens).growth_peak_bytes
 
 
-def plan_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> CpuPlan:
+def plan_cpu(
+    config: PretrainedConfig | dict[str, object], scenario: Scenario, row_tokens: int | None = None
+) -> CpuPlan:
     """`predict_cpu` with its parts; traced once, then out of the cache."""
     from fitune.planning import trace_cache
 
-    values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
+    values = trace_cache.values_of(config)
     path = trace_cache.folder() / f"{trace_cache.content_key(values, scenario, (0, row_tokens or 0))}.json.gz"
     traced = trace_cache.read(path)
     if traced is None:
@@ -81,7 +88,7 @@ def plan_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> 
 PROCESS_BYTES = 217_000_000
 
 
-def assemble_cpu(traced: dict[str, Any]) -> CpuPlan:
+def assemble_cpu(traced: TraceValues) -> CpuPlan:
     """A trace's plain values → the plan."""
     peak, live, position = replay_heap(traced["order"], traced["sizes"])
     parts: dict[str, int] = {}

@@ -8,11 +8,16 @@ trace is not in the cache.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.planning.scenario import Scenario
 from fitune.planning.simulate.allocator import replay
-from fitune.planning.trace_cache import cached_trace
+from fitune.planning.trace_cache import TraceValues, cached_trace, values_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fitune.planning.gpus.catalogue import Gpu
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Plan:
     """Whether the card holds it; the allocator gives cached blocks back before it fails."""
     trained_parameters: int = 0
     total_parameters: int = 0
-    work: dict[str, Any] = field(default_factory=dict)
+    work: dict[str, list[list[str | int]]] = field(default_factory=dict[str, list[list[str | int]]])
     """Of one micro-batch's forward and backward: {"operators": [[kind, flops, moved bytes, how often], …]}."""
     seconds_per_step: float | None = None
     """Filled in by `fitune.planning.gpus.step_time`."""
@@ -56,31 +61,34 @@ class Plan:
     notes: tuple[str, ...] = ()
     """Assumptions that the user should hear."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
 def predict(
-    config: Any, scenario: Scenario, gpu: Card | Any, expandable_segments: bool = False, only_plans: bool = False
+    config: PretrainedConfig | dict[str, object],
+    scenario: Scenario,
+    gpu: Card | Gpu,
+    expandable_segments: bool = False,
+    only_plans: bool = False,
 ) -> Plan:
     """The plan of ``scenario`` for ``config``'s model on ``gpu``.
 
     Args:
         config: a transformers config object, or its values as a dict with "model_type".
-        gpu: a `Card`, or anything with its four attributes.
+        gpu: the card, by its four attributes or out of the catalogue.
         expandable_segments: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
         only_plans: this process will not train; see `cached_trace`.
 
     Raises:
         NotTraced: the architecture's code cannot be traced; the message names the call.
     """
-    values = config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
-    traced = cached_trace(values, scenario, (gpu.capability[0], gpu.capability[1]), only_plans)
+    traced = cached_trace(values_of(config), scenario, (gpu.capability[0], gpu.capability[1]), only_plans)
     return assemble(traced, gpu, expandable_segments)
 
 
-def assemble(traced: dict[str, Any], gpu: Card | Any, expandable_segments: bool = False) -> Plan:
+def assemble(traced: TraceValues, gpu: Card | Gpu, expandable_segments: bool = False) -> Plan:
     """A trace's plain values and a card → the plan."""
     order, sizes, categories = traced["order"], traced["sizes"], traced["categories"]
     capacity = gpu.usable_bytes - gpu.context_bytes - traced["managed_bytes"]
@@ -94,7 +102,7 @@ def assemble(traced: dict[str, Any], gpu: Card | Any, expandable_segments: bool 
     def moment(position: int) -> str:
         return names[traced["moments"][position]]
 
-    shown = {
+    shown: dict[str, dict[str, int | str]] = {
         name: {
             "allocated_bytes": peak.allocated,
             "reserved_bytes": peak.reserved,

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.ops.optimizers import PLANNED
 
+Compute = Literal["fp32", "bf16", "fp16"]
+
 # Types of unquantized weights, and their bytes a value.
 PRECISIONS = {"fp32": 4, "bf16": 2, "fp16": 2}
 WEIGHTS: Mapping[str, Any] = ChainMap(QUANTIZATIONS, PRECISIONS)  # type: ignore[arg-type]
@@ -44,7 +46,7 @@ class Scenario:
     """How the base weights are stored: one of `PRECISIONS` or `QUANTIZATIONS`."""
     double_quant: bool = True
     """Quantize the scales as well, where a quantization can."""
-    compute: Literal["fp32", "bf16", "fp16"] = "bf16"
+    compute: Compute = "bf16"
     """Type in which quantized weights are multiplied, and of what stays unquantized in a quantized model."""
     kbit_preparation: bool = False
     """PEFT's prepare_model_for_kbit_training: everything left in 16 bits is lifted to fp32."""
@@ -144,11 +146,11 @@ class Scenario:
         """Type of the base's unquantized weights: of all of them, or of those that a quantization leaves."""
         return self.compute if self.quantized else self.weights
 
-    def but(self, **changes: Any) -> Scenario:
+    def but(self, **changes: object) -> Scenario:
         """The same question with some values changed."""
         return replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         values = asdict(self)
         for name in ("targets", "modules_to_save"):
@@ -157,12 +159,13 @@ class Scenario:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Scenario:
+    def from_dict(cls, values: Mapping[str, object]) -> Scenario:
         """The scenario that `to_dict` wrote; unknown names are an error."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"{unknown[0]} is no part of a scenario; known are {', '.join(sorted(known))}")
-        return cls(**values)
+        options: dict[str, Any] = dict(values)
+        return cls(**options)
 
     def key(self) -> str:
         """One line that is equal for equal questions."""

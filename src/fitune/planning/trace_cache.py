@@ -15,11 +15,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from fitune.cache_folder import cache_folder, keep
 from fitune.errors import FituneError, ModelError, NotTraced
 from fitune.planning.scenario import Scenario
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fitune.planning.trace.trace import Trace
 
 # Of our own code, what a trace runs: whole packages, and the few modules of others that it calls. How a plan is shown is
 # no part of it.
@@ -35,9 +40,25 @@ TRACED = (
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
 
+class TraceValues(TypedDict):
+    """A `fitune.planning.trace.trace.Trace` as plain values; JSON makes lists of its tuples."""
+
+    order: list[int]
+    moments: list[int]
+    moment_names: list[str]
+    sizes: list[int]
+    categories: list[str]
+    phases: list[tuple[int, str]]
+    trained_parameters: int
+    total_parameters: int
+    managed_bytes: int
+    work: dict[str, list[list[str | int]]]
+    notes: tuple[str, ...]
+
+
 def cached_trace(
-    config: dict[str, Any], scenario: Scenario, capability: tuple[int, int], only_plans: bool = False
-) -> dict[str, Any]:
+    config: dict[str, object], scenario: Scenario, capability: tuple[int, int], only_plans: bool = False
+) -> TraceValues:
     """The trace's plain values, from the cache or made now.
 
     Args:
@@ -75,7 +96,7 @@ def import_bitsandbytes_without_compiler() -> None:
         torch.compiler.set_default_backend(before)
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> TraceValues | None:
     """The values of a file of the cache; None when it is not there, or was damaged by a crash."""
     try:
         with gzip.open(path, "rt") as file:
@@ -84,14 +105,19 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> dict[str, Any]:
+def values_of(config: PretrainedConfig | dict[str, object]) -> dict[str, object]:
+    """A config as a dict, "model_type" in it; a dict as it is."""
+    return config if isinstance(config, dict) else {**config.to_dict(), "model_type": config.model_type}
+
+
+def make_trace(config: dict[str, object], scenario: Scenario, capability: tuple[int, int]) -> TraceValues:
     """Trace a card's run now.
 
     Raises:
         NotTraced, ModelError, FituneError: as `trace_model`.
     """
 
-    def traced(made: Any) -> Any:
+    def traced(made: PretrainedConfig) -> Trace:
         from fitune.planning.trace.trace import trace
 
         return trace(made, scenario, capability)
@@ -99,7 +125,7 @@ def make_trace(config: dict[str, Any], scenario: Scenario, capability: tuple[int
     return trace_model(config, traced)
 
 
-def trace_model(config: dict[str, Any], traced: Callable[[Any], Any]) -> dict[str, Any]:
+def trace_model(config: dict[str, object], traced: Callable[[PretrainedConfig], Trace]) -> TraceValues:
     """A trace's plain values.
 
     Args:
@@ -145,18 +171,18 @@ def _call(error: Exception) -> str:
     return f"{Path(frame.filename).name}, line {frame.lineno}, `{(frame.line or frame.name).strip()[:120]}`"
 
 
-def as_config(values: dict[str, Any]) -> Any:
+def as_config(values: dict[str, object]) -> PretrainedConfig:
     """A transformers config object."""
     from transformers import AutoConfig
 
-    values = dict(values)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    options: dict[str, Any] = dict(values)
+    return AutoConfig.for_model(options.pop("model_type"), **options)
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
+def write(path: Path, values: TraceValues) -> None:
     """Keep a trace's plain values."""
 
-    def fill(file: Any) -> None:
+    def fill(file: IO[bytes]) -> None:
         with gzip.open(file, "wt", compresslevel=1) as packed:
             json.dump(values, packed, separators=(",", ":"))
 
@@ -168,7 +194,7 @@ def folder() -> Path:
     return cache_folder() / "plans"
 
 
-def content_key(config: dict[str, Any], scenario: Scenario, capability: tuple[int, int]) -> str:
+def content_key(config: dict[str, object], scenario: Scenario, capability: tuple[int, int]) -> str:
     """Hash of everything that the trace depends on."""
     text = json.dumps([config, scenario.key(), capability, versions(), source_hash()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -177,7 +203,7 @@ def content_key(config: dict[str, Any], scenario: Scenario, capability: tuple[in
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Installed versions, without importing the packages."""
-    found = {}
+    found: dict[str, str] = {}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def training_arguments(
     log_steps: int,
     report_to: list[str],
     run_name: str,
-    overrides: dict[str, Any],
+    overrides: Mapping[str, object],
 ) -> TrainingArguments:
     """TrainingArguments of a run.
 
@@ -146,8 +147,9 @@ def training_arguments(
         "label_names": ["labels"],
         **_checkpointing(gradient_checkpointing),
     }
+    whole: dict[str, Any] = {**values, **overrides}
     try:
-        return TrainingArguments(**{**values, **overrides})
+        return TrainingArguments(**whole)
     except (TypeError, ValueError) as error:
         if not overrides:
             raise
@@ -164,7 +166,7 @@ def check_trackers(names: list[str]) -> None:
             )
 
 
-def _checkpointing(wanted: bool) -> dict[str, Any]:
+def _checkpointing(wanted: bool) -> dict[str, bool | dict[str, bool] | None]:
     # transformers 5.2x renamed the field; the old name warns there and goes in version 6.
     known = {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"

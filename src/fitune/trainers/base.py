@@ -12,20 +12,21 @@ What differs from transformers.Trainer:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -35,32 +36,48 @@ from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
 from fitune.trainers.callbacks import TrainerListener
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
-from fitune.trainers.sampler import ShuffledByEpoch
+from fitune.trainers.sampler import Numbered, Row, ShuffledByEpoch
+
+if TYPE_CHECKING:
+    from transformers import DataCollator
 
 TRAINED_FILE = "trained.safetensors"
 ROW_NUMBERS = "row_numbers"
 
-Collate = Callable[[Sequence[Any]], dict[str, Any]]
-Examine = Callable[[Any, int], dict[str, float]]
+Batch = Mapping[str, object]
+"""What a collator makes of rows: tensors (`Padded`), or what a subclass lays out itself."""
+Padded = Mapping[str, Tensor]
+Collate = Callable[[Sequence[Row]], Batch]
+Examine = Callable[[nn.Module, int], dict[str, float]]
 
 
-class RowDataset(Dataset):
+class TrainerOptions(TypedDict, total=False):
+    """What every `FituneTrainer` may be given, as its constructor says."""
+
+    extra_metrics: Examine | None
+    keep_checkpoints: int
+    callbacks: list[TrainerCallback] | None
+    on_step_down: StepDown | None
+    largest_rows: Callable[[], Sequence[Numbered]] | None
+
+
+class RowDataset(Dataset[Row], Generic[Row]):
     """Token rows by index."""
 
-    def __init__(self, rows: Sequence[Any]):
+    def __init__(self, rows: Sequence[Row]):
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Row:
         return self.rows[index]
 
 
-def with_row_numbers(collate: Collate) -> Collate:
+def with_row_numbers(collate: Collate[Row]) -> Collate[Row]:
     """The batch that ``collate`` makes, with the rows' numbers beside it so that an error can name them."""
 
-    def collate_numbered(rows: Sequence[Any]) -> dict[str, Any]:
+    def collate_numbered(rows: Sequence[Row]) -> Batch:
         return {**collate(rows), ROW_NUMBERS: torch.tensor([row.row_number for row in rows])}
 
     return collate_numbered
@@ -84,25 +101,26 @@ class FituneTrainer(Trainer):
 
     # compute_loss divides by the trained tokens of the whole optimizer step itself.
     loss_is_scaled_for_ga = True
+    model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         args: TrainingArguments,
-        train_rows: Sequence[Any],
-        eval_rows: Sequence[Any],
-        collate: Collate,
+        train_rows: Sequence[Row],
+        eval_rows: Sequence[Row],
+        collate: Collate[Row],
         extra_metrics: Examine | None = None,
         keep_checkpoints: int = 2,
         callbacks: list[TrainerCallback] | None = None,
         pass_size: PassSize | None = None,
         on_step_down: StepDown | None = None,
-        largest_rows: Callable[[], Sequence[Any]] | None = None,
+        largest_rows: Callable[[], Sequence[Numbered]] | None = None,
     ):
         self.order = ShuffledByEpoch(train_rows, args.seed)
         self.extra_metrics = extra_metrics
         self.keep_checkpoints = keep_checkpoints
-        self.step_batches: list[Any] = []
+        self.step_batches: list[Batch] = []
         self.step_loss = 0.0
         self.step_tokens = 0
         # What a method measures in a step beside the loss; logged as its mean over the steps of a row.
@@ -115,7 +133,7 @@ class FituneTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=with_row_numbers(collate),
+            data_collator=cast("DataCollator", with_row_numbers(collate)),
             train_dataset=RowDataset(train_rows),
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=[_EpochOrder(self), *(callbacks or [])],
@@ -143,7 +161,7 @@ class FituneTrainer(Trainer):
 
     # ---- rows
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> ShuffledByEpoch:
+    def _get_train_sampler(self, train_dataset: Dataset[Numbered] | None = None) -> ShuffledByEpoch:
         return self.order
 
     @property
@@ -152,12 +170,11 @@ class FituneTrainer(Trainer):
         return "off"
 
     @property
-    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    def train_collator(self) -> Callable[..., Batch]:
         """Makes of training rows what `training_step` takes; held-out rows always go through `data_collator`."""
-        collate: Any = self.data_collator
-        return collate
+        return cast("Callable[..., Batch]", self.data_collator)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Numbered]:
         of_evaluation, self.data_collator = self.data_collator, self.train_collator
         try:
             return super().get_train_dataloader()
@@ -165,51 +182,60 @@ class FituneTrainer(Trainer):
             self.data_collator = of_evaluation
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
         """The micro-batches of one optimizer step, and what its loss is divided by."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.step_batches, self.step_loss = [], 0.0
         self.step_tokens, items = self.step_size(batches)
         return batches, torch.tensor(items, device=device).clamp(min=1)
 
-    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+    def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Tokens of a step's micro-batches, and how many of them are trained, over all processes."""
-        trained = sum(count_trained(batch["labels"]) for batch in batches)
+        padded = cast("Sequence[Padded]", batches)
+        trained = sum(count_trained(batch["labels"]) for batch in padded)
         if self.args.world_size > 1:
-            everywhere: Any = self.accelerator.gather(torch.tensor([trained], device=self.args.device))
-            trained = int(everywhere.sum())
-        return sum(int(batch["attention_mask"].sum()) for batch in batches), trained
+            everywhere = self.accelerator.gather(torch.tensor([trained], device=self.args.device))
+            trained = int(cast(Tensor, everywhere).sum())
+        return sum(int(batch["attention_mask"].sum()) for batch in padded), trained
 
     # ---- loss
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Summed cross entropy of the micro-batch over the trained tokens of the optimizer step."""
         if return_outputs:
             raise NotImplementedError("FituneTrainer.evaluate keeps no outputs; call the model for its logits")
-        batch = {name: value for name, value in inputs.items() if name != ROW_NUMBERS}
-        loss = label_loss(model, batch, num_items_in_batch)
+        batch = {name: value for name, value in cast(Padded, inputs).items() if name != ROW_NUMBERS}
+        loss = label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
         # DDP averages gradients over processes; the divisor already counts the tokens of all of them.
         return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of a micro-batch; out of memory, of the step's earlier ones again, too."""
         self.step_batches.append(inputs)
-        return self.take_step(model, self.step_batches, num_items_in_batch)
+        return self.take_step(model, self.step_batches, cast("Tensor | int", num_items_in_batch))
 
     def take_step(
-        self, model: Any, batches: Sequence[Any], num_items: Any, where: Callable[[], str] | None = None
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        num_items: Tensor | int,
+        where: Callable[[], str] | None = None,
     ) -> Tensor:
         """`forward_backward` of the last of a step's micro-batches so far, as `OomRecovery.run` does it."""
         work = partial(self.forward_backward, model, num_items)
         return self.recovery.run(work, batches[-1], batches[:-1], where)
 
-    def forward_backward(self, model: Any, num_items: Any, inputs: dict[str, Any]) -> Tensor:
+    def forward_backward(self, model: nn.Module, num_items: Tensor | int, inputs: Batch) -> Tensor:
         """The gradients of a micro-batch, in passes of the size that memory allows; halts when a loss is not finite."""
         losses: list[Tensor] = []
-        for part in self._cut(inputs, self.recovery):
+        for part in self._cut(cast(Padded, inputs), self.recovery):
             self.last_row_numbers = part[ROW_NUMBERS].tolist()
             loss = super().training_step(model, part, num_items)
             value = loss.item()
@@ -221,12 +247,11 @@ class FituneTrainer(Trainer):
 
     def drop_gradients(self) -> None:
         """As at the beginning of the step."""
-        model: Any = self.model
-        model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.step_loss = 0.0
 
     @staticmethod
-    def _cut(inputs: dict[str, Any], recovery: OomRecovery) -> Iterable[dict[str, Any]]:
+    def _cut(inputs: Padded, recovery: OomRecovery) -> Iterable[dict[str, Tensor]]:
         """A padded batch in passes."""
         rows, width = inputs["input_ids"].shape
         for here in recovery.slices(rows, width):
@@ -252,17 +277,20 @@ class FituneTrainer(Trainer):
     # ---- evaluation
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Dataset[Numbered] | dict[str, Dataset[Numbered]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss per trained token over the whole set, and what ``examine`` adds; no logits are kept.
 
         Random numbers are put back afterwards: evaluating more often does not change the training.
         """
-        model: Any = self.model
+        model = self.model
         was_training = model.training
         model.eval()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
-            measured = self.measure(eval_dataset)
+            measured = self.measure(cast("RowDataset[Numbered] | None", eval_dataset))
             if self.extra_metrics is not None:
                 measured.update(self.extra_metrics(model, self.state.global_step))
         model.train(was_training)
@@ -271,14 +299,14 @@ class FituneTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measure(self, eval_dataset: Any) -> dict[str, float]:
+    def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
         return {"loss": self.eval_recovery.run(self._token_loss, eval_dataset)}
 
-    def _token_loss(self, eval_dataset: Any) -> float:
+    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
         total, tokens = 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
-            batch = self._prepare_inputs(batch)
+            batch = cast("dict[str, Tensor]", self._prepare_inputs(batch))
             for part in self._cut(batch, self.eval_recovery):
                 with self.accelerator.autocast():
                     inputs = {name: value for name, value in part.items() if name != ROW_NUMBERS}
@@ -288,7 +316,7 @@ class FituneTrainer(Trainer):
 
     # ---- checkpoints
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Write a checkpoint, mark it whole, then drop the ones over the limit."""
         broken = [name for name, value in self.trained_parameters() if not torch.isfinite(value).all()]
         if broken:
@@ -306,8 +334,7 @@ class FituneTrainer(Trainer):
 
     def trained_parameters(self) -> list[tuple[str, Tensor]]:
         """Name and value of each parameter that is trained."""
-        model: Any = self.model
-        return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained parameters, exactly as they are; the run's last act writes the adapter or the model."""
@@ -316,7 +343,7 @@ class FituneTrainer(Trainer):
         values = {name: value.detach().contiguous() for name, value in self.trained_parameters()}
         save_file(values, folder / TRAINED_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
         self.extra_state = checkpoints.read_extra_state(Path(resume_from_checkpoint))
 
@@ -348,7 +375,9 @@ class _EpochOrder(TrainerCallback):
     def __init__(self, trainer: FituneTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps_an_epoch = -(-self.trainer.order.num_rows // rows_a_step)
         self.trainer.order.set_epoch(state.global_step // steps_an_epoch)

@@ -12,22 +12,25 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, TextColumn
-from transformers import TrainerCallback
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import log, stderr_console, warn
 
-WriteRow = Callable[[dict[str, Any]], None]
+if TYPE_CHECKING:
+    from fitune.trainers.base import FituneTrainer
+
+WriteRow = Callable[[dict[str, object]], None]
 
 
 class TrainerListener(TrainerCallback):
     """A callback that reads more than transformers hands it: the trainer itself, which binds it when it is made."""
 
-    trainer: Any
+    trainer: FituneTrainer
 
-    def bind(self, trainer: Any) -> None:
+    def bind(self, trainer: FituneTrainer) -> None:
         """Called once by `FituneTrainer`, before the first event."""
         self.trainer = trainer
 
@@ -46,14 +49,20 @@ class RunLog(TrainerListener):
         self.memory_bytes = memory_bytes
         self.began = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         nothing = {"losses": [], "tokens": 0, "seconds": 0.0, "new_tokens": 0, "new_s": 0.0}
         self.trainer.extra_state.setdefault("log", nothing)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.began = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         spent = time.perf_counter() - self.began
         log = self.trainer.extra_state["log"]
         log["losses"].append(self.trainer.step_loss)
@@ -64,7 +73,14 @@ class RunLog(TrainerListener):
             log[part] += value
         control.should_log = control.should_log or state.global_step >= state.max_steps
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if not logs or "loss" not in logs or "learning_rate" not in logs:
             return
         log = self.trainer.extra_state["log"]
@@ -89,8 +105,15 @@ class RunLog(TrainerListener):
         if grad_norm is not None and not math.isfinite(grad_norm) and not args.fp16:
             self.trainer.halt(f"the gradient's norm is {grad_norm}")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         self.write({"step": state.global_step, "kind": "eval", **values})
 
 
@@ -109,9 +132,16 @@ class BestKept(TrainerListener):
         self.higher_is_better = higher_is_better
         self.patience = patience
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> Any:
-        if not self.trainer.is_in_train:
-            return control
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if not self.trainer.is_in_train or metrics is None:
+            return
         value, best = metrics[f"eval_{self.metric}"], state.best_metric
         better = best is None or (value > best if self.higher_is_better else value < best)
         waited = 0 if better else self.trainer.extra_state.get("evaluations_without_gain", 0) + 1
@@ -124,7 +154,6 @@ class BestKept(TrainerListener):
             )
             control.should_training_stop = control.should_save = True
             self.trainer.extra_state["stopped_early"] = True
-        return control
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -132,7 +161,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> StopOnInterrupt:
         if threading.current_thread() is threading.main_thread():
@@ -149,16 +178,19 @@ class StopOnInterrupt(TrainerCallback):
         self.asked = True
         warn("interrupted: finishing this step, then writing a checkpoint; Ctrl-C again stops at once")
 
-    def _stop(self, control: Any) -> Any:
+    def _stop(self, control: TrainerControl) -> None:
         if self.asked:
             control.should_training_stop = control.should_save = True
-        return control
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._stop(control)
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._stop(control)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        return self._stop(control)
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._stop(control)
 
 
 class ProgressLine(TrainerListener):
@@ -167,22 +199,28 @@ class ProgressLine(TrainerListener):
     def __init__(self, quiet_seconds: float = 10.0):
         self.quiet_seconds = quiet_seconds
         self.bar: Progress | None = None
-        self.task: Any = None
+        self.task = TaskID(0)
         self.said = 0.0
         self.recent: deque[tuple[float, int]] = deque(maxlen=20)
         self.began = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if stderr_console().is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
             self.bar = Progress(*columns, console=stderr_console(), refresh_per_second=4)
             self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, words="")
             self.bar.start()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.began = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.recent.append((time.perf_counter() - self.began, self.trainer.step_tokens))
         words = self.words(state.global_step, state.max_steps)
         if self.bar is not None:
@@ -200,11 +238,20 @@ class ProgressLine(TrainerListener):
         clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
         return f"step {step}/{steps} · loss {self.trainer.step_loss:.4f} · {speed:,.0f} tokens/s · {clock} left"
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        found = " · ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in metrics.items())
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        found = " · ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in (metrics or {}).items())
         log(f"evaluation at step {state.global_step}: {found}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.close()
 
     def close(self) -> None:

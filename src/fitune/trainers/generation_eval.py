@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from torch import nn
+
 from fitune.answer_metrics import score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
@@ -33,7 +35,7 @@ class GenerationEval:
         examples: Sequence[Example],
         max_new_tokens: int,
         batch_rows: int,
-        keep: Callable[[list[dict[str, Any]]], None],
+        keep: Callable[[list[dict[str, object]]], None],
     ):
         self.renderer = renderer
         self.examples = list(examples)
@@ -45,7 +47,7 @@ class GenerationEval:
             advice="Lower eval.max_new_tokens",
         )
 
-    def __call__(self, model: Any, step: int) -> dict[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         target = Target(model=model, renderer=self.renderer, base_name="", adapter=None)
         rows = self.recovery.run(self._answered, target)
         moment = "before" if step == 0 else "during"

@@ -19,10 +19,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from fitune.console import warn
 from fitune.data.packing.bins import Mode
@@ -35,10 +37,11 @@ from fitune.ops.packed_loss import split_model
 from fitune.ops.token_logprobs import RowBatch, entry_logprobs, make_row_batch, states_of
 from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
-from fitune.trainers.base import FituneTrainer
-from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown
+from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
+from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.rl.losses import token_weights
 from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
+from fitune.trainers.sampler import Numbered
 
 PROMPTS = "prompts"
 LearnFrom = Callable[["MicroBatch", Tensor, int], dict[str, float]]
@@ -79,6 +82,17 @@ class ForwardOutput:
     values: Tensor | None = None
 
 
+class OnlineOptions(TrainerOptions):
+    """What every `OnlineRLTrainer` is given, as its constructor says."""
+
+    rollout: Rollout
+    mix: Mix
+    renderer: Renderer
+    reference: Callable[[], AbstractContextManager[object]]
+    mode: Mode
+    keep: Callable[[list[dict[str, object]]], None]
+
+
 class OnlineRLTrainer(FituneTrainer, ABC):
     """FituneTrainer over prompts.
 
@@ -93,24 +107,28 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_rows: Sequence[PromptRow],
+        eval_rows: Sequence[PromptRow],
+        collate: Collate[PromptRow],
+        *,
         rollout: Rollout,
         mix: Mix,
         renderer: Renderer,
-        reference: Callable[[], AbstractContextManager[Any]],
+        reference: Callable[[], AbstractContextManager[object]],
         mode: Mode,
-        keep: Callable[[list[dict[str, Any]]], None],
+        keep: Callable[[list[dict[str, object]]], None],
         values: bool = False,
-        on_step_down: StepDown | None = None,
-        **kwargs: Any,
+        **options: Unpack[TrainerOptions],
     ):
         size = PassSize(rollout.part_prompts * rollout.num_generations, "answer")
-        super().__init__(*args, pass_size=size, on_step_down=on_step_down, **kwargs)
+        super().__init__(model, args, train_rows, eval_rows, collate, pass_size=size, **options)
         self.sampling_recovery = OomRecovery(
             PassSize(rollout.generation_batch_size, "answer"),
             where=lambda: f"while the answers of step {self.state.global_step + 1} are sampled",
             advice="Lower rl.max_new_tokens",
-            on_step_down=on_step_down,
+            on_step_down=options.get("on_step_down"),
         )
         self.rollout, self.mix, self.renderer, self.reference = rollout, mix, renderer, reference
         self.mode: Mode = mode
@@ -125,9 +143,9 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     # ---- one step
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Sample, reward, learn. The optimizer's last update of the step is left to transformers' loop."""
-        prompts = inputs[PROMPTS]
+        prompts = cast("list[PromptRow]", inputs[PROMPTS])
         self.last_row_numbers = [prompt.row_number for prompt in prompts]
         self.answered = answered = self.sample(prompts)
         scores_B, watched = self.judge(answered)
@@ -296,21 +314,26 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         return self.mode
 
     @property
-    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        return _prompts
+    def train_collator(self) -> Callable[[Sequence[PromptRow]], Batch]:
+        return keep_prompts
 
-    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+    def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Nothing is known of a step before its answers are; `training_step` counts their tokens."""
         return 0, 1
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Numbered] | dict[str, Dataset[Numbered]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """As `FituneTrainer.evaluate`; a reward that fails here leaves the steps before it to resume from, too."""
         try:
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except RewardError as error:
             raise RewardError(f"evaluation at step {self.state.global_step}: {error}{self._rescue()}") from error
 
-    def measure(self, eval_dataset: Any) -> dict[str, float]:
+    def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         return {}  # everything is measured on answers, by ``examine``
 
     # ---- inside
@@ -338,7 +361,7 @@ class OnlineRLTrainer(FituneTrainer, ABC):
             return self.forward(micro_batch)
 
     def _step_now(self) -> None:
-        optimizer: Any = self.optimizer
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
         if self.args.max_grad_norm:
             trained = [value for _, value in self.trained_parameters()]
             self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
@@ -376,7 +399,7 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     def _worst_and_best(
         self, answered: RolloutBatch, scores: Sequence[float], own: dict[str, list[float]]
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, object]]:
         """Rows for samples.jsonl: the lowest rewards, then the highest."""
         order = sorted(range(len(scores)), key=lambda index: scores[index])
         half = self.rollout.keep_samples // 2
@@ -408,5 +431,6 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         return f"; the {step} steps before are kept, and a resumed run continues from there"
 
 
-def _prompts(rows: Sequence[PromptRow]) -> dict[str, Any]:
+def keep_prompts(rows: Sequence[PromptRow]) -> Batch:
+    """The collator: prompts as they are."""
     return {PROMPTS: list(rows)}

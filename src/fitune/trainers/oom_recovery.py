@@ -15,14 +15,14 @@ their own, since each is limited by a memory of its own.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import log, warn
 from fitune.errors import DoesNotFit
@@ -31,9 +31,13 @@ from fitune.models.quantization.nf4 import NF4
 from fitune.ops.optimizers import of_optim
 from fitune.ops.optimizers.adamw_8bit import ADAMW_8BIT
 
+if TYPE_CHECKING:
+    from fitune.trainers.base import FituneTrainer
+    from fitune.trainers.sampler import Numbered
+
 B = TypeVar("B")
 T = TypeVar("T")
-StepDown = Callable[[dict[str, Any]], None]
+StepDown = Callable[[dict[str, str]], None]
 RandomState = tuple[Tensor, list[Tensor]]
 
 # What libraries raise in place of torch.OutOfMemoryError: torch's allocator for the CPU, cuBLAS, bitsandbytes.
@@ -83,7 +87,7 @@ class OomRecovery:
         *,
         where: Callable[[], str],
         advice: str = "Drop the longest rows (data.max_length with data.too_long drop)",
-        model: Any = None,
+        model: nn.Module | None = None,
         checkpointing: bool = False,
         begin_again: Callable[[], None] | None = None,
         processes: int = 1,
@@ -163,6 +167,7 @@ class OomRecovery:
         return getattr(base_model_of(self._model), "supports_gradient_checkpointing", True)
 
     def _checkpoint_activations(self) -> None:
+        assert self._model is not None
         base_model_of(self._model).activation_checkpointing_enable({"use_reentrant": False})
         self.checkpoints_activations = True
 
@@ -210,14 +215,16 @@ class TriedFirst(TrainerCallback):
         rows: makes the rows (or pairs) of that pass.
     """
 
-    def __init__(self, trainer: Any, rows: Callable[[], Sequence[Any]]):
+    def __init__(self, trainer: FituneTrainer, rows: Callable[[], Sequence[Numbered]]):
         self.trainer, self.rows = trainer, rows
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         try_first(self.trainer, self.rows())
 
 
-def try_first(trainer: Any, rows: Sequence[Any]) -> None:
+def try_first(trainer: FituneTrainer, rows: Sequence[Numbered]) -> None:
     """Forward and backward of ``rows``, beside as much memory as the optimizer's states will take.
 
     Gradients are dropped, random numbers put back: the training that follows is the one without it.
@@ -226,24 +233,24 @@ def try_first(trainer: Any, rows: Sequence[Any]) -> None:
     before = {name: getattr(trainer, name) for name in noted}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _states_held(trainer):
         batches, items = trainer.get_batch_samples(iter([trainer.train_collator(rows)]), 1, trainer.args.device)
-        trainer.take_step(trainer.model_wrapped, batches, items, lambda: "in the trial before step 1")
+        trainer.take_step(cast(nn.Module, trainer.model_wrapped), batches, items, lambda: "in the trial before step 1")
     trainer.drop_gradients()
     vars(trainer).update(before)
     free_memory()
-    recovery: OomRecovery = trainer.recovery
+    recovery = trainer.recovery
     log(
         f"tried before step 1: the largest pass of the run ({recovery.parts} × {recovery.size.part}, {recovery.tokens:,} tokens)"
     )
 
 
 @contextmanager
-def _states_held(trainer: Any) -> Iterator[None]:
+def _states_held(trainer: FituneTrainer) -> Generator[None]:
     """Memory that the first optimizer step will take for good, taken meanwhile; what is paged makes room by itself."""
     trained = [value for _, value in trainer.trained_parameters()]
     optimizer = of_optim(str(getattr(trainer.args.optim, "value", trainer.args.optim)))
     count = sum(optimizer.states_of(trained).held) if optimizer is not None else 0
     held = None
-    if not trainer.optimizer.state:  # a resumed run has them already
+    if not cast(torch.optim.Optimizer, trainer.optimizer).state:  # a resumed run has them already
         try:
             held = torch.empty(count, dtype=torch.uint8, device=trainer.args.device)
         except RuntimeError as error:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from fitune.data.packing.bins import pack_rows
-from fitune.data.packing.tree import Tree
+from fitune.data.packing.tree import Row, Tree
+from fitune.data.rows import TokenRow
 from fitune.ops.packed_loss import pack_loss, to_pack
-from fitune.trainers.base import FituneTrainer
+from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.oom_recovery import PassSize
 from fitune.trainers.packing_support import Packing
+from fitune.trainers.sampler import Numbered
 
 PACKS = "packs"
 
@@ -30,7 +33,7 @@ class PackCollate:
     max_tokens: int
     share: bool
 
-    def __call__(self, rows: Sequence[Any]) -> dict[str, list[Tree]]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, list[Tree]]:
         return {PACKS: pack_rows(rows, self.max_tokens, self.share)}
 
 
@@ -41,8 +44,19 @@ class PackedTrainer(FituneTrainer):
     therefore sees one batch a step, and its step counts stay those of the padded path.
     """
 
-    def __init__(self, *args: Any, packing: Packing, **kwargs: Any):
-        super().__init__(*args, pass_size=PassSize(packing.max_tokens, in_tokens=True), **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_rows: Sequence[TokenRow],
+        eval_rows: Sequence[TokenRow],
+        collate: Collate[TokenRow],
+        *,
+        packing: Packing,
+        **options: Unpack[TrainerOptions],
+    ):
+        size = PassSize(packing.max_tokens, in_tokens=True)
+        super().__init__(model, args, train_rows, eval_rows, collate, pass_size=size, **options)
         if packing.mode == "off":
             raise ValueError("PackedTrainer needs a packing other than off; use FituneTrainer")
         self.packing = packing
@@ -57,19 +71,19 @@ class PackedTrainer(FituneTrainer):
         return self.packing.mode
 
     @property
-    def train_collator(self) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    def train_collator(self) -> Callable[[Sequence[Row]], Batch]:
         return PackCollate(self.packing.max_tokens, self.packing.mode == "tree")
 
-    def step_size(self, batches: Sequence[Any]) -> tuple[int, int]:
+    def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Tokens of a step's rows, and how many of them are trained."""
-        trees = [tree for batch in batches for tree in batch[PACKS]]
+        trees = [tree for batch in batches for tree in cast("list[Tree]", batch[PACKS])]
         return sum(tree.row_tokens for tree in trees), sum(tree.num_targets for tree in trees)
 
-    def forward_backward(self, model: Any, num_items: Any, inputs: dict[str, Any]) -> Tensor:
+    def forward_backward(self, model: nn.Module, num_items: Tensor | int, inputs: Batch) -> Tensor:
         """The gradients of every pack of the step; halts when a loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for tree in self._smaller(inputs[PACKS]):
+        for tree in self._smaller(cast("list[Tree]", inputs[PACKS])):
             self.recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)
             self.last_row_numbers = list(tree.row_numbers)
             # Accelerate's own autocast is wrapped around the model's forward, which packs do not go through.
@@ -91,8 +105,8 @@ class PackedTrainer(FituneTrainer):
             else:
                 yield from pack_rows(tree.rows, most, self.packing.mode == "tree")
 
-    def _token_loss(self, eval_dataset: Any) -> float:
-        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
+        dataset = cast("RowDataset[TokenRow]", self.eval_dataset if eval_dataset is None else eval_dataset)
         total, tokens = 0.0, 0
         for tree in pack_rows(dataset.rows, self.eval_recovery.size.most, self.packing.mode == "tree"):
             self.eval_recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from fitune.data.packing.bins import Mode
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
-from fitune.models.base_model import base_model_of
+from fitune.models.base_model import attention_of, base_model_of
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -50,12 +50,12 @@ class Packing:
 
 
 def choose_packing(
-    model: Any,
+    model: nn.Module,
     rows: Sequence[Row],
     wanted: Literal["auto", "tree", "rows", "off"],
     micro_batch_rows: int,
     processes: int = 1,
-    autocast: AbstractContextManager[Any] | None = None,
+    autocast: AbstractContextManager[object] | None = None,
 ) -> Packing:
     """The best layout that this model computes exactly. Leaves the model ready for it.
 
@@ -79,7 +79,7 @@ def choose_packing(
     return Packing("off", max_tokens, (*notes, "rows are padded"))
 
 
-def _refusal(model: Any, processes: int) -> str | None:
+def _refusal(model: nn.Module, processes: int) -> str | None:
     """Why packing is not even tried."""
     if processes > 1:
         return f"{processes} processes train together"
@@ -96,7 +96,7 @@ def _refusal(model: Any, processes: int) -> str | None:
     return None
 
 
-def refused_by_config(value_of: Callable[[str], Any]) -> str | None:
+def refused_by_config(value_of: Callable[[str], object]) -> str | None:
     """Why a model cannot be packed, as far as its text config says; None when it says nothing against it.
 
     A pack keeps its rows apart in attention alone: layers that mix tokens otherwise carry their state into the next row.
@@ -104,7 +104,7 @@ def refused_by_config(value_of: Callable[[str], Any]) -> str | None:
     Args:
         value_of: name in the text config → its value, None where there is none.
     """
-    for kind in value_of("layer_types") or ():
+    for kind in cast("Sequence[str] | None", value_of("layer_types")) or ():
         if kind in RECURRENT_LAYERS:
             return _carries_a_state(kind)
     for name in ATTENTION_DROPOUTS:
@@ -117,7 +117,7 @@ def _carries_a_state(layer: str) -> str:
     return f"its {layer} layers carry a state from token to token, which would carry over from one row into the next"
 
 
-def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
+def _candidates(model: nn.Module, wanted: str) -> tuple[list[Mode], list[str]]:
     if wanted == "rows":
         return ["rows"], []
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
@@ -129,7 +129,7 @@ def _candidates(model: Any, wanted: str) -> tuple[list[Mode], list[str]]:
 
 
 def self_check(
-    model: Any, rows: Sequence[Row], share: bool, autocast: AbstractContextManager[Any] | None = None
+    model: nn.Module, rows: Sequence[Row], share: bool, autocast: AbstractContextManager[object] | None = None
 ) -> str | None:
     """Loss of a few real rows in one pack: against the plain forward of each alone, and while the others change.
 
@@ -143,7 +143,7 @@ def self_check(
     if not sample:
         return "no row has a trained token"
     inner = base_model_of(model)
-    before = str(inner.config._attn_implementation)
+    before = attention_of(inner.config)
     low = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
     context = autocast or nullcontext()
     device = next(model.parameters()).device
@@ -178,7 +178,7 @@ def self_check(
         fault = f"{type(error).__name__}: {error}"
     finally:
         model.train(was_training)
-    if fault is not None and inner.config._attn_implementation != before:
+    if fault is not None and attention_of(inner.config) != before:
         inner.set_attn_implementation(before)
     return fault
 
@@ -202,7 +202,7 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
     return kept
 
 
-def _plain_loss(model: Any, row: Row, device: torch.device) -> float:
+def _plain_loss(model: nn.Module, row: Row, device: torch.device) -> float:
     """Mean loss of a row's trained tokens by the model's own forward, alone and with full logits."""
     ids_BT = torch.tensor([row.input_ids], device=device)
     logits_TV = model(input_ids=ids_BT, use_cache=False).logits[0, :-1].float()
@@ -219,7 +219,7 @@ class _Untrained:
     row_number: int
 
 
-def _packed_loss(model: Any, sample: Sequence[Row], which: int, share: bool, device: torch.device) -> float:
+def _packed_loss(model: nn.Module, sample: Sequence[Row], which: int, share: bool, device: torch.device) -> float:
     """Mean loss of one row's trained tokens, in a pack with the others, which are computed to their ends."""
     rows = [
         row if number == which else _Untrained(row.input_ids, (False,) * len(row.input_ids), row.row_number)

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
-Row = TypeVar("Row")
+
+class Numbered(Protocol):
+    """A row that knows where it came from."""
+
+    @property
+    def row_number(self) -> int: ...
 
 
-def rows_together(rows: Sequence[Any]) -> list[int]:
+Row = TypeVar("Row", bound=Numbered)
+
+
+def rows_together(rows: Sequence[Numbered]) -> list[int]:
     """How many rows each conversation has, in the order of the rows: neighbours of one row number belong together."""
     return [sum(1 for _ in group) for _, group in groupby(rows, key=lambda row: row.row_number)]
 
@@ -48,7 +56,7 @@ def rows_met(rows: Sequence[Row], steps: int, batch_size: int, seed: int) -> lis
 class ShuffledByEpoch(Sampler[int]):
     """Sampler over `epoch_order`; whoever runs the epochs sets ``epoch``."""
 
-    def __init__(self, rows: Sequence[Any], seed: int):
+    def __init__(self, rows: Sequence[Numbered], seed: int):
         self.together = rows_together(rows)
         self.num_rows = len(rows)
         self.seed = seed

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
 from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
-from fitune.data.packing.tree import Tree
-from fitune.data.rows import PairRow
+from fitune.data.packing.tree import Row, Tree
+from fitune.data.rows import PairRow, TokenRow
 from fitune.trainers.sampler import epoch_order, rows_together
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+AnyRow = TypeVar("AnyRow", bound=TokenRow | PairRow)
 
 # Steps are weighed by their rows' lengths, and the heaviest of them packed to see what is shared.
 STEPS_PACKED = 16
@@ -37,21 +42,21 @@ class Batches:
     mode: str = "off"
     """tree, rows or off, as `Packing.mode`."""
 
-    def max_tokens(self, rows: Sequence[Any]) -> int:
+    def max_tokens(self, rows: Sequence[Row]) -> int:
         """Computed tokens of a pack at most (packing.choose_packing)."""
         return self.micro_rows * max((row.num_tokens for row in rows), default=1)
 
 
 def heaviest_steps(
-    rows: Sequence[Any], batches: Batches, count: int, weights: np.ndarray | None = None
-) -> list[list[Any]]:
+    rows: Sequence[AnyRow], batches: Batches, count: int, weights: np.ndarray | None = None
+) -> list[list[AnyRow]]:
     """The rows of the ``count`` optimizer steps with the most tokens, heaviest first.
 
     Args:
         weights: tokens of each row; None takes its length.
     """
-    lengths = np.asarray([row.num_tokens for row in rows]) if weights is None else weights
-    found = []
+    lengths = np.asarray([_width(row) for row in rows]) if weights is None else weights
+    found: list[tuple[int, np.ndarray]] = []
     for order in _orders(rows, batches):
         starts = range(0, len(order), batches.batch_rows)
         tokens = np.add.reduceat(lengths[order], np.asarray(starts))
@@ -61,16 +66,23 @@ def heaviest_steps(
     return [[rows[index] for index in step] for _, step in found[:count]]
 
 
-def largest_rows(rows: Sequence[Any], batches: Batches) -> list[Any]:
+def are_pairs(rows: Sequence[TokenRow] | Sequence[PairRow]) -> TypeIs[Sequence[PairRow]]:
+    """Whether rows are pairs; the first one tells."""
+    return isinstance(rows[0], PairRow)
+
+
+def largest_rows(
+    rows: Sequence[TokenRow] | Sequence[PairRow], batches: Batches
+) -> list[TokenRow | PairRow] | list[PairRow] | list[Row]:
     """The rows, or pairs, of the largest forward pass, however they are laid out."""
-    if isinstance(rows[0], PairRow) and batches.mode != "off":
-        return largest_pair_pass(rows, batches)
     if batches.mode == "off":
         return largest_micro_batch(rows, batches)
+    if are_pairs(rows):
+        return largest_pair_pass(rows, batches)
     return list(largest_pack(rows, batches).rows)
 
 
-def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
+def largest_micro_batch(rows: Sequence[AnyRow], batches: Batches) -> list[AnyRow]:
     """The padded forward pass with the most positions; of several, the one with the most trained tokens."""
     lengths = np.asarray([_width(row) for row in rows])
     trained = np.asarray([row.num_trained for row in rows])
@@ -88,19 +100,19 @@ def largest_micro_batch(rows: Sequence[Any], batches: Batches) -> list[Any]:
     return [rows[index] for index in chosen.tolist()]
 
 
-def _width(row: Any) -> int:
+def _width(row: TokenRow | PairRow) -> int:
     """Tokens of a row, or of the longer row of a pair."""
     return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else row.num_tokens
 
 
-def _orders(rows: Sequence[Any], batches: Batches) -> Iterator[np.ndarray]:
+def _orders(rows: Sequence[TokenRow | PairRow], batches: Batches) -> Iterator[np.ndarray]:
     """The order of each epoch."""
     together = rows_together(rows)
     for epoch in range(min(max(int(np.ceil(batches.epochs)), 1), EPOCHS_LOOKED_AT)):
         yield np.asarray(epoch_order(together, batches.seed, epoch))
 
 
-def largest_pack(rows: Sequence[Any], batches: Batches) -> Tree:
+def largest_pack(rows: Sequence[TokenRow], batches: Batches) -> Tree:
     """The pack with the most computed tokens among the heaviest steps."""
     most, share = batches.max_tokens(rows), batches.mode == "tree"
     packs = [pack for step in heaviest_steps(rows, batches, STEPS_PACKED) for pack in pack_rows(step, most, share)]
@@ -117,11 +129,21 @@ def largest_pair_pass(pairs: Sequence[PairRow], batches: Batches) -> list[PairRo
 
 
 def largest_pass(
-    train_rows: Sequence[Any], eval_rows: Sequence[Any], batches: Batches, prompt_tokens: int | None = None
+    train_rows: Sequence[TokenRow] | Sequence[PairRow],
+    eval_rows: Sequence[TokenRow] | Sequence[PairRow],
+    batches: Batches,
+    prompt_tokens: int | None = None,
 ) -> LargestPass:
     """What the rows say about the memory of this run."""
-    if isinstance(train_rows[0], PairRow):
-        return _largest_pass_of_pairs(train_rows, eval_rows, batches, prompt_tokens)
+    if are_pairs(train_rows):
+        held_out = cast("Sequence[PairRow]", eval_rows)
+        return _largest_pass_of_pairs(train_rows, held_out, batches, prompt_tokens)
+    return _largest_pass_of_rows(train_rows, cast("Sequence[TokenRow]", eval_rows), batches, prompt_tokens)
+
+
+def _largest_pass_of_rows(
+    train_rows: Sequence[TokenRow], eval_rows: Sequence[TokenRow], batches: Batches, prompt_tokens: int | None
+) -> LargestPass:
     longest = max(row.num_tokens for row in train_rows)
     if batches.mode == "off":
         micro = largest_micro_batch(train_rows, batches)

@@ -6,18 +6,20 @@ The last place of the plan that sees a settings object; the search is in fit.py,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar, cast
 
 import psutil
 
 from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.data.packing.largest_pass import LargestPass
-from fitune.data.rows import PairRow
+from fitune.data.rows import PairRow, PromptRow, TokenRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.planning.cpu_memory import plan_cpu
 from fitune.planning.gpus import catalogue
+from fitune.planning.gpus.catalogue import Gpu
 from fitune.planning.gpus.step_time import with_time
 from fitune.planning.predict import Card, Plan, predict
 from fitune.planning.scenario import Scenario
@@ -36,6 +38,8 @@ from fitune.training.plan_scenario import (
     with_changes,
 )
 from fitune.training.run_setup import RunSetup
+
+AnyRow = TypeVar("AnyRow", bound=TokenRow | PairRow | PromptRow)
 
 # Below so many parameters a CPU's process grows by its libraries more than by the model: nothing to compare.
 SMALLEST_ON_CPU = 20_000_000
@@ -58,7 +62,7 @@ def autofit_run(settings: Settings, setup: RunSetup) -> AutofitResult:
     try:
         values = setup.plan_config
         log(f"memory: planning the run in {_in_words(room)}, before its weights are loaded")
-        one_plan, small, made = _plan_on_cpu if device == "cpu" else _plan_on_card, room.less_margin(), []
+        one_plan, small, made = _plan_on_cpu if device == "cpu" else _plan_on_card, room.less_margin(), list[Plan]()
 
         def plan_of(scenario: Scenario) -> Plan:
             made.append(one_plan(values, small, setup, scenario))
@@ -79,11 +83,11 @@ def autofit_run(settings: Settings, setup: RunSetup) -> AutofitResult:
     return AutofitResult(with_changes(settings, found.changes), facts_of(found, settings, room))
 
 
-def _plan_on_card(values: dict[str, Any], gpu: Any, setup: RunSetup, scenario: Scenario) -> Plan:
+def _plan_on_card(values: dict[str, object], gpu: Card | Gpu, setup: RunSetup, scenario: Scenario) -> Plan:
     return with_time(predict(values, scenario, gpu), scenario, gpu)
 
 
-def _plan_on_cpu(values: dict[str, Any], room: Any, setup: RunSetup, scenario: Scenario) -> Plan:
+def _plan_on_cpu(values: dict[str, object], room: Card | Gpu, setup: RunSetup, scenario: Scenario) -> Plan:
     """The growth of the process on top of what it holds now; how long a step takes is not known."""
     made = plan_cpu(values, scenario, _row_tokens(setup, scenario))
     need = psutil.Process().memory_info().rss + made.growth_peak_bytes
@@ -156,9 +160,11 @@ def epochs_of(settings: Settings, num_rows: int) -> float:
     return settings.train.epochs if steps is None else steps * settings.train.batch_size / num_rows
 
 
-def likely_mode(settings: Settings, config: dict[str, Any]) -> str:
+def likely_mode(settings: Settings, config: Mapping[str, object]) -> str:
     """The layout that `choose_packing` will most likely find, before there is a model to ask."""
-    if not packs_rows(settings) or refused_by_config((config.get("text_config") or config).get):
+    if not packs_rows(settings) or refused_by_config(
+        cast("Mapping[str, object]", config.get("text_config") or config).get
+    ):
         return "off"
     return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
 
@@ -169,7 +175,7 @@ def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:
     return max((len(setup.renderer.question_ids(one)) for one in asked), default=None)
 
 
-def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str, Any]:
+def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str, object]:
     """The plan's figures of the run that is really trained, laid out as ``mode``; empty when none can be made.
 
     On a GPU allocated_bytes and reserved_bytes, on a CPU resident_growth_bytes.
@@ -208,16 +214,16 @@ def predicted_run(setup: RunSetup, mode: str, total_parameters: int) -> dict[str
     }
 
 
-def sampled_pass(settings: Settings, prompts: Any) -> LargestPass:
+def sampled_pass(settings: Settings, prompts: Sequence[PromptRow]) -> LargestPass:
     """The largest pass over answers that are yet to be sampled: each as long as it may be."""
     return largest_pass_of(settings, row_sizes(settings, prompts))
 
 
-def _within(rows: Any, limit: int | None) -> Any:
+def _within(rows: Sequence[AnyRow], limit: int | None) -> Sequence[AnyRow]:
     return rows if limit is None else [row for row in rows if longest_side(row) <= limit]
 
 
-def longest_side(row: Any) -> int:
+def longest_side(row: TokenRow | PairRow | PromptRow) -> int:
     """Tokens of a row, or of the longer side of a pair, which data.max_length limits."""
     return max(side.num_tokens for side in row.rows) if isinstance(row, PairRow) else row.num_tokens
 

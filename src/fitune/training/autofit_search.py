@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fitune.config.fields import given
 from fitune.config.rules import cross_faults
 from fitune.config.sections import Settings
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.models.quantization import QUANTIZATIONS
-from fitune.planning.predict import Plan
+from fitune.planning.gpus.catalogue import Gpu
+from fitune.planning.predict import Card, Plan
 from fitune.planning.scenario import Scenario
 from fitune.planning.search import ladder
 from fitune.planning.search.ladder_search import climb
@@ -44,7 +44,7 @@ class AutofitResult:
     """What to train with."""
 
     settings: Settings
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict[str, object])
     """For the manifest's "memory"."""
 
 
@@ -136,18 +136,18 @@ def search(
 class Room:
     """The memory that a run may take."""
 
-    gpu: Any
+    gpu: Card | Gpu
     """The card, its usable_bytes cut to what is free or named."""
     words: str
     """Whose memory it is."""
     margin: float
 
-    def less_margin(self) -> Any:
+    def less_margin(self) -> Card | Gpu:
         """The card as the search sees it."""
         return replace(self.gpu, usable_bytes=int(self.gpu.usable_bytes * (1 - self.margin)))
 
 
-def room_on(gpu: Any, free_bytes: int | None, budget: str | None, margin: float) -> Room:
+def room_on(gpu: Card | Gpu, free_bytes: int | None, budget: str | None, margin: float) -> Room:
     """What a run may take on ``gpu``.
 
     Args:
@@ -162,7 +162,7 @@ def room_on(gpu: Any, free_bytes: int | None, budget: str | None, margin: float)
     return Room(replace(gpu, usable_bytes=usable), words, margin)
 
 
-def facts_of(found: ladder.Ladder, settings: Settings, room: Room) -> dict[str, Any]:
+def facts_of(found: ladder.Ladder, settings: Settings, room: Room) -> dict[str, object]:
     """The ladder for the manifest; ``changes`` hold what was and what is, for a resumed run."""
     was = {key: _value(settings, key) for key in found.changes}
     return {
@@ -174,6 +174,6 @@ def facts_of(found: ladder.Ladder, settings: Settings, room: Room) -> dict[str, 
     }
 
 
-def _value(settings: Settings, key: str) -> Any:
+def _value(settings: Settings, key: str) -> object:
     section, _, name = key.rpartition(".")
     return getattr(getattr(settings, section) if section else settings, name)

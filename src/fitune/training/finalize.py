@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
+
+from torch import nn
 
 from fitune.console import log, warn
 from fitune.runs import manifest as manifests
@@ -16,9 +18,18 @@ from fitune.trainers.base import FituneTrainer
 from fitune.training.memory_report import compare
 
 
+class Results(TypedDict):
+    """What the manifest keeps of a run's end."""
+
+    steps: int
+    best_step: int
+    final_loss: float | None
+    after: NotRequired[dict[str, float]]
+
+
 def finish(
-    run: RunFolder, trainer: FituneTrainer, save: Callable[[FituneTrainer, Any], Path]
-) -> tuple[Path, dict[str, Any]]:
+    run: RunFolder, trainer: FituneTrainer, save: Callable[[FituneTrainer, nn.Module], Path]
+) -> tuple[Path, Results]:
     """Save what the run is for.
 
     Args:
@@ -35,13 +46,15 @@ def finish(
     saved = save(trainer, model)
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
-    results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
-    return saved, results if after is None else {**results, "after": after}
+    results = Results(steps=trainer.state.global_step, best_step=kept_step, final_loss=losses[-1] if losses else None)
+    if after is not None:
+        results["after"] = after
+    return saved, results
 
 
-def log_memory(run: RunFolder, predicted: dict[str, Any], measured: dict[str, int]) -> None:
+def log_memory(run: RunFolder, predicted: dict[str, object], measured: dict[str, int]) -> None:
     """Predicted and measured peak side by side: said, and kept in the manifest; a warning when they part."""
-    facts: dict[str, Any] = {"predicted": predicted, "measured": measured}
+    facts: dict[str, object] = {"predicted": predicted, "measured": measured}
     comparison = compare(predicted, measured)
     if comparison is not None:
         facts["comparison"] = comparison.to_dict()
@@ -77,7 +90,7 @@ def metrics_after(run: RunFolder, trainer: FituneTrainer, step: int) -> dict[str
     return {name: value for name, value in rows[-1].items() if name not in ("step", "kind")}
 
 
-def write_pages(run: RunFolder, defaults: dict[str, Any]) -> None:
+def write_pages(run: RunFolder, defaults: dict[str, object]) -> None:
     """The model card and the report; a disk that is full by now costs the pages, not the run.
 
     Args:

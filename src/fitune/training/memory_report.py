@@ -5,10 +5,11 @@ In: a device, a plan's figures. Out: measured bytes; predicted and measured side
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import psutil
 import torch
@@ -108,12 +109,12 @@ class Comparison:
             f"{'raise memory.margin, and ' if self.difference > 0 else ''}please report it with the run's manifest.json"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {"difference": round(self.difference, 4), "tolerance": self.tolerance, "agrees": self.agrees}
 
 
-def compare(predicted: dict[str, int], measured: dict[str, int]) -> Comparison | None:
+def compare(predicted: Mapping[str, object], measured: Mapping[str, int]) -> Comparison | None:
     """What was planned beside what was measured; None when they have no figure in common.
 
     Args:
@@ -125,9 +126,8 @@ def compare(predicted: dict[str, int], measured: dict[str, int]) -> Comparison |
         "reserved_bytes": "reserved",
         "resident_growth_bytes": "growth of the process (coarser than on a GPU)",
     }
-    rows = tuple(
-        (words, predicted[key], measured[key]) for key, words in names.items() if key in predicted.keys() & measured
-    )
+    both = predicted.keys() & measured.keys()
+    rows = tuple((words, cast(int, predicted[key]), measured[key]) for key, words in names.items() if key in both)
     if not rows:
         return None
     return Comparison(rows, GPU_TOLERANCE) if gpu else Comparison(rows, CPU_TOLERANCE, CPU_NOISE_BYTES)

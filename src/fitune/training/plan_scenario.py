@@ -8,15 +8,16 @@ a change here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 from fitune.adapters.locate import find_adapter, lora_options
 from fitune.config.sections import LoraSettings, Settings
 from fitune.data.packing.largest_pass import LargestPass
+from fitune.data.rows import PairRow, PromptRow, TokenRow
 from fitune.methods.registry import METHODS
 from fitune.methods.rl_config import RlSettings
 from fitune.models.quantization import QUANTIZATIONS
-from fitune.planning.scenario import Scenario
+from fitune.planning.scenario import Compute, Scenario
 
 # Fields of a scenario that no run of fitune changes, and why: they describe other tools' loops.
 NEVER = {
@@ -31,6 +32,36 @@ NEVER = {
     "steps": "the second step has every state",
     "save": "every run writes checkpoints",
 }
+
+
+class BaseValues(TypedDict, total=False):
+    """Fields of a `Scenario`: how the base is stored."""
+
+    weights: str
+    compute: Compute
+    double_quant: bool
+
+
+class AdapterValues(TypedDict, total=False):
+    """Fields of a `Scenario`: what LoRA trains."""
+
+    rank: int
+    targets: tuple[str, ...] | Literal["all-linear"]
+    lora_dropout: float
+    bias: Literal["none", "all", "lora_only"]
+    train_norms: bool
+    dora: bool
+    modules_to_save: tuple[str, ...]
+    new_tokens: int
+
+
+class EvaluationValues(TypedDict, total=False):
+    """Fields of a `Scenario`: the batches beside the step."""
+
+    eval_batch: int
+    generate_batch: int
+    prompt_tokens: int
+    new_answer_tokens: int
 
 
 def scenario_of(
@@ -86,7 +117,7 @@ def scenario_of(
     )
 
 
-def precision_on_card(asked: str, fast_bf16: bool) -> Any:
+def precision_on_card(asked: Literal["auto"] | Compute, fast_bf16: bool) -> Compute:
     """`choose_precision` for a card that need not be there."""
     return asked if asked != "auto" else "bf16" if fast_bf16 else "fp16"
 
@@ -134,7 +165,7 @@ def largest_pass_of(settings: Settings, rows: Sequence[tuple[int, int]]) -> Larg
     return LargestPass(longest_tokens=lengths[0], label_share=min(1.0, share), pack_tokens=pack, eval_pack_tokens=pack)
 
 
-def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+def with_changes(settings: Settings, changes: Mapping[str, object]) -> Settings:
     """The same settings with some (dotted names) changed."""
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
@@ -167,7 +198,7 @@ def sampled_sizes(settings: Settings, rl: RlSettings, prompt_tokens: int) -> lis
     return [(prompt_tokens + new, new)] * count
 
 
-def _base(settings: Settings, precision: str) -> dict[str, Any]:
+def _base(settings: Settings, precision: Compute) -> BaseValues:
     """How the base is stored. What does not matter keeps its default, so that equal questions are equal."""
     if settings.train.tuning == "full":
         if settings.model.quantization != "none":  # config/rules.py refuses it too; a grid changes settings after that
@@ -186,7 +217,7 @@ def _base(settings: Settings, precision: str) -> dict[str, Any]:
     }
 
 
-def _adapters(settings: Settings, new_tokens: int) -> dict[str, Any]:
+def _adapters(settings: Settings, new_tokens: int) -> AdapterValues:
     """What LoRA trains; nothing for full fine-tuning."""
     if settings.train.tuning == "full":
         return {}
@@ -205,7 +236,7 @@ def _adapters(settings: Settings, new_tokens: int) -> dict[str, Any]:
     }
 
 
-def _attention(settings: Settings, packed: bool) -> Any:
+def _attention(settings: Settings, packed: bool) -> Literal["eager", "sdpa", "flash_attention_2"]:
     """FlexAttention over a pack holds what the flash kernel holds (query, key, value, result, log-sum-exp), and like it
     no square mask: the plan traces flash for it."""
     asked = settings.model.attention
@@ -216,7 +247,7 @@ def _attention(settings: Settings, packed: bool) -> Any:
 
 def _evaluation(
     settings: Settings, longest: int, pack: int | None, eval_pack: int | None, prompt: int | None
-) -> dict[str, Any]:
+) -> EvaluationValues:
     """Batches beside the step; without held-out rows only the answers that a method samples."""
     if (rl := sampled_by(settings)) is not None:  # rollout.sample_answers; the reference's pass has no gradients either
         new, count = rl.max_new_tokens, sides_of(settings)
@@ -230,7 +261,7 @@ def _evaluation(
     if settings.data.eval is None and settings.data.eval_share == 0:
         return {}
     micro = settings.train.micro_rows * sides_of(settings)
-    values: dict[str, Any] = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
+    values: EvaluationValues = {"eval_batch": micro if pack is None else max(1, -(-(eval_pack or pack) // pack))}
     answers = min(
         settings.eval.samples, settings.train.batch_size
     )  # trainer_parts.generation_eval_of: rows answered at once
@@ -243,18 +274,19 @@ def _evaluation(
     return values
 
 
-def row_sizes(settings: Settings, rows: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+def row_sizes(settings: Settings, rows: Sequence[TokenRow | PairRow | PromptRow]) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row as a pass sees it: a pair in a pack has its prompt once, padded it is two rows."""
     if (rl := sampled_by(settings)) is not None:
         return tuple(size for row in rows for size in sampled_sizes(settings, rl, row.num_tokens))
     if METHODS[settings.method].reads != "pairs":
         return tuple((row.num_tokens, row.num_trained) for row in rows)
+    pairs = cast("Sequence[PairRow]", rows)
     if packs_rows(settings):
-        return tuple((pair.packed_tokens, pair.num_trained) for pair in rows)
-    return tuple((row.num_tokens, row.num_trained) for pair in rows for row in pair.rows)
+        return tuple((pair.packed_tokens, pair.num_trained) for pair in pairs)
+    return tuple((row.num_tokens, row.num_trained) for pair in pairs for row in pair.rows)
 
 
-def label_share_of(rows: Sequence[Any]) -> float:
+def label_share_of(rows: Sequence[TokenRow]) -> float:
     """Trained tokens of the longest row over its tokens; some rows of a batch have more, the longest decides."""
     longest = max(rows, key=lambda row: row.num_tokens)
     return max(longest.num_trained, 1) / max(len(longest.input_ids) - 1, 1)

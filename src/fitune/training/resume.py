@@ -43,7 +43,7 @@ def with_fit_of(run: RunFolder, settings: Settings) -> Settings:
     return with_changes(settings, {key: one["is"] for key, one in changes.items() if asked.get(key) == one["was"]})
 
 
-def check_same_settings(run: RunFolder, asked: dict[str, Any]) -> None:
+def check_same_settings(run: RunFolder, asked: dict[str, object]) -> None:
     """Refuse to resume under settings that would make it another run.
 
     Raises:
@@ -62,7 +62,7 @@ def check_same_settings(run: RunFolder, asked: dict[str, Any]) -> None:
         )
 
 
-def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[str, Any]) -> None:
+def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[str, object]) -> None:
     """Refuse to resume when data or base model have changed under the run; warn of other package versions.
 
     Raises:
@@ -72,15 +72,16 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
     # By contents and in order (training rows, held-out rows): a file may have moved.
     hashes = list(manifest.get("data", {}).get("hashes", {}).values())
     changed = [] if hashes == list(data_hashes.values()) else ["the data"]
-    base = manifest.get("model", {})
+    base: dict[str, Any] = manifest.get("model", {})
+    now: dict[str, Any] = model
     changed += [
         f"the base model's {name}"
         for name in ("fingerprint", "template_hash", "precision")
-        if base.get(name) != model.get(name)
+        if base.get(name) != now.get(name)
     ]
-    if base.get("continues", {}).get("sha256") != model.get("continues", {}).get("sha256"):
+    if base.get("continues", {}).get("sha256") != now.get("continues", {}).get("sha256"):
         changed.append("the adapter that it continues")
-    digests = [[one["sha256"] for one in facts.get("merged", ())] for facts in (base, model)]
+    digests = [[one["sha256"] for one in facts.get("merged", ())] for facts in (base, now)]
     if digests[0] != digests[1]:
         changed.append("an adapter that is merged into the base")
     if changed:
@@ -118,5 +119,5 @@ def _is_free(key: str) -> bool:
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "null" if value is None else str(value)

@@ -125,7 +125,7 @@ def resume_command(path: Path) -> str:
     return f"fitune train --resume {path}"
 
 
-def _open(settings: Settings | None, resume: bool | str | Path) -> tuple[Settings, RunFolder]:
+def _open(settings: Settings | None, resume: bool | str | Path | None) -> tuple[Settings, RunFolder]:
     """Settings and folder of a new run (the folder is not made yet) or of one that is resumed."""
     if resume is False or resume is None:
         if settings is None:

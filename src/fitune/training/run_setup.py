@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fitune.config.sections import Settings
 from fitune.data.prepare import PreparedData
@@ -22,7 +21,7 @@ class RunSetup:
     """What a run has before its model, and the settings that it will be trained with."""
 
     settings: Settings
-    fit_facts: dict[str, Any]
+    fit_facts: dict[str, object]
     """How the settings were fitted to the memory, for the manifest; empty when they are as they were asked for."""
     exclude: tuple[str, ...]
     """Sentences that the demo task does not make."""
@@ -30,14 +29,14 @@ class RunSetup:
     precision: Precision
     source: ModelSource
     config: PretrainedConfig
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     template: Template
     renderer: Renderer
     data: PreparedData
-    base_facts: dict[str, Any]
+    base_facts: dict[str, object]
 
     @cached_property
-    def plan_config(self) -> dict[str, Any]:
+    def plan_config(self) -> dict[str, object]:
         """The values of the model's config by the same way as `fitune plan` takes them, so that both find the same traces.
 
         Raises:
@@ -45,7 +44,7 @@ class RunSetup:
         """
         return config_of(self.source.name, self.source.revision).values
 
-    def data_facts(self) -> dict[str, Any]:
+    def data_facts(self) -> dict[str, object]:
         """For the manifest."""
         return {
             "train": self.settings.data.train,

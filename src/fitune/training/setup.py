@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import DataSettings, Settings
@@ -18,6 +18,7 @@ from fitune.data.prepare import prepare
 from fitune.data.read.sources import PreparedData
 from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
+from fitune.data.rows import PromptRow
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
@@ -32,6 +33,9 @@ from fitune.trainers.generation_eval import questions_of
 from fitune.training.autofit import autofit_run
 from fitune.training.plan_scenario import sampled_by
 from fitune.training.run_setup import RunSetup
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = True) -> RunSetup:
@@ -118,7 +122,7 @@ def start_of(settings: Settings) -> Path | None:
     return find_adapter(name, settings.run.folder, "lora.continue_from") if name is not None else None
 
 
-def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:
+def read_data(settings: Settings, config: PretrainedConfig, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:
     """Rows read, rendered, masked and checked; what is worth knowing about them is said."""
     method, data, asked = METHODS[settings.method], settings.data, settings.data.max_length
     max_length = asked or getattr(config, "max_position_embeddings", None)
@@ -159,7 +163,7 @@ def read_data(settings: Settings, config: Any, renderer: Renderer, exclude: Sequ
     return prepared
 
 
-def check_context(prompts: Sequence[Any], max_new_tokens: int, context: int | None) -> None:
+def check_context(prompts: Sequence[PromptRow], max_new_tokens: int, context: int | None) -> None:
     """Raise `DataError` when a prompt leaves no room for the longest answer in the model's context."""
     over = [row for row in prompts if context and row.num_tokens + max_new_tokens > context]
     if over and context:
@@ -190,17 +194,25 @@ def check_best_metric(settings: Settings, data: PreparedData) -> None:
         )
 
 
-def make_renderer(tokenizer: Any, template: Template, config: Any, data: DataSettings) -> Renderer:
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, template: Template, config: PretrainedConfig, data: DataSettings
+) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
         )
     asking = Asking(system_as_user=data.system_as_user)
-    return Renderer(tokenizer, template.text, stop_ids(tokenizer, config, template), data.thinking, asking)
+    return Renderer(
+        tokenizer=tokenizer,
+        template_text=template.text,
+        end_ids=stop_ids(tokenizer, config, template),
+        thinking=data.thinking,
+        asking=asking,
+    )
 
 
-def facts(source: ModelSource, template: Template, precision: Precision) -> dict[str, Any]:
+def facts(source: ModelSource, template: Template, precision: Precision) -> dict[str, object]:
     """What must be the same when the run is resumed."""
     path = Path(source.path) / source.gguf_file if source.gguf_file else Path(source.path)
     return {

@@ -7,16 +7,20 @@ Knows nothing of models. As with packs of rows, which pairs meet in a step is th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from fitune.data.rows import PairRow
+from fitune.data.rows import PairRow, TokenRow
+
+AnyPair = TypeVar("AnyPair", bound=PairRow | TokenRow)
+"""A pair, or a row that is compared with none."""
 
 
-def pair_passes(pairs: Sequence[PairRow], max_tokens: int, share: bool) -> list[list[PairRow]]:
+def pair_passes(pairs: Sequence[AnyPair], max_tokens: int, share: bool) -> list[list[AnyPair]]:
     """Pairs of a step dealt out to forward passes of at most ``max_tokens`` computed tokens, a longer pair alone.
 
     Pairs come longest first into the fullest pass that has room, so that passes are few.
     """
-    passes: list[list[PairRow]] = []
+    passes: list[list[AnyPair]] = []
     filled: list[int] = []
     sizes = [pair_tokens(pair, share) for pair in pairs]
     for index in sorted(range(len(pairs)), key=lambda index: (-sizes[index], index)):
@@ -31,6 +35,6 @@ def pair_passes(pairs: Sequence[PairRow], max_tokens: int, share: bool) -> list[
     return passes
 
 
-def pair_tokens(pair: PairRow, share: bool) -> int:
+def pair_tokens(pair: PairRow | TokenRow, share: bool) -> int:
     """Tokens that a pair costs in a pack."""
     return pair.packed_tokens if share else pair.num_tokens

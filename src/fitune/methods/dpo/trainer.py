@@ -19,11 +19,13 @@ asks it anew (adapters/reference.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack, cast
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel, TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.console import log
@@ -35,16 +37,16 @@ from fitune.methods.dpo.config import DpoSettings
 from fitune.methods.runtime import Runtime
 from fitune.methods.trainer_parts import answer_pair_parts
 from fitune.ops.token_logprobs import RowBatch, count_by_row, sum_by_row, token_logprobs
-from fitune.trainers.preference import Measured, PairTrainer, compared
+from fitune.trainers.preference import Measured, PairOptions, PairTrainer, compared
 from fitune.trainers.sampler import rows_met
 
 
-def adapt(run: RunContext) -> Any:
+def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
     """The model with its trained parameters marked; a live reference lies beside an adapter that is trained further."""
     return (adapt_with_reference if run.own(DpoSettings).reference == "live" else adapt_plainly)(run)
 
 
-def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> DpoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
     dpo, train, held_out = run.own(DpoSettings), run.data.train, run.data.eval
     precomputed, met = dpo.reference == "precomputed", list(train)
@@ -65,7 +67,7 @@ def make_trainer(run: RunContext, model: Any) -> DpoTrainer:
     return trainer
 
 
-class DpoTrainer(PairTrainer):
+class DpoTrainer(PairTrainer[PairRow]):
     """Pairs under the losses above.
 
     Args:
@@ -77,14 +79,16 @@ class DpoTrainer(PairTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
         loss: str = "sigmoid",
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         sft_weight: float = 0.0,
-        **kwargs: Any,
+        **parts: Unpack[PairOptions[PairRow]],
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(model, args, **parts)
         self.loss, self.beta, self.label_smoothing, self.sft_weight = loss, beta, label_smoothing, sft_weight
         self.reference: dict[PairRow, tuple[float, ...]] = {}
         """Log-probability of a pair's chosen and its rejected answer under the reference."""
@@ -100,7 +104,7 @@ class DpoTrainer(PairTrainer):
             where=lambda: "while the reference is measured",
         )
 
-    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""
         known = self._reference_of(model, row_batch, pairs)  # first: its states are gone before the policy's are kept
         sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
@@ -119,14 +123,14 @@ class DpoTrainer(PairTrainer):
             "logprob_rejected": sums[1::2].detach(),
         }
 
-    def _reference_of(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> Tensor:
+    def _reference_of(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> Tensor:
         """2P log-probabilities of the answers under the reference."""
         if self.reference:
             known = [value for pair in pairs for value in self.reference[pair]]
             return torch.tensor(known, device=row_batch.ends.device)
         was_training = model.training
         model.eval()
-        with as_reference(model):
+        with as_reference(cast(PeftModel, model)):
             sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
         model.train(was_training)
         return sums

@@ -15,18 +15,22 @@ B answers, G to a prompt, T tokens of the longest, R answers of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from fitune.data.rows import PromptRow
 from fitune.methods.context import RunContext
 from fitune.methods.grpo.config import GRPO
 from fitune.methods.rl_config import RlSettings
 from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
 from fitune.methods.runtime import Runtime
-from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
+from fitune.trainers.base import Collate
+from fitune.trainers.online_rl import MicroBatch, OnlineOptions, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     group_advantages,
     kl_estimate,
@@ -52,8 +56,18 @@ class GrpoOptions:
 class GrpoTrainer(OnlineRLTrainer):
     """Group-relative policy optimization."""
 
-    def __init__(self, *args: Any, options: GrpoOptions, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_rows: Sequence[PromptRow],
+        eval_rows: Sequence[PromptRow],
+        collate: Collate[PromptRow],
+        *,
+        options: GrpoOptions,
+        **parts: Unpack[OnlineOptions],
+    ):
+        super().__init__(model, args, train_rows, eval_rows, collate, **parts)
         self.options = options
 
     def learn(self, answered: RolloutBatch, scores_B: Tensor) -> dict[str, float | Tensor]:
@@ -102,7 +116,7 @@ class GrpoTrainer(OnlineRLTrainer):
         return {**learnt, **watched}
 
 
-def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
     rl, chosen = run.own(RlSettings), choose_rl(run, GRPO)
     options = GrpoOptions(

@@ -15,27 +15,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from fitune.console import log, warn
-from fitune.data.rows import JudgedRow
+from fitune.data.rows import JudgedRow, TokenRow
 from fitune.methods.context import RunContext
 from fitune.methods.kto.config import KtoSettings
 from fitune.methods.runtime import Runtime
 from fitune.methods.trainer_parts import answer_pair_parts
 from fitune.ops.token_logprobs import RowBatch, sum_by_row, token_logprobs
 from fitune.trainers.oom_recovery import OomRecovery
-from fitune.trainers.preference import Measured, PairTrainer
+from fitune.trainers.preference import Measured, PairOptions, PairTrainer
 from fitune.trainers.sampler import rows_met
 
 # The paper's equation 8: how much more the desirable rows may weigh in all.
 BALANCED = (1.0, 4 / 3)
 
 
-def make_trainer(run: RunContext, model: Any) -> KtoTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> KtoTrainer:
     """The trainer with everything that listens to it, its reference measured."""
     kto, train, held_out = run.own(KtoSettings), run.data.train, run.data.eval
     if advice := unbalanced(train, kto.desirable_weight, kto.undesirable_weight):
@@ -74,7 +75,7 @@ def unbalanced(rows: Sequence[JudgedRow], desirable_weight: float, undesirable_w
     )
 
 
-class KtoTrainer(PairTrainer):
+class KtoTrainer(PairTrainer[JudgedRow]):
     """Judged rows under the losses above, one answer a row.
 
     Args:
@@ -86,15 +87,17 @@ class KtoTrainer(PairTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
         beta: float = 0.1,
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
-        **kwargs: Any,
+        **parts: Unpack[PairOptions[JudgedRow]],
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(model, args, **parts)
         self.beta, self.weights = beta, (undesirable_weight, desirable_weight)
-        self.reference: dict[Any, tuple[float, ...]] = {}
+        self.reference: dict[TokenRow, tuple[float, ...]] = {}
         """Log-probability under the reference, by the row or the mismatched row."""
         self.kl = 0.0
 
@@ -106,13 +109,13 @@ class KtoTrainer(PairTrainer):
             where=lambda: "while the reference is measured",
         )
 
-    def before_passes(self, pairs: Sequence[Any], recovery: OomRecovery) -> None:
+    def before_passes(self, pairs: Sequence[JudgedRow], recovery: OomRecovery) -> None:
         """Estimate z over all rows that the loss is averaged over."""
         others = [row.mismatched for row in pairs]
         now = self.answer_logprobs(others, recovery)
         self.kl = max(math.fsum(now[row][0] - self.reference[row][0] for row in others) / len(others), 0.0)
 
-    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[Any]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[JudgedRow]) -> tuple[Tensor, Measured]:
         """A loss a row; measured: the implicit reward β·log π/π_ref, and whether the loss's σ is on the label's side."""
         sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
         ratios = sums - torch.tensor([self.reference[row][0] for row in pairs], device=sums.device)
@@ -125,7 +128,7 @@ class KtoTrainer(PairTrainer):
             "reward": self.beta * ratios.detach(),
         }
 
-    def summarize(self, measured: Measured, pairs: Sequence[Any]) -> dict[str, float]:
+    def summarize(self, measured: Measured, pairs: Sequence[JudgedRow]) -> dict[str, float]:
         """The means, with rewards by label, and their difference where there are both."""
         rewards = measured["reward"]
         desirable = torch.tensor([row.desirable for row in pairs], device=rewards.device)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from fitune.methods.method import Fault, Method, RuleInputs
 
 
-def rules(section: Any, inputs: RuleInputs) -> Iterator[Fault]:
+def rules(section: object, inputs: RuleInputs) -> Iterator[Fault]:
     """Plain text has no answers that could be trained alone."""
     if inputs.loss_on not in ("auto", "all"):
         yield (

@@ -9,11 +9,12 @@ the chosen sides: the mean over the trained tokens of all pairs of the step, not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from fitune.data.rows import PairRow, TokenRow
 from fitune.methods.context import RunContext
@@ -22,19 +23,19 @@ from fitune.methods.runtime import Runtime
 from fitune.methods.trainer_parts import answer_pair_parts
 from fitune.ops.token_logprobs import RowBatch, make_row_batch, sum_by_row, token_logprobs
 from fitune.trainers.oom_recovery import OomRecovery
-from fitune.trainers.preference import Measured, PairTrainer, compared, sides
+from fitune.trainers.preference import Measured, PairOptions, PairTrainer, compared, sides
 
 # exp(-LEAST) is the largest mean probability whose odds fp32 holds.
 LEAST = torch.finfo(torch.float32).eps
 
 
-def make_trainer(run: RunContext, model: Any) -> OrpoTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> OrpoTrainer:
     """The trainer with everything that listens to it."""
     own = run.own(OrpoSettings)
     return OrpoTrainer(model, run.arguments, weight=own.weight, sft_on=own.sft_on, **answer_pair_parts(run, model))
 
 
-class OrpoTrainer(PairTrainer):
+class OrpoTrainer(PairTrainer[PairRow]):
     """Pairs under the loss above.
 
     Args:
@@ -42,8 +43,16 @@ class OrpoTrainer(PairTrainer):
         sft_on: tokens of the supervised loss, answer or all.
     """
 
-    def __init__(self, *args: Any, weight: float, sft_on: str = "answer", **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        weight: float,
+        sft_on: str = "answer",
+        **parts: Unpack[PairOptions[PairRow]],
+    ):
+        super().__init__(model, args, **parts)
         self.weight, self.sft_on = weight, sft_on
         self.sft_tokens_a_pair = 1.0
 
@@ -61,7 +70,7 @@ class OrpoTrainer(PairTrainer):
     def _row_batch(self, pairs: Sequence[PairRow]) -> RowBatch:
         return make_row_batch(self._rows(pairs), self.packing.mode, self.args.device)
 
-    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: the log odds ratio, how often it favours the chosen answer, log-probabilities a token."""
         logps = token_logprobs(model, row_batch)
         supervised = -sum_by_row(logps, row_batch)[::2] / self.sft_tokens_a_pair

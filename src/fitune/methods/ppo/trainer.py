@@ -12,18 +12,23 @@ B answers, T tokens of the longest, R answers of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from fitune.data.rows import PromptRow
 from fitune.methods.context import RunContext
 from fitune.methods.ppo.config import PPO
 from fitune.methods.rl_config import RlSettings
 from fitune.methods.rl_setup import adapt_policy, choose_rl, make_online_trainer
 from fitune.methods.runtime import Runtime
 from fitune.models.heads import put_head
-from fitune.trainers.online_rl import MicroBatch, OnlineRLTrainer
+from fitune.trainers.base import Collate
+from fitune.trainers.online_rl import MicroBatch, OnlineOptions, OnlineRLTrainer
 from fitune.trainers.rl.losses import (
     adapted_coefficient,
     explained_variance,
@@ -56,8 +61,18 @@ class PpoOptions:
 class PpoTrainer(OnlineRLTrainer):
     """Proximal policy optimization over sampled answers."""
 
-    def __init__(self, *args: Any, options: PpoOptions, **kwargs: Any):
-        super().__init__(*args, values=True, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_rows: Sequence[PromptRow],
+        eval_rows: Sequence[PromptRow],
+        collate: Collate[PromptRow],
+        *,
+        options: PpoOptions,
+        **parts: Unpack[OnlineOptions],
+    ):
+        super().__init__(model, args, train_rows, eval_rows, collate, values=True, **parts)
         self.options = options
 
     def learn(self, answered: RolloutBatch, scores_B: Tensor) -> dict[str, float | Tensor]:
@@ -106,14 +121,14 @@ class PpoTrainer(OnlineRLTrainer):
         }
 
 
-def adapt(run: RunContext) -> Any:
+def adapt(run: RunContext) -> PeftModel:
     """The policy with a value head that knows nothing yet."""
     model = adapt_policy(run)
     put_head(model, offset=True, spread=0.0)
     return model
 
 
-def make_trainer(run: RunContext, model: Any) -> OnlineRLTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> OnlineRLTrainer:
     """The trainer with everything that listens to it."""
     rl, chosen = run.own(RlSettings), choose_rl(run, PPO)
     options = PpoOptions(

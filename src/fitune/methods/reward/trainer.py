@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel, TrainingArguments
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.console import warn
@@ -28,7 +30,8 @@ from fitune.methods.runtime import Runtime
 from fitune.methods.trainer_parts import largest_rows_of, lay_out, listeners, note_step_down
 from fitune.models.heads import HEAD_FILE, head_of, head_tensors, put_head, read_head
 from fitune.ops.token_logprobs import RowBatch, end_states
-from fitune.trainers.preference import Measured, PairTrainer, sides
+from fitune.trainers.base import RowDataset
+from fitune.trainers.preference import Measured, PairOptions, PairTrainer, sides
 
 # Above this correlation of reward and length (Pearson, over the answers of held-out pairs) length is likely what counts.
 LENGTH_WARNING = 0.6
@@ -36,7 +39,7 @@ LENGTH_WARNING = 0.6
 SCALE_PAIRS = 256
 
 
-def adapt(run: RunContext) -> Any:
+def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
     """The base with a LoRA adapter and a head: a fresh one, or that of the reward model that is trained further."""
     model = adapt_plainly(run)
     head = put_head(model)
@@ -45,7 +48,7 @@ def adapt(run: RunContext) -> Any:
     return model
 
 
-def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> RewardTrainer:
     """The trainer with everything that listens to it."""
     packing = lay_out(run, model, sides(run.data.train))
     return RewardTrainer(
@@ -62,18 +65,20 @@ def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
     )
 
 
-class RewardTrainer(PairTrainer):
+class RewardTrainer(PairTrainer[PairRow]):
     """Pairs under Bradley and Terry's loss.
 
     Args:
         center: weight of the squared sum of a pair's rewards.
     """
 
-    def __init__(self, *args: Any, center: float = 0.0, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, center: float = 0.0, **parts: Unpack[PairOptions[PairRow]]
+    ):
+        super().__init__(model, args, **parts)
         self.center = center
 
-    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: the reward of either answer."""
         rewards = head_of(model)(end_states(model, row_batch))
         better, worse = rewards[::2], rewards[1::2]
@@ -118,9 +123,9 @@ def correlation(one: Tensor, other: Tensor) -> float:
     return (a @ b).item() / norm if norm > 0 else 0.0
 
 
-def save(run: RunContext, trainer: RewardTrainer, model: Any) -> Path:
+def save(run: RunContext, trainer: RewardTrainer, model: nn.Module) -> Path:
     """The adapter, with the head beside it, and in fitune.json the scale of the rewards over the held-out pairs."""
-    dataset: Any = trainer.eval_dataset or trainer.train_dataset
+    dataset = cast("RowDataset[PairRow]", trainer.eval_dataset or trainer.train_dataset)
     rows = dataset.rows[:SCALE_PAIRS]
     was_training = model.training
     model.eval()
@@ -143,7 +148,7 @@ def save(run: RunContext, trainer: RewardTrainer, model: Any) -> Path:
     base, folder = run.base, run.folder.adapter
     facts = {**base_facts(base), "reward": scale}
     head = {HEAD_FILE: head_tensors(head_of(model))}
-    save_adapter(model, base.tokenizer, base.template, folder, facts, beside=head)
+    save_adapter(cast(PeftModel, model), base.tokenizer, base.template, folder, facts, beside=head)
     return folder
 
 

@@ -7,7 +7,8 @@ every token. The loss is that of ops/label_loss.py, in packs (ops/packed_loss.py
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+
+from torch import nn
 
 from fitune.data.packing.padding import pad_collate
 from fitune.methods.context import RunContext
@@ -17,7 +18,7 @@ from fitune.trainers.base import FituneTrainer
 from fitune.trainers.packed import PackedTrainer
 
 
-def make_trainer(run: RunContext, model: Any) -> FituneTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> FituneTrainer:
     """The trainer with everything that listens to it."""
     packing = lay_out(run, model, run.data.train)
     kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)

@@ -6,10 +6,11 @@ r"""simpo: preferences without a reference (Meng et al. 2024, arXiv 2405.14734, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from fitune.data.rows import PairRow
 from fitune.methods.context import RunContext
@@ -17,16 +18,16 @@ from fitune.methods.runtime import Runtime
 from fitune.methods.simpo.config import SimpoSettings
 from fitune.methods.trainer_parts import answer_pair_parts
 from fitune.ops.token_logprobs import RowBatch, count_by_row, sum_by_row, token_logprobs
-from fitune.trainers.preference import Measured, PairTrainer, compared
+from fitune.trainers.preference import Measured, PairOptions, PairTrainer, compared
 
 
-def make_trainer(run: RunContext, model: Any) -> SimpoTrainer:
+def make_trainer(run: RunContext, model: nn.Module) -> SimpoTrainer:
     """The trainer with everything that listens to it."""
     own = run.own(SimpoSettings)
     return SimpoTrainer(model, run.arguments, beta=own.beta, gamma=own.gamma, **answer_pair_parts(run, model))
 
 
-class SimpoTrainer(PairTrainer):
+class SimpoTrainer(PairTrainer[PairRow]):
     """Pairs under the loss above.
 
     Args:
@@ -34,11 +35,19 @@ class SimpoTrainer(PairTrainer):
         gamma: margin between them.
     """
 
-    def __init__(self, *args: Any, beta: float, gamma: float, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        beta: float,
+        gamma: float,
+        **parts: Unpack[PairOptions[PairRow]],
+    ):
+        super().__init__(model, args, **parts)
         self.beta, self.gamma = beta, gamma
 
-    def pair_losses(self, model: Any, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
+    def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: both rewards, and how often the chosen answer has the higher one."""
         sums = sum_by_row(token_logprobs(model, row_batch), row_batch)
         rewards = self.beta * sums / count_by_row(row_batch).clamp(min=1)

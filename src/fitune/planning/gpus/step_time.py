@@ -12,10 +12,11 @@ its host-bound case).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple, cast
 
 from fitune.ops.optimizers import PLANNED
-from fitune.planning.predict import Plan
+from fitune.planning.gpus.catalogue import Gpu
+from fitune.planning.predict import Card, Plan
 from fitune.planning.scenario import Scenario
 
 # Shares of the nominal rates that large kernels reach. Products: NVIDIA's own cuBLAS figures for large 16-bit matrices
@@ -32,11 +33,25 @@ SHARES = {"matrix": MATRIX_SHARE, "attention": ATTENTION_SHARE, "int8": MATRIX_S
 CLIP_BYTES = 12  # the norm reads each gradient, scaling reads and writes it
 
 
-def with_time(plan: Plan, scenario: Scenario, gpu: Any) -> Plan:
+class Rates(NamedTuple):
+    """How fast a card is, as in the catalogue."""
+
+    matrix_flops: float
+    fp32_flops: float
+    bandwidth_bytes_s: float
+
+
+def rates_of(gpu: Card | Gpu) -> Rates | None:
+    """The card's rates; None when it has none."""
+    matrix, bandwidth = getattr(gpu, "matrix_flops", None), getattr(gpu, "bandwidth_bytes_s", None)
+    return Rates(matrix, getattr(gpu, "fp32_flops", None) or 0.0, bandwidth) if matrix and bandwidth else None
+
+
+def with_time(plan: Plan, scenario: Scenario, gpu: Card | Gpu) -> Plan:
     """The plan with its ``seconds_per_step``; unchanged when the card's rates or the work are not known.
 
     Args:
-        gpu: a `catalogue.Gpu`, or anything with its rates.
+        gpu: a `Card` has no rates.
     """
     seconds = step_seconds(plan, scenario, gpu)
     if seconds is None:
@@ -46,30 +61,31 @@ def with_time(plan: Plan, scenario: Scenario, gpu: Any) -> Plan:
     return replace(plan, seconds_per_step=seconds, notes=tuple(dict.fromkeys([*plan.notes, *note])))
 
 
-def step_seconds(plan: Plan, scenario: Scenario, gpu: Any) -> float | None:
+def step_seconds(plan: Plan, scenario: Scenario, gpu: Card | Gpu) -> float | None:
     """Seconds of an optimizer step with all its micro-batches; None when it cannot be told."""
-    operators = plan.work.get("operators")
-    if not operators or not getattr(gpu, "matrix_flops", None) or not getattr(gpu, "bandwidth_bytes_s", None):
+    operators = cast("list[tuple[str, int, int, int]]", plan.work.get("operators"))
+    rates = rates_of(gpu)
+    if not operators or rates is None:
         return None
-    on_card = sum(count * _operator_seconds(kind, flops, moved, gpu) for kind, flops, moved, count in operators)
+    on_card = sum(count * _operator_seconds(kind, flops, moved, rates) for kind, flops, moved, count in operators)
     on_host = HOST_SECONDS * sum(count for *_, count in operators)
-    return max(on_card, on_host) * scenario.accumulation + _optimizer_seconds(plan, scenario, gpu)
+    return max(on_card, on_host) * scenario.accumulation + _optimizer_seconds(plan, scenario, rates)
 
 
-def _operator_seconds(kind: str, flops: float, moved_bytes: float, gpu: Any) -> float:
+def _operator_seconds(kind: str, flops: float, moved_bytes: float, rates: Rates) -> float:
     """One operator of ``kind``: "matrix" (16-bit), "fp32", "int8", "attention", or "" for all others."""
-    by_bytes = moved_bytes / (BANDWIDTH_SHARE * gpu.bandwidth_bytes_s)
+    by_bytes = moved_bytes / (BANDWIDTH_SHARE * rates.bandwidth_bytes_s)
     if not kind or not flops:
         return max(by_bytes, KERNEL_SECONDS)
-    rate = gpu.fp32_flops if kind == "fp32" else RATES[kind] * gpu.matrix_flops
+    rate = rates.fp32_flops if kind == "fp32" else RATES[kind] * rates.matrix_flops
     return max(flops / (SHARES[kind] * rate), by_bytes, KERNEL_SECONDS)
 
 
-def _optimizer_seconds(plan: Plan, scenario: Scenario, gpu: Any) -> float:
+def _optimizer_seconds(plan: Plan, scenario: Scenario, rates: Rates) -> float:
     """The step itself; states that are paged are taken to be on the card."""
     if not scenario.optimizer_step:
         return 0.0
     each = PLANNED[scenario.optimizer].step_bytes + (CLIP_BYTES if scenario.max_grad_norm else 0)
     if scenario.tuning == "full" and scenario.trained_dtype == "same" and scenario.weights in ("bf16", "fp16"):
         each /= 2
-    return plan.trained_parameters * each / (BANDWIDTH_SHARE * gpu.bandwidth_bytes_s)
+    return plan.trained_parameters * each / (BANDWIDTH_SHARE * rates.bandwidth_bytes_s)

@@ -7,7 +7,6 @@ In: a `Plan`, its scenario and its card. Out: texts and `Layer`s that the termin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fitune.models.quantization.nf4 import NF4
 from fitune.planning.predict import Plan
@@ -140,7 +139,7 @@ def figures(view: View) -> list[tuple[str, str, str]]:
 
 def facts(view: View) -> list[str]:
     """Trained share and the time of a step, where known."""
-    plan, found = view.plan, []
+    plan, found = view.plan, list[str]()
     if plan.total_parameters:
         share = plan.trained_parameters / plan.total_parameters
         found.append(f"trained: {plan.trained_parameters:,} of {plan.total_parameters:,} parameters ({share:.2%})")
@@ -171,7 +170,7 @@ def describe(scenario: Scenario) -> str:
     return f"{', '.join(parts)}; {size}{times}"
 
 
-def as_dict(view: View) -> dict[str, Any]:
+def as_dict(view: View) -> dict[str, object]:
     """The whole answer as plain values, for JSON; sizes in bytes."""
     sizes = {layer.name: layer.num_bytes for layer in layers(view.plan, view.context_bytes)}
     return {

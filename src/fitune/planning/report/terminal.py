@@ -5,13 +5,15 @@ In: `View`s. Out: lines on a rich console. Knows nothing of how a plan was made.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fitune.planning.report.plan_report import View, advice, facts, figures, layers, scale, verdict
 from fitune.sizes import GIB, size_in
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     from fitune.planning.gpus.catalogue import Gpu
 
@@ -91,7 +93,7 @@ def print_cards(console: Console, cards: list[Gpu]) -> None:
     console.print(table, soft_wrap=False)
 
 
-def bar(view: View, width: int, coloured: bool) -> Any:
+def bar(view: View, width: int, coloured: bool) -> Text:
     """One line of ``width`` cells, the card or the need being the whole; ``|`` marks where the card ends."""
     from rich.text import Text
 
@@ -112,7 +114,7 @@ def bar(view: View, width: int, coloured: bool) -> Any:
     return text
 
 
-def _parts_table(view: View, console: Console) -> Any:
+def _parts_table(view: View, console: Console) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -129,7 +131,7 @@ def _parts_table(view: View, console: Console) -> Any:
     return table
 
 
-def _phase_table(view: View) -> Any:
+def _phase_table(view: View) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -13,22 +13,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fitune.errors import NotTraced, PlanError
 from fitune.models.quantization import rungs_below
 from fitune.ops.optimizers.adamw import ADAMW
 from fitune.planning import trace_cache
 from fitune.planning.closed_form import untraced_plan
-from fitune.planning.predict import Plan, predict
+from fitune.planning.predict import Card, Plan, predict
 from fitune.planning.scenario import Scenario
 from fitune.sizes import size_in
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fitune.planning.gpus.catalogue import Gpu
+
 # Axis → what it is called → the settings that make it. Every combination is a cell.
-AXES: dict[str, dict[str, dict[str, Any]]] = {
+AXES: dict[str, dict[str, dict[str, object]]] = {
     "weights": {
         "fp32": {"model.precision": "fp32", "model.quantization": "none"},
         "bf16": {"model.precision": "bf16", "model.quantization": "none"},
@@ -60,20 +62,20 @@ class Cell:
     plan: Plan | None = None
     why: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         figures = ("allocated_peak_bytes", "reserved_peak_bytes", "smi_peak_bytes", "fits", "seconds_per_step")
         found = {name: getattr(self.plan, name) for name in figures} if self.plan else {"impossible": self.why}
         return {**self.names, **found}
 
 
-def cells(ask: Callable[[dict[str, Any]], Scenario]) -> list[Cell]:
+def cells(ask: Callable[[dict[str, object]], Scenario]) -> list[Cell]:
     """Every combination as a question; impossible ones say why.
 
     Args:
         ask: changed settings (dotted names) → scenario; an error says why there is none.
     """
-    found = []
+    found: list[Cell] = []
     for chosen in product(*AXES.values()):
         names = dict(zip(AXES, chosen, strict=True))
         changes = {key: value for axis, name in names.items() for key, value in AXES[axis][name].items()}
@@ -85,7 +87,7 @@ def cells(ask: Callable[[dict[str, Any]], Scenario]) -> list[Cell]:
 
 
 def fill(
-    asked: list[Cell], config: dict[str, Any], gpu: Any, expandable: bool, processes: int = PROCESSES
+    asked: list[Cell], config: dict[str, object], gpu: Card | Gpu, expandable: bool, processes: int = PROCESSES
 ) -> Iterator[tuple[int, Cell]]:
     """(place, cell with its plan) as they come; what the cache holds comes first.
 
@@ -93,7 +95,7 @@ def fill(
         config: the model's config as a dict.
         processes: how many trace side by side; 1 traces here.
     """
-    waiting = []
+    waiting: list[int] = []
     for place, cell in enumerate(asked):
         if cell.scenario is None:
             yield place, cell
@@ -110,7 +112,7 @@ def fill(
             yield futures[future], future.result()
 
 
-def _planned(cell: Cell, config: dict[str, Any], gpu: Any, expandable: bool) -> Cell:
+def _planned(cell: Cell, config: dict[str, object], gpu: Card | Gpu, expandable: bool) -> Cell:
     assert cell.scenario is not None
     try:
         return replace(cell, plan=predict(config, cell.scenario, gpu, expandable, only_plans=True))
@@ -120,7 +122,7 @@ def _planned(cell: Cell, config: dict[str, Any], gpu: Any, expandable: bool) -> 
         return replace(cell, why=_in_short(error))
 
 
-def _is_cached(config: dict[str, Any], scenario: Scenario, gpu: Any) -> bool:
+def _is_cached(config: dict[str, object], scenario: Scenario, gpu: Card | Gpu) -> bool:
     key = trace_cache.content_key(config, scenario, (gpu.capability[0], gpu.capability[1]))
     return (trace_cache.folder() / f"{key}.json.gz").exists()
 
@@ -167,9 +169,10 @@ def print_grid(console: Console, done: list[Cell], card: str | None) -> None:
         head = f"{cell.names['attention']}\ncheckp. {cell.names['checkpointing']}"
         table.add_column(head, justify="right", no_wrap=True)
     whole = max((cell.plan.smi_peak_bytes for cell in done if cell.plan), default=0)
-    best, before, reasons = fastest(done), None, []
+    best, before = fastest(done), None
+    reasons: list[str] = []
     for names, row in rows.items():
-        shown = []
+        shown: list[Text] = []
         for cell in row:
             if cell.plan is None:
                 if cell.why not in reasons:

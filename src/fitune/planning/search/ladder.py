@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.ops.optimizers import OPTIMIZERS
@@ -21,7 +20,8 @@ from fitune.planning.predict import Plan
 from fitune.planning.report.plan_report import seconds
 from fitune.sizes import size_in
 
-Changes = dict[str, Any]
+Value = bool | int | str | None
+Changes = dict[str, Value]
 PlanOf = Callable[[Changes], Plan]
 
 MICRO, CHECKPOINTING, OPTIMIZER = "train.micro_batch_size", "train.gradient_checkpointing", "train.optimizer"
@@ -32,7 +32,7 @@ EIGHT_BIT_HANDICAP = 1.05
 
 SAME = "the result is the same"
 # (setting, value) → what it is called, what it costs in quality and who says so; `price_of` knows the others.
-PRICES: dict[tuple[str, Any], tuple[str, str]] = {
+PRICES: dict[tuple[str, Value], tuple[str, str]] = {
     (CHECKPOINTING, True): ("gradient checkpointing", SAME),
     (TUNING, "lora"): (
         "LoRA instead of full fine-tuning",
@@ -56,7 +56,7 @@ def price_of(key: str, value: Any) -> tuple[str, str]:
 class Start:
     """What the run would be without a ladder."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Value]
     """Each of `KEYS` → its value as asked; train.micro_batch_size is a number here, data.max_length that of the rows."""
     batch_rows: int
     """Rows of an optimizer step, which never changes."""
@@ -73,7 +73,7 @@ class Step:
     """One step of the ladder: a concession on top of those before it."""
 
     key: str
-    value: Any
+    value: Value
     name: str
     quality: str
     plan: Plan
@@ -97,9 +97,10 @@ class Ladder:
         """The chosen configuration's."""
         return self.steps[-1].plan if self.steps else self.asked
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON and the manifest."""
-        rows, before = [], self.asked
+        rows: list[dict[str, object]] = []
+        before = self.asked
         for step in self.steps:
             rows.append(
                 {
@@ -163,6 +164,6 @@ def _about(plan: Plan) -> str:
     return "" if plan.seconds_per_step is None else f", about {seconds(plan.seconds_per_step)} a step (an estimate)"
 
 
-def shown(value: Any) -> str:
+def shown(value: Value) -> str:
     """A value as a settings file has it."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import Any
 
 from fitune.errors import DoesNotFit, PlanError
 from fitune.models.quantization import QUANTIZATIONS, rungs_below
@@ -31,6 +30,7 @@ from fitune.planning.search.ladder import (
     PlanOf,
     Start,
     Step,
+    Value,
     price_of,
     shown,
 )
@@ -67,7 +67,7 @@ class _Search:
         self.start = start
         self.plan_of = plan_of
         self.possible = possible
-        self.known: dict[tuple[tuple[str, Any], ...], Plan | None] = {}
+        self.known: dict[tuple[tuple[str, Value], ...], Plan | None] = {}
 
     def plan(self, changes: Changes) -> Plan | None:
         """The plan of a configuration; None when it cannot be trained."""
@@ -81,13 +81,13 @@ class _Search:
         """Without what is as asked."""
         return {key: value for key, value in changes.items() if self.start.values.get(key) != value}
 
-    def values(self, key: str, fixed: frozenset[str]) -> list[Any]:
+    def values(self, key: str, fixed: frozenset[str]) -> list[Value]:
         """Values of one setting, as asked first, the smallest need last."""
         now = self.start.values[key]
         if key in fixed:
             return [now]
         if key == MICRO:
-            return [size for size in range(now, 0, -1) if self.start.batch_rows % size == 0]
+            return [*self.micro_rows(fixed)]
         if key == CHECKPOINTING:
             return [False, True] if not now else [True]
         if key == OPTIMIZER:
@@ -95,8 +95,17 @@ class _Search:
         if key == TUNING:
             return [now, "lora"] if now == "full" else [now]
         if key == QUANTIZATION:
-            return [now, *rungs_below(QUANTIZATIONS[now].bits if now in QUANTIZATIONS else math.inf)]
-        return [now, *(length for length in self.start.lengths if now is None or length < now)]
+            bits = QUANTIZATIONS[now].bits if isinstance(now, str) and now in QUANTIZATIONS else math.inf
+            return [now, *rungs_below(bits)]
+        return [now, *(length for length in self.start.lengths if not isinstance(now, int) or length < now)]
+
+    def micro_rows(self, fixed: frozenset[str]) -> list[int]:
+        """Rows of a forward pass that divide the batch, as asked first, the fewest last."""
+        now = self.start.values[MICRO]
+        assert isinstance(now, int)
+        if MICRO in fixed:
+            return [now]
+        return [size for size in range(now, 0, -1) if self.start.batch_rows % size == 0]
 
     def levels(self, fixed: frozenset[str]) -> Iterable[Changes]:
         """What changes the learning, cheapest first."""
@@ -114,7 +123,7 @@ class _Search:
         smallest = self.plan(self.smallest(level, fixed))
         if smallest is None or not smallest.fits:
             return None
-        sizes = self.values(MICRO, fixed)
+        sizes = self.micro_rows(fixed)
         found: list[tuple[float, int, Changes]] = []
         most_rows = 0
         for checkpointing in self.values(CHECKPOINTING, fixed):
@@ -147,7 +156,8 @@ class _Search:
 
     def steps(self, chosen: Changes) -> tuple[Step, ...]:
         """The chosen concessions one upon the other, each with its plan."""
-        found, so_far = [], {}
+        found: list[Step] = []
+        so_far: Changes = {}
         # A quantized base needs LoRA, which is cheaper: the order of prices is one that can be trained.
         for key in (key for key in KEYS if key in chosen):
             so_far[key] = chosen[key]
@@ -157,12 +167,12 @@ class _Search:
             found.append(Step(key=key, value=chosen[key], name=name, quality=quality, plan=plan))
         return tuple(found)
 
-    def price(self, key: str, value: Any) -> tuple[str, str]:
+    def price(self, key: str, value: Value) -> tuple[str, str]:
         """(name, cost in quality) of a concession."""
-        if key == MICRO:
+        if key == MICRO and isinstance(value, int):
             times = self.start.batch_rows // value
             return f"micro-batches of {value} {'row' if value == 1 else 'rows'}, {times} a step", SAME
-        if key == LENGTH:
+        if key == LENGTH and isinstance(value, int):
             lost = 1 - self.start.kept_share(value)
             return f"rows of at most {value:,} tokens", f"{lost:.1%} of the rows are left out"
         return price_of(key, value)

@@ -7,21 +7,22 @@ AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 Tensor = torch.Tensor
-LOWER = {
+T = TypeVar("T")
+LOWER: set[Callable[..., object]] = {
     F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.bmm,
     Tensor.bmm, torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm, torch.addbmm, torch.einsum, torch.mv,
     F.conv1d, torch.conv1d, F.conv2d, F.prelu,
 }  # fmt: skip
-FULL = {
+FULL: set[Callable[..., object]] = {
     F.layer_norm, F.group_norm, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp,
     torch.log, Tensor.log, torch.reciprocal, Tensor.reciprocal, F.softplus, torch.norm, Tensor.norm, F.nll_loss,
     torch.cumsum, Tensor.cumsum, torch.prod, Tensor.prod, torch.sum, Tensor.sum, F.cross_entropy, F.mse_loss,
@@ -29,7 +30,7 @@ FULL = {
 }  # fmt: skip
 
 # autocast_mode.cpp, KERNEL_CPU(…, fp32): of what language models call, the losses alone.
-FULL_ON_CPU = {F.cross_entropy, F.nll_loss, F.mse_loss, torch.prod, Tensor.prod}
+FULL_ON_CPU: set[Callable[..., object]] = {F.cross_entropy, F.nll_loss, F.mse_loss, torch.prod, Tensor.prod}
 
 
 class MetaAutocast(TorchFunctionMode):
@@ -40,7 +41,7 @@ class MetaAutocast(TorchFunctionMode):
         full: functions that are computed in fp32; CUDA's by default.
     """
 
-    def __init__(self, dtype: torch.dtype, full: set[Any] = FULL):
+    def __init__(self, dtype: torch.dtype, full: set[Callable[..., object]] = FULL):
         super().__init__()
         self.dtype = dtype
         self.full = full
@@ -50,7 +51,7 @@ class MetaAutocast(TorchFunctionMode):
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
-    def enabled(self) -> Iterator[None]:
+    def enabled(self) -> Generator[None]:
         """The forward pass: weights' casts are kept until it ends."""
         self.forward_depth += 1
         try:
@@ -60,7 +61,7 @@ class MetaAutocast(TorchFunctionMode):
             self.cache.clear()
 
     @contextmanager
-    def recomputing(self) -> Iterator[None]:
+    def recomputing(self) -> Generator[None]:
         """A layer is recomputed: function modes are off in the backward pass, so this one is entered again."""
         self.recompute_depth += 1
         try:
@@ -70,7 +71,7 @@ class MetaAutocast(TorchFunctionMode):
             self.recompute_depth -= 1
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
+    def suspended(self) -> Generator[None]:
         """torch.autocast(enabled=False)."""
         self.suspensions += 1
         try:
@@ -83,11 +84,15 @@ class MetaAutocast(TorchFunctionMode):
         """In the forward pass, or where it is recomputed: autocast is off in the backward pass itself."""
         return self.forward_depth + self.recompute_depth > 0 and not self.suspensions
 
-    def lower(self, value: Any) -> Any:
+    def lower(self, value: T) -> T:
         """cached_cast to the lower precision."""
         if isinstance(value, tuple | list):
-            return type(value)(self.lower(item) for item in value)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+            items = cast("tuple[object, ...] | list[object]", value)
+            return cast(T, type(items)(self.lower(item) for item in items))
+        return cast(T, self._lower_tensor(value)) if isinstance(value, Tensor) else value
+
+    def _lower_tensor(self, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
             return value
         if value.dtype in (self.dtype, torch.float64):
             return value
@@ -100,7 +105,13 @@ class MetaAutocast(TorchFunctionMode):
             self.cache[id(value)] = (value, value.to(self.dtype))
         return self.cache[id(value)][1]
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func in LOWER and self.active:
             args = tuple(self.lower(value) for value in args)
@@ -111,7 +122,7 @@ class MetaAutocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _full(value: Any) -> Any:
+def _full(value: object) -> object:
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value

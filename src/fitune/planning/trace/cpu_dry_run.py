@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,11 @@ from fitune.planning.trace.packs import meta_pack, rows_of
 from fitune.planning.trace.recorder import Recorder
 from fitune.planning.trace.trace import Trace, kernels_of, record
 from fitune.planning.trace.upstream_patches import autocast_on_meta, cpu_attention, cpu_int8_products
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fitune.ops.packed_loss import Pack
 
 aten = torch.ops.aten
 # Operators whose answer depends on values, which meta tensors do not have; the others of the table are CUDA's.
@@ -37,7 +42,7 @@ class CpuProgram(Program):
 
     on_card = False
 
-    def make_pack(self) -> Any:
+    def make_pack(self) -> Pack:
         """The pack, and a model that takes it."""
         from fitune.ops.tree_attention import use_tree_attention
 
@@ -55,7 +60,7 @@ class CpuProgram(Program):
         return CPU_CHUNK_LOGITS
 
 
-def trace_cpu(config: Any, scenario: Scenario, row_tokens: int | None = None) -> Trace:
+def trace_cpu(config: PretrainedConfig, scenario: Scenario, row_tokens: int | None = None) -> Trace:
     """Run every phase of ``scenario`` as on a CPU, and write down what it allocates."""
     kernels = kernels_of(scenario)
     recorder = Recorder({**{operator: kernels[operator] for operator in BY_VALUE}, **int8_kernels()})

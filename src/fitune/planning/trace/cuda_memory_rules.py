@@ -8,17 +8,24 @@ B rows, H heads, S tokens, D head size, V vocabulary, N selected positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+    from fitune.planning.trace.recorder import Recorder
 
 aten = torch.ops.aten
 
 
 def table(
     labels: int, rows: tuple[int, ...], seq_len: int, all_ones_mask: bool, flash_package: bool = False
-) -> dict[Any, Callable]:
+) -> dict[OpOverload[..., object], Callable[..., object]]:
     """Operators whose meta version differs.
 
     Args:
@@ -29,38 +36,46 @@ def table(
         flash_package: attention is the flash-attn package's, whose result lies in memory as BSHD whatever the query does.
     """
 
-    def picked(mask: Any) -> int:
+    def picked(mask: Tensor) -> int:
         over_tokens = mask.dim() == 2 and mask.shape[0] in rows and mask.shape[1] in (seq_len, seq_len - 1)
         return labels * (mask.shape[0] if over_tokens else rows[0])
 
-    def index(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        tensor, indices = args[0], list(args[1])
-        return func(tensor, _without_bool(recorder, indices, picked), *args[2:], **kwargs)
+    def index(
+        recorder: Recorder, func: OpOverload[..., object], tensor: Tensor, indices: Sequence[Tensor | None]
+    ) -> object:
+        return func(tensor, _without_bool(recorder, indices, picked))
 
-    def index_put(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        indices = _without_bool(recorder, list(args[1]), picked)
-        accumulate = args[3] if len(args) > 3 else kwargs.get("accumulate", False)
+    def index_put(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        tensor: Tensor,
+        indices: Sequence[Tensor | None],
+        values: Tensor,
+        accumulate: bool = False,
+        *more: object,
+    ) -> object:
+        indices = _without_bool(recorder, indices, picked)
         if accumulate:
             # aten/native/cuda/Indexing.cu, index_put_with_sort_kernel: linear index, its sorted copy and the order,
             # int64 each.
             count = max((i.numel() for i in indices if i is not None), default=0)
             recorder.transient(8 * count, 8 * count, 8 * count)
-        return func(args[0], indices, *args[2:], **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
+        return func(tensor, indices, values, accumulate, *more)
 
-    def nonzero(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        if args[0].device.type != "meta":
-            return func(*args, **kwargs)
-        return torch.empty((picked(args[0]), args[0].dim()), dtype=torch.int64, device="meta")
+    def nonzero(recorder: Recorder, func: OpOverload[..., object], tensor: Tensor) -> object:
+        if tensor.device.type != "meta":
+            return func(tensor)
+        return torch.empty((picked(tensor), tensor.dim()), dtype=torch.int64, device="meta")
 
-    def item(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        if args[0].device.type != "meta":
-            return func(*args, **kwargs)
-        return bool(all_ones_mask) if args[0].dtype == torch.bool else 1
+    def item(recorder: Recorder, func: OpOverload[..., object], tensor: Tensor) -> object:
+        if tensor.device.type != "meta":
+            return func(tensor)
+        return bool(all_ones_mask) if tensor.dtype == torch.bool else 1
 
-    def masked_select(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        if args[0].device.type != "meta":
-            return func(*args, **kwargs)
-        return args[0].new_empty((picked(args[1]),))
+    def masked_select(recorder: Recorder, func: OpOverload[..., object], tensor: Tensor, mask: Tensor) -> object:
+        if tensor.device.type != "meta":
+            return func(tensor, mask)
+        return tensor.new_empty((picked(mask),))
 
     return {
         aten.index.Tensor: index,
@@ -80,9 +95,11 @@ def table(
     }
 
 
-def _without_bool(recorder: Any, indices: list[Any], picked: Callable[[Any], int]) -> list[Any]:
+def _without_bool(
+    recorder: Recorder, indices: Sequence[Tensor | None], picked: Callable[[Tensor], int]
+) -> list[Tensor | None]:
     """Boolean index tensors as the integer ones that CUDA makes of them (expandTensors in IndexingUtils.h)."""
-    plain = []
+    plain: list[Tensor | None] = []
     for value in indices:
         if value is not None and value.device.type == "meta" and value.dtype in (torch.bool, torch.uint8):
             found = torch.empty((picked(value), value.dim()), dtype=torch.int64, device="meta")
@@ -93,40 +110,50 @@ def _without_bool(recorder: Any, indices: list[Any], picked: Callable[[Any], int
     return plain
 
 
-def _native_dropout(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _native_dropout(
+    recorder: Recorder, func: OpOverload[..., object], tensor: Tensor, p: float, train: bool | None
+) -> tuple[Tensor, Tensor]:
     # aten/native/cuda/Dropout.cu keeps a bool mask; so does the meta kernel, here for torch versions that do not.
-    out = torch.empty_like(args[0])
-    return out, torch.empty_like(args[0], dtype=torch.bool)
+    out = torch.empty_like(tensor)
+    return out, torch.empty_like(tensor, dtype=torch.bool)
 
 
-def _native_layer_norm(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _native_layer_norm(
+    recorder: Recorder, func: OpOverload[..., tuple[Tensor, Tensor, Tensor]], *args: object
+) -> tuple[Tensor, Tensor, Tensor]:
     # aten/native/cuda/layer_norm_kernel.cu: mean and rstd in the accumulation type, fp32 for 16-bit inputs.
-    out, mean, rstd = func(*args, **kwargs)
+    out, mean, rstd = func(*args)
     if mean.dtype in (torch.float16, torch.bfloat16):
         mean, rstd = mean.float(), rstd.float()
     return out, mean, rstd
 
 
-def _softmax_backward(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _softmax_backward(recorder: Recorder, func: OpOverload[..., Tensor], grad: Tensor, *more: object) -> Tensor:
     # aten/native/cuda/SoftMax.cu, softmax_backward_cuda_out: `tmp = grad * output` beside the result.
-    grad = args[0]
-    out = func(*args, **kwargs)
+    out = func(grad, *more)
     recorder.see(out)
     with recorder.labelled("attention"):
         recorder.transient(grad.numel() * grad.element_size())
     return out
 
 
-def _embedding_backward(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _embedding_backward(
+    recorder: Recorder,
+    func: OpOverload[..., object],
+    grad: Tensor,
+    indices: Tensor,
+    rows: int,
+    padding: int,
+    *more: object,
+) -> object:
     # aten/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu: with more than 3072 indices, or a padding index,
     # they are sorted (indices, order, sorted copies: int64 each) and partial sums are kept in fp32, one row for each
     # ten indices and one for each distinct index (at most one an index).
-    grad, indices, padding = args[0], args[1], args[3]
     count = indices.numel()
     if count > 3072 or padding >= 0:
         partial = min(count // 10 + count, count + 1) * grad.shape[-1] * 4
         recorder.transient(8 * count, 8 * count, 8 * count, partial)
-    return func(*args, **kwargs)
+    return func(grad, indices, rows, padding, *more)
 
 
 # ---- attention
@@ -136,12 +163,19 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _attention_backward() -> dict[Any, Callable]:
-    def flash(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _attention_backward() -> dict[OpOverload[..., object], Callable[..., object]]:
+    def flash(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        *more: object,
+        **kwargs: object,
+    ) -> object:
         # aten/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: softmax_d in fp32 over lengths rounded to
         # 128; dq accumulated in fp32 over head size rounded to 32 (64 above 128); dk and dv expanded to the query
         # heads when keys are shared.
-        query, key = args[1], args[2]
         B, H, S, D = query.shape
         S_r, D_r = _round_up(S, 128), _round_up(D, 32 if D <= 128 else 64)
         sizes = [B * H * S_r * 4, B * S_r * H * D_r * 4]
@@ -149,12 +183,19 @@ def _attention_backward() -> dict[Any, Callable]:
             sizes += [B * key.shape[2] * H * D * query.element_size()] * 2
         with recorder.labelled("attention"):
             recorder.transient(*sizes)
-        return func(*args, **kwargs)
+        return func(grad, query, key, *more, **kwargs)
 
-    def efficient(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    def efficient(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        *more: object,
+        **kwargs: object,
+    ) -> object:
         # aten/native/transformers/cuda/attention_backward.cu: delta in fp32; cutlass' workspace accumulates the
         # gradients of query, key and value in fp32 when they are 16-bit (kernel_backward.h, workspace_elements).
-        query, key = args[1], args[2]
         B, H, S, D = query.shape
         S_k = key.shape[2]
         sizes = [B * H * _round_up(S, 128) * 4]
@@ -162,7 +203,7 @@ def _attention_backward() -> dict[Any, Callable]:
             sizes.append(B * H * (_round_up(S, 128) + 2 * _round_up(S_k, 128)) * _round_up(D, 32) * 4)
         with recorder.labelled("attention"):
             recorder.transient(*sizes)
-        return func(*args, **kwargs)
+        return func(grad, query, key, *more, **kwargs)
 
     return {
         aten._scaled_dot_product_flash_attention_backward.default: flash,
@@ -170,8 +211,9 @@ def _attention_backward() -> dict[Any, Callable]:
     }
 
 
-def _flash_package(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-    query = args[0]
+def _flash_package(
+    recorder: Recorder, func: OpOverload[..., object], query: Tensor, key: Tensor, *more: object, **kwargs: object
+) -> tuple[Tensor | int | None, ...]:
     B, H, S, D = query.shape
     out = torch.empty((B, S, H, D), dtype=query.dtype, device="meta").transpose(1, 2)
     lse = torch.empty((B, H, S), dtype=torch.float32, device="meta")
@@ -182,14 +224,16 @@ def _flash_package(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         None,
         None,
         S,
-        args[1].shape[2],
+        key.shape[2],
         state,
         torch.empty((), device="meta"),
         torch.empty(0, device="meta"),
     )
 
 
-def choose_attention(query: Any, key: Any, mask: Any, enable_gqa: bool, capability: tuple[int, int]) -> str:
+def choose_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool, capability: tuple[int, int]
+) -> str:
     """The kernel that CUDA takes: flash, efficient or math (aten/native/transformers/cuda/sdp_utils.cpp).
 
     flash: 16-bit, head size up to 256, no mask, Ampere or later. efficient: any float, mask allowed, no shared keys.
@@ -206,20 +250,20 @@ def choose_attention(query: Any, key: Any, mask: Any, enable_gqa: bool, capabili
     return "math"
 
 
-def attention_for(capability: tuple[int, int], forced: str | None = None) -> Callable:
+def attention_for(capability: tuple[int, int], forced: str | None = None) -> Callable[..., Tensor]:
     """A stand-in for F.scaled_dot_product_attention that runs the operator which CUDA would choose."""
     original = torch.nn.functional.scaled_dot_product_attention
 
     def scaled_dot_product_attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> Any:
+    ) -> Tensor:
         if attn_mask is not None and attn_mask.shape[-1] == 0:
             attn_mask = None  # a pack's (tree_attention.no_mask): on a card FlexAttention reads its layout instead
         kind = forced or choose_attention(query, key, attn_mask, enable_gqa, capability)
@@ -251,38 +295,46 @@ def attention_for(capability: tuple[int, int], forced: str | None = None) -> Cal
 # ---- bitsandbytes (backends/cuda/ops.py of 0.49 and later, where operators are torch's)
 
 
-def _bitsandbytes() -> dict[Any, Callable]:
-    import bitsandbytes  # noqa: F401 - registers the operators
+def _bitsandbytes() -> dict[OpOverload[..., object], Callable[..., object]]:
+    import_module("bitsandbytes")  # registers the operators
 
     ops = torch.ops.bitsandbytes
-    found: dict[Any, Callable] = {}
+    found: dict[OpOverload[..., object], Callable[..., object]] = {}
 
-    def add(name: str, kernel: Callable) -> None:
+    def add(name: str, kernel: Callable[..., object]) -> None:
         if hasattr(ops, name):
             found[getattr(ops, name).default] = kernel
 
-    def dequantized(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    def dequantized(recorder: Recorder, func: OpOverload[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         out = func(*args, **kwargs)
         with recorder.labelled(recorder.label or "dequantization buffers"):
             recorder.see(out)
         return out
 
-    def gemm_4bit(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    def gemm_4bit(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        values: Tensor,
+        weight: Tensor,
+        shape: Sequence[int],
+        *more: object,
+        absmax_8bit: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
         # From 1536 rows (512 for weights of 4 Mi values and more) bitsandbytes dequantizes and calls linear; below,
         # a kernel may read 4 bits directly, depending on the card: the larger of the two is taken.
-        shape, absmax_8bit = args[2], kwargs.get("absmax_8bit")
         if absmax_8bit is not None:
             scales = absmax_8bit.numel() * 4
             with recorder.labelled("dequantization buffers"):
-                recorder.transient(scales, shape[0] * shape[1] * args[0].element_size())
+                recorder.transient(scales, shape[0] * shape[1] * values.element_size())
         else:
             with recorder.labelled("dequantization buffers"):
-                recorder.transient(shape[0] * shape[1] * args[0].element_size())
-        return torch.empty((*args[0].shape[:-1], shape[0]), dtype=args[0].dtype, device="meta")
+                recorder.transient(shape[0] * shape[1] * values.element_size())
+        return torch.empty((*values.shape[:-1], shape[0]), dtype=values.dtype, device="meta")
 
-    def vectorwise(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        values = args[0]
-        threshold = args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)
+    def vectorwise(
+        recorder: Recorder, func: OpOverload[..., object], values: Tensor, threshold: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         rows = torch.empty(values.numel() // values.shape[-1], dtype=torch.float32, device="meta")
         out = torch.empty(values.shape, dtype=torch.int8, device="meta")
         outliers = None
@@ -292,16 +344,29 @@ def _bitsandbytes() -> dict[Any, Callable]:
             outliers = torch.empty(0, dtype=torch.int64, device="meta")
         return out, rows, outliers
 
-    def mixed(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
-        A, CA, CB, SCA, SCB = args[:5]
-        bias = args[6] if len(args) > 6 else kwargs.get("bias")
-        out = scaled_mm(recorder, None, (CA, CB, SCA, SCB), {"bias": bias, "dtype": A.dtype})
+    def mixed(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        A: Tensor,
+        CA: Tensor,
+        CB: Tensor,
+        *more: object,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        out = scaled_mm(recorder, func, CA, CB, dtype=A.dtype)
         return out, torch.empty(0, dtype=A.dtype, device="meta")
 
-    def scaled_mm(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    def scaled_mm(
+        recorder: Recorder,
+        func: OpOverload[..., object],
+        CA: Tensor,
+        CB: Tensor,
+        *more: object,
+        dtype: torch.dtype | None = None,
+        **kwargs: object,
+    ) -> Tensor:
         # int8_linear_matmul gives int32; int8_mm_dequant gives fp16, then casts to the wanted type.
-        CA, CB = args[:2]
-        dtype = kwargs.get("dtype") or torch.float16
+        dtype = dtype or torch.float16
         count = CA.numel() // CA.shape[-1] * CB.shape[0]
         out = torch.empty((*CA.shape[:-1], CB.shape[0]), dtype=dtype, device="meta")
         recorder.transient(count * 4, *([count * 2] if dtype != torch.float16 else []))

@@ -13,8 +13,8 @@ B rows, S tokens a row, N trained tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,12 +26,19 @@ from fitune.models.quantization.quantization import Layer
 from fitune.models.quantization.quantize import tell_peft
 from fitune.ops.optimizers import PLANNED
 from fitune.planning.scenario import Scenario
+from fitune.planning.trace.recorder import Recorder, autograd_node
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from fitune.ops.packed_loss import Pack
+
+T = TypeVar("T")
 LEARNING_RATE = 1e-5  # of the optimizer's own code, whose memory does not depend on it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
+def build_skeleton(config: PretrainedConfig, scenario: Scenario) -> PreTrainedModel:
     """The model class on the meta device, with quantized layers in place of linear ones where wanted."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -58,7 +65,7 @@ def build_skeleton(config: Any, scenario: Scenario) -> nn.Module:
     return model.train()
 
 
-def quantize_skeleton(model: nn.Module, scenario: Scenario) -> None:
+def quantize_skeleton(model: PreTrainedModel, scenario: Scenario) -> None:
     """Linear layers become the quantization's own, the output head left out, as transformers' own loader does."""
     kind, head = QUANTIZATIONS[scenario.weights], model.get_output_embeddings()
     kinds = _linear_kinds()
@@ -99,7 +106,8 @@ def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
     dtype, kind = DTYPES[scenario.dense_type], QUANTIZATIONS.get(scenario.weights)
     done: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
+        parameters, buffers = module._parameters, module._buffers  # pyright: ignore[reportPrivateUsage]
+        for name, parameter in list(parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in done:
@@ -109,10 +117,10 @@ def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
                     wanted = parameter.dtype if type(parameter) is nn.Parameter else dtype
                     values = _filled(parameter.data, wanted, device)
                     done[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-            module._parameters[name] = done[id(parameter)]
-        for name, buffer in list(module._buffers.items()):
+            parameters[name] = done[id(parameter)]
+        for name, buffer in list(buffers.items()):
             if buffer is not None:
-                module._buffers[name] = _filled(buffer, buffer.dtype, device)
+                buffers[name] = _filled(buffer, buffer.dtype, device)
 
 
 def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -125,7 +133,7 @@ def _filled(like: torch.Tensor, dtype: torch.dtype, device: str) -> torch.Tensor
     return made
 
 
-def lora_attach(model: nn.Module, scenario: Scenario) -> nn.Module:
+def lora_attach(model: PreTrainedModel, scenario: Scenario) -> nn.Module:
     """PEFT's LoRA around the model; what is trained is lifted to fp32 when the scenario says so."""
     from fitune.adapters.inject import attach, lora_config
 
@@ -146,7 +154,7 @@ def lora_attach(model: nn.Module, scenario: Scenario) -> nn.Module:
     return attach(model, made)
 
 
-def freeze_layers(model: nn.Module, count: int) -> None:
+def freeze_layers(model: PreTrainedModel, count: int) -> None:
     """Neither the embeddings nor the first ``count`` layers are trained."""
     model.get_input_embeddings().requires_grad_(False)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
@@ -154,10 +162,10 @@ def freeze_layers(model: nn.Module, count: int) -> None:
         layer.requires_grad_(False)
 
 
-def _entering(checkpoint: Callable, context: Callable[[], Any]) -> Callable:
-    def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
-        def entered(*inputs: Any, **named: Any) -> Any:
-            if torch._C._current_autograd_node() is None:
+def _entering(checkpoint: Callable[..., T], context: Callable[[], AbstractContextManager[object]]) -> Callable[..., T]:
+    def checkpointed(function: Callable[..., object], *args: object, **kwargs: object) -> T:
+        def entered(*inputs: object, **named: object) -> object:
+            if autograd_node() is None:
                 return function(*inputs, **named)
             with context():
                 return function(*inputs, **named)
@@ -182,11 +190,11 @@ class Program:
 
     def __init__(
         self,
-        config: Any,
+        config: PretrainedConfig,
         scenario: Scenario,
         device: str,
-        autocast: Callable[[], Any] | None = None,
-        recomputing: Callable[[], Any] | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] | None = None,
+        recomputing: Callable[[], AbstractContextManager[object]] | None = None,
     ):
         self.config, self.scenario, self.device = config, scenario, device
         self.autocast = autocast or self._torch_autocast
@@ -194,11 +202,11 @@ class Program:
         # A trained head's chunks are computed again in the backward pass, where a function mode is off.
         self._recompute_chunk = checkpoint if recomputing is None else _entering(checkpoint, recomputing)
         self.outputs: Any = None
-        self.pack: Any = None
+        self.pack: Pack | None = None
         self.row_tokens: int | None = None  # of a pack; None is one row
         self.model: Any = build_skeleton(config, scenario)
         self.optimizer: Any = None
-        self.states: dict[int, Any] | None = None  # the plan's stand-in for the optimizer's
+        self.states: dict[int, list[torch.Tensor] | int] | None = None  # the plan's stand-in for the optimizer's
 
     # ---- load
 
@@ -240,18 +248,18 @@ class Program:
         if scenario.autocast != "none":
             self._wrap_forward()
 
-    def make_pack(self) -> Any:
+    def make_pack(self) -> Pack:
         """Rows as fitune packs them. On meta the attention is the flash kernel's, which holds what FlexAttention does."""
         from fitune.planning.trace.packs import meta_pack, real_pack, rows_of
 
         rows = rows_of(self.scenario.seq_len, self.row_tokens, self.scenario.label_share)
         return meta_pack(rows) if self.device == "meta" else real_pack(rows, self.bare(), self.device)
 
-    def bare(self) -> Any:
+    def bare(self) -> PreTrainedModel:
         """The model without PEFT around it."""
         return base_model_of(self.model)
 
-    def _recompute_within(self, context: Callable[[], Any]) -> None:
+    def _recompute_within(self, context: Callable[[], AbstractContextManager[object]]) -> None:
         """Enter ``context`` around each recomputed layer: a function mode is off in the backward pass."""
         for module in self.model.modules():
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
@@ -263,16 +271,16 @@ class Program:
         from accelerate.utils.operations import convert_to_fp32
 
         forward, context = self.model.forward, self.autocast
-        lift = convert_to_fp32 if self.scenario.lift_outputs else lambda out: out
+        lifts = self.scenario.lift_outputs
 
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
+        def wrapped(*args: object, **kwargs: object) -> object:
             with context():
                 out = forward(*args, **kwargs)
-            return lift(out)
+            return convert_to_fp32(out) if lifts else out
 
         self.model.forward = wrapped
 
-    def _torch_autocast(self) -> Any:
+    def _torch_autocast(self) -> AbstractContextManager[object]:
         if self.scenario.autocast == "none":
             return nullcontext()
         return torch.autocast(self.device, dtype=DTYPES[self.scenario.autocast])
@@ -378,7 +386,7 @@ class Program:
         self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
-    def optimizer_step_only(self, recorder: Any, states: str, temporaries: str) -> None:
+    def optimizer_step_only(self, recorder: Recorder, states: str, temporaries: str) -> None:
         """The optimizer's own code on meta; its states are named afterwards."""
         if self.optimizer is None:
             self.optimizer = PLANNED[self.scenario.optimizer].make(self.trained(), LEARNING_RATE)

@@ -7,9 +7,14 @@ Imports only torch (2.5 to 2.15).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+    from fitune.planning.trace.recorder import Recorder
 
 aten = torch.ops.aten
 # One tensor, perhaps numbers: the result is like the tensor.
@@ -20,8 +25,8 @@ LIKE_THE_FIRST = (
 PAIRS = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
-def quick_table() -> dict[Any, Callable]:
-    """Operator → function(recorder, func, args, kwargs)."""
+def quick_table() -> dict[OpOverload[..., object], Callable[..., object]]:
+    """Operator → function(recorder, operator, its arguments)."""
     return {
         **dict.fromkeys(LIKE_THE_FIRST, _like_the_first),
         **dict.fromkeys(PAIRS, _pair),
@@ -30,19 +35,22 @@ def quick_table() -> dict[Any, Callable]:
     }
 
 
-def _plain(tensor: Any) -> bool:
+def _plain(tensor: torch.Tensor) -> bool:
     """A floating point tensor on meta, without gaps."""
     return tensor.device.type == "meta" and tensor.dtype.is_floating_point and tensor.is_contiguous()
 
 
-def _like_the_first(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
-    if _plain(args[0]) and not any(isinstance(value, torch.Tensor) for value in args[1:]):
-        return torch.empty_like(args[0])
-    return func(*args, **kwargs)
+def _like_the_first(
+    recorder: Recorder, func: OpOverload[..., object], tensor: torch.Tensor, *more: object, **kwargs: object
+) -> object:
+    if _plain(tensor) and not any(isinstance(value, torch.Tensor) for value in more):
+        return torch.empty_like(tensor)
+    return func(tensor, *more, **kwargs)
 
 
-def _pair(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
-    left, right = args[0], args[1]
+def _pair(
+    recorder: Recorder, func: OpOverload[..., object], left: object, right: object, *more: object, **kwargs: object
+) -> object:
     if isinstance(left, torch.Tensor) and _plain(left):
         if isinstance(right, int | float):
             return torch.empty_like(left)
@@ -51,7 +59,7 @@ def _pair(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
                 return torch.empty_like(left)
             if _plain(right) and _spreads_over(left, right):
                 return torch.empty_like(right)
-    return func(*args, **kwargs)
+    return func(left, right, *more, **kwargs)
 
 
 def _spreads_over(small: torch.Tensor, large: torch.Tensor) -> bool:
@@ -62,12 +70,15 @@ def _spreads_over(small: torch.Tensor, large: torch.Tensor) -> bool:
     return 0 < small.dim() <= large.dim() and all(one in (1, other) for one, other in pairs)
 
 
-def _in_place(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
-    return args[0]
+def _in_place(
+    recorder: Recorder, func: OpOverload[..., object], tensor: torch.Tensor, *more: object, **kwargs: object
+) -> torch.Tensor:
+    return tensor
 
 
-def _whole_norm(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict) -> Any:
-    tensor = args[0]
-    if len(args) < 3 and not kwargs and _plain(tensor):
+def _whole_norm(
+    recorder: Recorder, func: OpOverload[..., object], tensor: torch.Tensor, *more: object, **kwargs: object
+) -> object:
+    if len(more) < 2 and not kwargs and _plain(tensor):
         return tensor.new_empty(())
-    return func(*args, **kwargs)
+    return func(tensor, *more, **kwargs)

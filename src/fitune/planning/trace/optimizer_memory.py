@@ -8,19 +8,23 @@ does, that is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from fitune.ops.optimizers import PLANNED
 from fitune.ops.optimizers.optimizer import Optimizer
+from fitune.planning.trace.recorder import Recorder
+
+if TYPE_CHECKING:
+    from fitune.planning.trace.dry_run import Program
 
 STATES = "optimizer states"
 TEMPORARIES = "optimizer temporaries"
 
 
-def optimizer_step(recorder: Any, program: Any) -> int:
+def optimizer_step(recorder: Recorder, program: Program) -> int:
     """Clip, step and let the gradients go, as `Program.optimizer_step` does on a GPU.
 
     Returns:
@@ -41,9 +45,14 @@ def optimizer_step(recorder: Any, program: Any) -> int:
     return managed
 
 
-def _by_size(recorder: Any, optimizer: Optimizer, parameters: list[nn.Parameter], states: dict[int, Any]) -> int:
+def _by_size(
+    recorder: Recorder,
+    optimizer: Optimizer,
+    parameters: list[nn.Parameter],
+    states: dict[int, list[torch.Tensor] | int],
+) -> int:
     """States of parameters that have none yet, and the temporaries; ``states`` holds the managed bytes under 0."""
-    managed = states.get(0, 0)
+    managed = cast(int, states.get(0, 0))
     with recorder.labelled(STATES):
         if not states:
             states[-1] = _made(optimizer.once)

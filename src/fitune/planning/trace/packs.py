@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from fitune.ops.packed_loss import Pack
+    from fitune.ops.tree_attention_layout import TreeLayout
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ def rows_of(pack_tokens: int, row_tokens: int | None, label_share: float) -> lis
     """Rows of ``row_tokens`` tokens that fill ``pack_tokens``; the last may be shorter. None is one row."""
     longest = min(row_tokens or pack_tokens, pack_tokens)
     lengths = [longest] * (pack_tokens // longest) + [pack_tokens % longest] * bool(pack_tokens % longest)
-    rows, start = [], 0
+    rows: list[PlannedRow] = []
+    start = 0
     for length in lengths:
         trained = max(round(label_share * (length - 1)), 1)
         # answers stand at the end of a row
@@ -36,7 +43,7 @@ def rows_of(pack_tokens: int, row_tokens: int | None, label_share: float) -> lis
     return rows
 
 
-def real_pack(rows: Sequence[PlannedRow], model: Any, device: str) -> Any:
+def real_pack(rows: Sequence[PlannedRow], model: PreTrainedModel, device: str) -> Pack:
     """The pack of ``rows`` on ``device``; ``model`` takes packs from here on."""
     from fitune.data.packing.tree import build_tree
     from fitune.ops.packed_loss import to_pack
@@ -46,7 +53,9 @@ def real_pack(rows: Sequence[PlannedRow], model: Any, device: str) -> Any:
     return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False, keep_ends=True), device)
 
 
-def meta_pack(rows: Sequence[PlannedRow], config: Any = None, dtype: torch.dtype = torch.bfloat16) -> Any:
+def meta_pack(
+    rows: Sequence[PlannedRow], config: PretrainedConfig | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Pack:
     """The pack of ``rows`` on meta.
 
     Args:
@@ -76,7 +85,7 @@ def _with_small_ids(row: PlannedRow) -> PlannedRow:
     return PlannedRow(range(1, len(row.input_ids) + 1), row.trained, row.row_number)
 
 
-def _fill(layout: Any, text: Any, dtype: torch.dtype) -> None:
+def _fill(layout: TreeLayout, text: PretrainedConfig, dtype: torch.dtype) -> None:
     from fitune.ops.grouped_attention import remember
 
     heads = text.num_attention_heads
@@ -88,7 +97,7 @@ def _fill(layout: Any, text: Any, dtype: torch.dtype) -> None:
         remember(layout, query, key, window)
 
 
-def _on_meta(layout: Any) -> Any:
+def _on_meta(layout: TreeLayout) -> TreeLayout:
     groups = tuple(
         replace(group, query_nodes=group.query_nodes.to("meta"), key_nodes=group.key_nodes.to("meta"))
         for group in layout.groups
@@ -100,6 +109,6 @@ def _on_meta(layout: Any) -> Any:
         places=layout.places.to("meta"),
         positions=layout.positions.to("meta"),
         ends=layout.ends.to("meta"),
-        read=layout.read.to("meta"),
+        read=None if layout.read is None else layout.read.to("meta"),
         kept=kept,
     )

@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+    from torch.autograd.graph import Node
 
 EMPTY_CACHE = 0
 WORKSPACE = "workspace"  # the category of cuBLAS' buffers, which stay
@@ -35,6 +39,16 @@ MATMULS = {
 }
 
 
+def autograd_node() -> Node | None:
+    """The node whose backward pass is running; None when none is."""
+    return torch._C._current_autograd_node()  # pyright: ignore[reportPrivateUsage]
+
+
+def storage_number(storage: torch.UntypedStorage) -> int:
+    """The same for every tensor of a storage while it lives."""
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]
+
+
 class Recorder(TorchDispatchMode):
     """Records lives of storages while it is entered.
 
@@ -43,12 +57,14 @@ class Recorder(TorchDispatchMode):
 
     Args:
         model_layers: how many layers the model has, for the names of moments.
-        kernels: aten operator → function(recorder, func, args, kwargs) that runs in its place, where CUDA's kernel
+        kernels: aten operator → function(recorder, operator, its arguments) that runs in its place, where CUDA's kernel
             takes other memory than meta's.
         device: whose tensors are followed; "cpu" follows a real run, to compare with.
     """
 
-    def __init__(self, kernels: dict[Any, Callable] | None = None, device: str = "meta"):
+    def __init__(
+        self, kernels: dict[OpOverload[..., object], Callable[..., object]] | None = None, device: str = "meta"
+    ):
         super().__init__()
         self.device = device
         self.kernels = kernels or {}
@@ -66,7 +82,7 @@ class Recorder(TorchDispatchMode):
         self.work: dict[tuple[str, int, int], int] | None = None
         """While it is a dict: (kind, flops, moved bytes) of an operator → how often it ran. See fitune.planning.gpus.step_time."""
         self._names: dict[str, int] = {}
-        self._alive: dict[int, tuple[Any, int]] = {}
+        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._scopes: list[str] = []
         self._starts: list[int] = [0]  # sequence number of the autograd graph → module in which it was made
         self._start_scopes: list[str] = [""]
@@ -97,7 +113,7 @@ class Recorder(TorchDispatchMode):
         for tensor in tensors:
             if tensor is None or tensor.device.type != self.device:
                 continue
-            known = self._alive.get(tensor.untyped_storage()._cdata)
+            known = self._alive.get(storage_number(tensor.untyped_storage()))
             if known is None:
                 self.see(tensor)
             else:
@@ -105,7 +121,7 @@ class Recorder(TorchDispatchMode):
         self.label = before
 
     @contextmanager
-    def labelled(self, category: str) -> Iterator[None]:
+    def labelled(self, category: str) -> Generator[None]:
         """Everything that appears inside is of this category."""
         before, self.label = self.label, category
         try:
@@ -114,7 +130,7 @@ class Recorder(TorchDispatchMode):
             self.label = before
 
     @contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
+    def following(self, model: nn.Module) -> Generator[None]:
         """Know in which module the code is, forward, backward and recomputing."""
         self.watch(model)
         module_hooks = nn.modules.module
@@ -141,7 +157,8 @@ class Recorder(TorchDispatchMode):
         if {self.categories[index] for index in born - dead} - set(lasting):
             return False
         again = born & dead
-        stop, names, places = len(self.order), self.moment_names, {}
+        stop, names = len(self.order), self.moment_names
+        places: dict[int, int] = {}
         self.begin(phase)
         for event, moment in zip(self.order[start:stop], self.moments[start:stop], strict=True):
             if event == EMPTY_CACHE:
@@ -168,7 +185,7 @@ class Recorder(TorchDispatchMode):
         if tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_number(storage)
         if key in self._alive:
             return
         index = len(self.sizes)
@@ -223,16 +240,16 @@ class Recorder(TorchDispatchMode):
         shape = tensor.shape
         if len(shape) >= 3 and shape[-1] == shape[-2] > 1 and "attention" in self._part(scope):
             return "attention"
-        backward = torch._C._current_autograd_node() is not None and not torch.is_grad_enabled()
+        backward = autograd_node() is not None and not torch.is_grad_enabled()
         return "activation gradients" if backward else "activations"
 
     def _scope(self) -> str:
         if self._scopes:
             return self._scopes[-1]
-        node = torch._C._current_autograd_node()
+        node = autograd_node()
         if node is None:
             return ""
-        number = node._sequence_nr()
+        number = node._sequence_nr()  # pyright: ignore[reportPrivateUsage]
         # AccumulateGrad has the highest number of all: it stays where it was.
         if number >= 2**62:
             return self._last
@@ -245,7 +262,7 @@ class Recorder(TorchDispatchMode):
         if self.phase == "load":
             return "load"
         scope = self._scope()
-        if torch._C._current_autograd_node() is None:
+        if autograd_node() is None:
             direction = "forward" if self._scopes else ""
         else:
             direction = "recomputing" if torch.is_grad_enabled() else "backward"
@@ -260,18 +277,18 @@ class Recorder(TorchDispatchMode):
             known = self._parts[scope] = part_name(scope, self._layers)
         return known
 
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
+    def _enter_module(self, module: nn.Module, args: tuple[object, ...]) -> None:
         path = self._paths.get(id(module), self._scopes[-1] if self._scopes else "")
         self._scopes.append(path)
         self._note(path)
 
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave_module(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if self._scopes:
             self._scopes.pop()
         self._note(self._scopes[-1] if self._scopes else LOSS)
 
     def _note(self, path: str) -> None:
-        number = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+        number = torch._C._autograd._get_sequence_nr()  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
         if self._starts[-1] == number:
             self._start_scopes[-1] = path
         else:
@@ -280,64 +297,74 @@ class Recorder(TorchDispatchMode):
 
     # ---- the mode
 
-    def _matmul(self, func: Any, args: tuple) -> None:
+    def _matmul(self) -> None:
         """cuBLAS' workspace appears with a thread's first product: autograd runs backward in a thread of its own."""
-        backward = torch._C._current_autograd_node() is not None
+        backward = autograd_node() is not None
         if backward not in self._workspaces and self.workspace_bytes:
             self._workspaces.add(backward)
             self.sizes.append(self.workspace_bytes)
             self.categories.append(WORKSPACE)
             self._event(len(self.sizes))
 
-    def _count(self, func: Any, args: tuple, out: Any) -> None:
+    def _count(self, func: OpOverload[..., object], args: tuple[object, ...], out: object) -> None:
         """Note an operator's work; views and what only makes room take none."""
         if self.work is None or func.is_view or func in NO_WORK:
             return
-        made = [item for item in (out if isinstance(out, tuple | list) else (out,)) if isinstance(item, torch.Tensor)]
+        made = _tensors_in(out)
         read = [item for item in args if isinstance(item, torch.Tensor)]
         moved = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *made))
         kind, flops = operator_work(func, args)
         key = (kind, flops, moved)
         self.work[key] = self.work.get(key, 0) + 1
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func in MATMULS:
-            self._matmul(func, args)
+            self._matmul()
         kernel = self.kernels.get(func)
-        out = kernel(self, func, args, kwargs) if kernel is not None else func(*args, **kwargs)
-        if isinstance(out, torch.Tensor):
-            self.see(out)
-        elif isinstance(out, tuple | list):
-            for item in out:
-                if isinstance(item, torch.Tensor):
-                    self.see(item)
+        out = kernel(self, func, *args, **kwargs) if kernel is not None else func(*args, **kwargs)
+        for tensor in _tensors_in(out):
+            self.see(tensor)
         self._count(func, args, out)
         return out
 
 
-def operator_work(func: Any, args: tuple) -> tuple[str, int]:
+def _tensors_in(out: object) -> list[torch.Tensor]:
+    """An operator's results, without what is no tensor."""
+    items = cast("Sequence[object]", out) if isinstance(out, tuple | list) else (out,)
+    return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def operator_work(func: OpOverload[..., object], args: tuple[object, ...]) -> tuple[str, int]:
     """(kind, floating point operations) of an operator; ("", 0) for what only moves bytes.
 
     Products: two a term. Attention by flash or efficient kernels: two products of S x S x D a head forward, five
     backward, half of it when causal (Dao, arXiv 2205.14135).
     """
+    tensors = cast("tuple[torch.Tensor, ...]", args)  # where it is read from
     if func in MATMULS:
-        left, right = args[MATMULS[func]], args[MATMULS[func] + 1]
+        left, right = tensors[MATMULS[func]], tensors[MATMULS[func] + 1]
         kind = "fp32" if left.dtype == torch.float32 else "matrix"
         return kind, 2 * left.numel() * right.shape[-1]
-    name = func._schema.name
+    schema = func._schema  # pyright: ignore[reportPrivateUsage]
+    name = schema.name
     if "dot_product" in name and "attention" in name:
         backward = "backward" in name
-        query, key = args[1 if backward else 0], args[2 if backward else 1]
-        place = [argument.name for argument in func._schema.arguments].index("is_causal")
+        query, key = tensors[1 if backward else 0], tensors[2 if backward else 1]
+        place = [argument.name for argument in schema.arguments].index("is_causal")
         causal = place < len(args) and args[place]
         whole = 2 * query.numel() * key.shape[-2] * (5 if backward else 2)
         return "attention", whole // 2 if causal else whole
     if name == "bitsandbytes::gemm_4bit":
-        return "matrix", 2 * args[0].numel() * args[2][0]
+        return "matrix", 2 * tensors[0].numel() * cast("Sequence[int]", args[2])[0]
     if name in ("bitsandbytes::int8_mixed_scaled_mm", "bitsandbytes::int8_scaled_mm"):
-        left, right = (args[1], args[2]) if "mixed" in name else (args[0], args[1])
+        left, right = (tensors[1], tensors[2]) if "mixed" in name else (tensors[0], tensors[1])
         return "int8", 2 * left.numel() * right.shape[0]
     return "", 0
 

@@ -9,7 +9,7 @@ import gc
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from fitune.models.quantization.quantize import numel
 from fitune.planning.scenario import Scenario
@@ -20,6 +20,14 @@ from fitune.planning.trace.meta_shortcuts import quick_table
 from fitune.planning.trace.optimizer_memory import STATES, optimizer_step
 from fitune.planning.trace.recorder import WORKSPACE, Recorder
 from fitune.planning.trace.upstream_patches import autocast_on_meta, cuda_functions, own_quantization_maps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch._ops import OpOverload
+    from transformers import PretrainedConfig
+
+    from fitune.planning.trace_cache import TraceValues
 
 # cuBLAS' workspace, parseChosenWorkspaceSize in aten/cuda/CublasHandlePool.cpp: 4096 KiB twice and 16 KiB eight times,
 # or 32 MiB on Hopper.
@@ -42,16 +50,16 @@ class Trace:
     total_parameters: int
     managed_bytes: int = 0
     """Paged optimizer states: CUDA managed memory, which torch's allocator does not count."""
-    work: dict[str, Any] = field(default_factory=dict)
+    work: dict[str, list[list[str | int]]] = field(default_factory=dict[str, list[list[str | int]]])
     """Of one micro-batch: {"operators": [[kind, flops, moved bytes, how often], …]}; see `Recorder.work`."""
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> TraceValues:
         """Plain values, for JSON; the lists themselves, for a trace has some 100,000 events."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return cast("TraceValues", {field.name: getattr(self, field.name) for field in fields(self)})
 
 
-def kernels_of(scenario: Scenario, flash_package: bool = False) -> dict[Any, Any]:
+def kernels_of(scenario: Scenario, flash_package: bool = False) -> dict[OpOverload[..., object], Callable[..., object]]:
     """The table of operators for the masks of a scenario."""
     labels = max(round(scenario.label_share * (scenario.seq_len - 1)), 1)
     # A full batch has an all-ones mask, which is dropped; a padded or packed one has not.
@@ -60,7 +68,7 @@ def kernels_of(scenario: Scenario, flash_package: bool = False) -> dict[Any, Any
     )
 
 
-def trace(config: Any, scenario: Scenario, capability: tuple[int, int] = (8, 0)) -> Trace:
+def trace(config: PretrainedConfig, scenario: Scenario, capability: tuple[int, int] = (8, 0)) -> Trace:
     """Run every phase of ``scenario`` over ``config``'s model on the meta device, and write down what it allocates."""
     kernels = kernels_of(scenario, scenario.attention == "flash_attention_2")
     recorder = Recorder({**quick_table(), **kernels})

@@ -6,9 +6,8 @@ Nothing else in fitune sets an attribute of another library's module. Seen with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -16,10 +15,11 @@ from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import MetaAutocast
 from fitune.planning.trace.cpu_memory_rules import training_matmul
 from fitune.planning.trace.cuda_memory_rules import attention_for
+from fitune.planning.trace.recorder import Recorder
 
 
 @contextmanager
-def replaced(owner: Any, **made: Any) -> Iterator[None]:
+def replaced(owner: object, **made: object) -> Generator[None]:
     """Attributes of ``owner`` are others inside."""
     real = {name: getattr(owner, name) for name in made}
     for name, value in made.items():
@@ -32,7 +32,7 @@ def replaced(owner: Any, **made: Any) -> Iterator[None]:
 
 
 @contextmanager
-def autocast_on_meta(mode: MetaAutocast | None, on_card: bool = True) -> Iterator[None]:
+def autocast_on_meta(mode: MetaAutocast | None, on_card: bool = True) -> Generator[None]:
     """torch.autocast, is_autocast_enabled and get_autocast_dtype know the meta device.
 
     Args:
@@ -44,7 +44,7 @@ def autocast_on_meta(mode: MetaAutocast | None, on_card: bool = True) -> Iterato
     names = ("autocast", "is_autocast_enabled", "get_autocast_dtype")
     real = {name: getattr(torch, name) for name in names}
 
-    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    def autocast(device_type: str, *args: object, **kwargs: object) -> AbstractContextManager[object]:
         if device_type != "meta":
             return real["autocast"](device_type, *args, **kwargs)
         if mode is None or kwargs.get("enabled", True):
@@ -67,8 +67,8 @@ def autocast_on_meta(mode: MetaAutocast | None, on_card: bool = True) -> Iterato
 
 @contextmanager
 def cuda_functions(
-    capability: tuple[int, int], recorder: Any, forced: str | None = None, autocast: Any = None
-) -> Iterator[None]:
+    capability: tuple[int, int], recorder: Recorder, forced: str | None = None, autocast: MetaAutocast | None = None
+) -> Generator[None]:
     """Attention, dropout and softmax of torch.nn.functional are CUDA's.
 
     On meta torch takes the math path of attention and a dropout without a saved mask. A function mode would be shorter,
@@ -78,19 +78,23 @@ def cuda_functions(
     softmax = functional.softmax
     chosen = attention_for(capability, forced)
 
-    def sdpa(*args: Any, **kwargs: Any) -> Any:
+    def sdpa(*args: object, **kwargs: object) -> torch.Tensor:
         if autocast is not None and autocast.active:  # a python function: autocast's mode does not see it
             args = tuple(autocast.lower(value) for value in args)
             kwargs = {name: autocast.lower(value) for name, value in kwargs.items()}
         with recorder.labelled("attention"):
             return chosen(*args, **kwargs)
 
-    def fused_dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    def fused_dropout(
+        input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> torch.Tensor:
         if p == 0.0 or not training or input.numel() == 0:
             return input
         return torch.native_dropout(input, p, True)[0]
 
-    def fused_softmax(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    def fused_softmax(
+        input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         # at::softmax: from fp16 to fp32 in one kernel on CUDA (only from fp16)
         if autocast is not None and autocast.active and dtype is None and input.dtype != torch.float64:
             dtype = torch.float32
@@ -103,21 +107,21 @@ def cuda_functions(
 
 
 @contextmanager
-def cpu_attention(autocast: MetaAutocast | None) -> Iterator[None]:
+def cpu_attention(autocast: MetaAutocast | None) -> Generator[None]:
     """SDPA runs the CPU's flash kernel, which meta tensors do not choose by themselves. To be dropped when they do."""
     functional = torch.nn.functional
     original = functional.scaled_dot_product_attention
 
     def attention(
-        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-        scale: float | None = None, enable_gqa: bool = False,
-    ) -> Any:  # fmt: skip
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         if autocast is not None and autocast.active:
             query, key, value = autocast.lower(query), autocast.lower(key), autocast.lower(value)
         if dropout_p or query.shape[-1] != value.shape[-1]:  # sdp_utils_cpp.cpp: flash takes neither
-            more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
+            more: dict[str, bool] = {"enable_gqa": True} if enable_gqa else {}
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
-        flash: Callable[..., Any] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        flash: Callable[..., tuple[torch.Tensor, ...]] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
     with replaced(functional, scaled_dot_product_attention=attention):
@@ -125,7 +129,7 @@ def cpu_attention(autocast: MetaAutocast | None) -> Iterator[None]:
 
 
 @contextmanager
-def cpu_int8_products() -> Iterator[None]:
+def cpu_int8_products() -> Generator[None]:
     """bitsandbytes' int8 layers train on meta as on a CPU; by the device they would take the path of a card.
 
     To be dropped when bitsandbytes chooses it by something else than the name of the device.
@@ -138,7 +142,7 @@ def cpu_int8_products() -> Iterator[None]:
 
 
 @contextmanager
-def own_quantization_maps(scenario: Scenario) -> Iterator[None]:
+def own_quantization_maps(scenario: Scenario) -> Generator[None]:
     """bitsandbytes keeps one table of 8-bit values for the process, on the device that first asked for it.
 
     A trace that asked first would leave one on the meta device, and every later quantization would fail on it; inside,

@@ -6,7 +6,8 @@ In: prompts, rewards. Out: metrics, and rows of samples.jsonl as those of `fitun
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+
+from torch import nn
 
 from fitune.answer_metrics import row_scores, score
 from fitune.data.render.renderer import Renderer
@@ -29,7 +30,7 @@ class RewardEval:
         max_new_tokens: int,
         generation_batch_size: int,
         truncated_reward: float | None,
-        keep: Callable[[list[dict[str, Any]]], None],
+        keep: Callable[[list[dict[str, object]]], None],
     ):
         self.renderer, self.prompts, self.mix = renderer, list(prompts), mix
         self.sampling, self.generation_batch_size = Sampling(max_new_tokens), generation_batch_size
@@ -40,7 +41,7 @@ class RewardEval:
             advice="Lower eval.max_new_tokens",
         )
 
-    def __call__(self, model: Any, step: int) -> dict[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         answered = sample_answers(
             model,
             self.renderer,

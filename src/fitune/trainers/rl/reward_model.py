@@ -6,26 +6,37 @@ One base in memory: scoring switches the adapter for a forward pass, and switche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 
 from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_facts, template_digest
 from fitune.adapters.locate import find_adapter
-from fitune.adapters.reference import _switched
+from fitune.adapters.reference import switched
 from fitune.data.packing.bins import Mode
 from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
+from fitune.models.base_model import base_model_of
 from fitune.models.heads import read_head
 from fitune.models.template import Template
 from fitune.ops.token_logprobs import end_states, make_row_batch
 from fitune.rewards.library import Reward
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 def load_reward_model(
-    model: Any, name: str, template: Template, runs_folder: str, mode: Mode, generation_batch_size: int, autocast: Any
+    model: PeftModel,
+    name: str,
+    template: Template,
+    runs_folder: str,
+    mode: Mode,
+    generation_batch_size: int,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> Reward:
     """The reward that the run ``name`` has learnt, in standard deviations from the mean of its own data's answers.
 
@@ -38,8 +49,8 @@ def load_reward_model(
         ModelError: no reward run, or one over another base or another chat template.
     """
     folder = find_adapter(name, runs_folder, "rl.rewards run")
-    check_belongs(model.get_base_model(), folder)
-    head = read_head(folder, model.config.get_text_config().hidden_size)
+    check_belongs(base_model_of(model), folder)
+    head = read_head(folder, base_model_of(model).config.get_text_config().hidden_size)
     facts = read_facts(folder)
     scale = facts.get("reward") or {}
     middle, spread = scale.get("mean", 0.0), scale.get("std") or 1.0
@@ -74,7 +85,7 @@ def load_reward_model(
         rows = [TokenRow(ids, (False,) * (len(ids) - 1) + (True,), number) for number, ids in enumerate(token_ids)]
         model.eval()
         try:
-            with torch.no_grad(), _switched(model, own), autocast():
+            with torch.no_grad(), switched(model, own), autocast():
                 return recovery.run(passes, rows)
         finally:
             model.train(was_training)

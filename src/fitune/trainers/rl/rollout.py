@@ -8,17 +8,19 @@ B answers: those to one prompt are neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings, read_answer
+from fitune.evaluation.generation import Sampling, asking, generation_settings, left_padded, read_answer
+from fitune.models.base_model import base_model_of
 from fitune.rewards.mix import Sample
 from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
 from fitune.trainers.rl.draws import DrawsOfWholeBatch
@@ -51,7 +53,7 @@ class RolloutBatch:
 
 
 def sample_answers(
-    model: Any,
+    model: nn.Module,
     renderer: Renderer,
     prompts: Sequence[PromptRow],
     per_prompt: int,
@@ -74,7 +76,7 @@ def sample_answers(
         (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
     )
     answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _asking(model):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), asking(model):
         torch.manual_seed(seed)
         for first in range(0, len(order), generation_batch_size):
             chosen = order[first : first + generation_batch_size]
@@ -89,24 +91,25 @@ def sample_answers(
 
 
 def _answer_batch(
-    model: Any, renderer: Renderer, sampling: Sampling, recovery: OomRecovery, asked: Sequence[list[int]]
+    model: nn.Module, renderer: Renderer, sampling: Sampling, recovery: OomRecovery, asked: Sequence[list[int]]
 ) -> list[list[int]]:
     """New tokens for each prompt of a batch; sampled in parts, each part draws what it would have drawn in the whole,
     and the random numbers stand afterwards where the whole would have left them: behind its longest answer."""
+    generate, device = cast("Callable[..., torch.Tensor]", model.generate), base_model_of(model).device
     start = random_state()
     longest, end = 0, start
     found: list[list[int]] = []
     for rows in recovery.slices(len(asked)):
         put_back(start)
         part = asked[rows]
-        input_ids, mask = _left_padded(part, renderer.tokenizer.pad_token_id)
+        input_ids, mask = left_padded(part, renderer.tokenizer.pad_token_id)
         settings, draws = generation_settings(renderer, sampling), LogitsProcessorList()
         if len(part) < len(asked) and sampling.temperature > 0:
             settings = generation_settings(renderer, Sampling(sampling.max_new_tokens))
             draws.append(DrawsOfWholeBatch(sampling, rows, len(asked)))
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
+        output = generate(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
             generation_config=settings,
             logits_processor=draws,
         )
