@@ -235,7 +235,7 @@ def _train(
     log_memory(run, predicted_run(setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run, Settings().model_dump(mode="json"))
-    before = whole["results"].get("before")
+    before = whole.get("results", {}).get("before")
     return RunResult(
         folder=run.path,
         status="finished",
