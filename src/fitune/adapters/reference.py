@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -26,13 +27,13 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
         ModelError: what an adapter switched off does not give back: PiSSA's base, biases trained in place.
     """
     if REFERENCE in model.peft_config:
-        with torch.no_grad(), _switched(model, REFERENCE):
+        with torch.no_grad(), switched(model, REFERENCE):
             yield
         return
     for config in model.peft_config.values():
-        if getattr(config, "bias", "none") != "none":
+        if (bias := getattr(config, "bias", "none")) != "none":
             raise ModelError(
-                f"lora.bias is {config.bias}: trained biases change the base even with the adapter off, so it is no "
+                f"lora.bias is {bias}: trained biases change the base even with the adapter off, so it is no "
                 "reference; use lora.bias none"
             )
         if getattr(config, "init_lora_weights", True) == "pissa":
@@ -44,9 +45,9 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _switched(model: PeftModel, name: str) -> Generator[None, None, None]:
+def switched(model: PeftModel, name: str) -> Generator[None, None, None]:
     """Another adapter active; which parameters are trained does not change."""
-    before, trained = model.active_adapter, [(value, value.requires_grad) for value in model.parameters()]
+    before, trained = cast(str, model.active_adapter), [(value, value.requires_grad) for value in model.parameters()]
     model.set_adapter(name, inference_mode=True)
     try:
         yield

@@ -141,7 +141,8 @@ def save(run: RunContext, trainer: RewardTrainer, model: Any) -> Path:
         "length_correlation": follows,
     }
     base, folder = run.base, run.folder.adapter
-    facts = {**base_facts(base), "reward": scale}
+    facts = base_facts(base)
+    facts["reward"] = scale
     head = {HEAD_FILE: head_tensors(head_of(model))}
     save_adapter(model, base.tokenizer, base.template, folder, facts, beside=head)
     return folder

@@ -13,7 +13,7 @@ import torch
 
 from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_facts, template_digest
 from fitune.adapters.locate import find_adapter
-from fitune.adapters.reference import _switched
+from fitune.adapters.reference import switched
 from fitune.data.packing.bins import Mode
 from fitune.data.rows import TokenRow
 from fitune.errors import ModelError
@@ -74,7 +74,7 @@ def load_reward_model(
         rows = [TokenRow(ids, (False,) * (len(ids) - 1) + (True,), number) for number, ids in enumerate(token_ids)]
         model.eval()
         try:
-            with torch.no_grad(), _switched(model, own), autocast():
+            with torch.no_grad(), switched(model, own), autocast():
                 return recovery.run(passes, rows)
         finally:
             model.train(was_training)
