@@ -13,7 +13,7 @@ from typing import Any
 from fitune.answer_metrics import score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
-from fitune.evaluation.evaluate import answer_rows
+from fitune.evaluation.evaluate import AnswerRow, answer_rows
 from fitune.evaluation.inference_model import Target
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
@@ -52,7 +52,7 @@ class GenerationEval:
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
 
-    def _answered(self, target: Target) -> list[dict[str, Any]]:
+    def _answered(self, target: Target) -> list[AnswerRow]:
         at_once = min(self.recovery.size.most, len(self.examples))
         self.recovery.begin_pass(at_once)
         return answer_rows(target, self.examples, self.max_new_tokens, at_once)

@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings, read_answer
+from fitune.evaluation.generation import Sampling, asking, generation_settings, left_padded, read_answer
 from fitune.rewards.mix import Sample
 from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
 from fitune.trainers.rl.draws import DrawsOfWholeBatch
@@ -74,7 +74,7 @@ def sample_answers(
         (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
     )
     answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _asking(model):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), asking(model):
         torch.manual_seed(seed)
         for first in range(0, len(order), generation_batch_size):
             chosen = order[first : first + generation_batch_size]
@@ -99,7 +99,7 @@ def _answer_batch(
     for rows in recovery.slices(len(asked)):
         put_back(start)
         part = asked[rows]
-        input_ids, mask = _left_padded(part, renderer.tokenizer.pad_token_id)
+        input_ids, mask = left_padded(part, renderer.tokenizer.pad_token_id)
         settings, draws = generation_settings(renderer, sampling), LogitsProcessorList()
         if len(part) < len(asked) and sampling.temperature > 0:
             settings = generation_settings(renderer, Sampling(sampling.max_new_tokens))
