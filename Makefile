@@ -38,6 +38,7 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python benchmarks/any_share.py --check > /dev/null
 	$(BIN)/lint-imports
 	$(BIN)/python -m fitune.cli.pages.docs --check
 

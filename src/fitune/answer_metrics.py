@@ -6,6 +6,7 @@ Every score is from 0 to 1. Words are what blanks part, compared exactly: punctu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 
 def exact_match(answers: Sequence[str], wanted: Sequence[str]) -> float:
@@ -46,9 +47,16 @@ def score(answers: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
     return {name: metric(answers, wanted) for name, metric in ANSWER_METRICS.items()}
 
 
-def row_scores(answer: str, wanted: str) -> dict[str, float]:
+class RowScores(TypedDict):
     """The metrics that say something of one answer by itself: chrF is of a whole set."""
-    return {metric.__name__: metric([answer], [wanted]) for metric in (exact_match, word_accuracy)}
+
+    exact_match: float
+    word_accuracy: float
+
+
+def row_scores(answer: str, wanted: str) -> RowScores:
+    """The scores of one answer."""
+    return RowScores(exact_match=exact_match([answer], [wanted]), word_accuracy=word_accuracy([answer], [wanted]))
 
 
 def equal(answer: str, wanted: str) -> bool:

@@ -13,17 +13,15 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from fitune.models.base_model import base_model_of
+from fitune.models.quantization.quantization import Quantization
 from fitune.models.quantization.quantize import dense_weight, is_quantized, kind_of, scales
-
-if TYPE_CHECKING:
-    from bitsandbytes.functional import QuantState
 
 # PEFT's names for the frozen layer inside each of its wrappers, and for what it trains beside it.
 WRAPPERS = ("base_layer", "original_module", "token_adapter")
@@ -48,27 +46,41 @@ class Restored:
         )
 
 
-class Stored(TypedDict):
-    """The stored tensors of a layer; of a quantized one also its parameter and what its numbers are scaled by."""
+@dataclass(frozen=True)
+class Packed:
+    """How a quantized layer holds its weight: the parameter itself, and the state that unpacks it."""
+
+    parameter: Tensor
+    kind: Quantization
+    state: object
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The stored tensors of a layer."""
 
     bias: Tensor | None
     weight: Tensor
-    parameter: NotRequired[nn.Parameter]
-    quant_state: NotRequired[QuantState]
-    scales: NotRequired[Tensor]
+    packed: Packed | None = None
 
 
 @dataclass
 class Copies:
     """What the layers held before a merge: {name: (layer, its stored tensors)}."""
 
-    layers: dict[str, tuple[nn.Module, Stored]] = field(default_factory=dict[str, tuple[nn.Module, "Stored"]])
+    layers: dict[str, tuple[nn.Linear, Stored]] = field(default_factory=dict[str, tuple[nn.Linear, "Stored"]])
 
     @property
     def num_bytes(self) -> int:
         """Memory that the copies take."""
-        kept = [value for _, state in self.layers.values() for value in state.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept if isinstance(tensor, Tensor))
+        return sum(_num_bytes(state) for _, state in self.layers.values())
+
+
+def _num_bytes(state: Stored) -> int:
+    held = [state.bias, state.weight]
+    if state.packed is not None:
+        held += [state.packed.parameter, state.packed.state]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held if isinstance(tensor, Tensor))
 
 
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -102,12 +114,12 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """(name in the bare model, frozen layer) of every layer that an adapter lies over."""
     root = base_model_of(model)
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield _plain(name), module.get_base_layer()
+            yield _plain(name), cast(nn.Linear, module.get_base_layer())
 
 
 def copy_layers(model: nn.Module) -> Copies:
@@ -121,16 +133,14 @@ def copy_layers(model: nn.Module) -> Copies:
 def put_back(copies: Copies) -> None:
     """Give each layer what it held when it was copied."""
     for layer, state in copies.layers.values():
-        bias = state.get("bias")
-        if bias is not None:
-            layer.bias.data = bias.to(layer.bias.device)
-        if "parameter" not in state:
-            layer.weight.data = state["weight"].to(layer.weight.device)
+        if state.bias is not None:
+            layer.bias.data = state.bias.to(layer.bias.device)
+        if (packed := state.packed) is None:
+            layer.weight.data = state.weight.to(layer.weight.device)
             continue
-        parameter = state["parameter"]
-        parameter.data = state["weight"]
-        state["kind"].put_back(layer, parameter, state["unpacked_by"])
-        layer.weight = parameter
+        packed.parameter.data = state.weight
+        packed.kind.put_back(layer, packed.parameter, packed.state)
+        layer.weight = packed.parameter
 
 
 def compare(copies: Copies) -> Restored:
@@ -140,28 +150,25 @@ def compare(copies: Copies) -> Restored:
         now, then = dense_weight(layer).float().cpu(), _dense(state).float().cpu()
         largest, error = then.abs().max().item(), (now - then).abs().max().item()
         if is_quantized(layer):
-            exact &= torch.equal(layer.weight.data.cpu(), state["weight"].cpu()) and error == 0
+            exact &= torch.equal(layer.weight.data.cpu(), state.weight.cpu()) and error == 0
         exact &= error == 0
         if error > 0 and (bits := math.log2(largest / error)) < worst:
             worst, name_of_worst = bits, name
     return Restored(exact, None if exact else worst, len(copies.layers), name_of_worst)
 
 
-def _stored(layer: nn.Module) -> Stored:
-    bias = getattr(layer, "bias", None)
-    state: dict[str, Any] = {"bias": None if bias is None else bias.detach().clone()}
+def _stored(layer: nn.Linear) -> Stored:
+    bias: Tensor | None = getattr(layer, "bias", None)
+    kept = None if bias is None else bias.detach().clone()
     if (kind := kind_of(layer)) is None:
-        return {**state, "weight": layer.weight.detach().to("cpu", copy=True)}
+        return Stored(kept, layer.weight.detach().to("cpu", copy=True))
     # PEFT replaces a quantized weight by a new one, so the old tensors need no second copy.
-    stored = {"parameter": layer.weight, "weight": layer.weight.data}
-    return {**state, **stored, "kind": kind, "unpacked_by": kind.state(layer)}
+    return Stored(kept, layer.weight.data, Packed(layer.weight, kind, kind.state(layer)))
 
 
 def _dense(state: Stored) -> Tensor:
     """The weights that a copy stands for."""
-    if "parameter" not in state:
-        return state["weight"]
-    return state["kind"].unpack(state["weight"], state["unpacked_by"])
+    return state.weight if state.packed is None else state.packed.kind.unpack(state.weight, state.packed.state)
 
 
 def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -25,7 +25,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
-from fitune.adapters.in_memory import BASE, active, merged, names
+from fitune.adapters.in_memory import BASE, active, config_of, merged, names, tuner
 from fitune.errors import ModelError, did_you_mean
 
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -77,14 +77,15 @@ def combine(
     full = [name for name in chosen if _modules_in_full(model, name)]
     # PEFT takes the new adapter's options from the first one.
     ordered = sorted(parts, key=lambda part: part[0] not in full)
-    options: dict[str, Any] = {"density": density or DENSITY} if _prunes(kind) else {}
+    options: dict[str, Any] = {"combination_type": kind}
+    if _prunes(kind):
+        options["density"] = density or DENSITY
     if kind.endswith("svd"):
         options |= {"svd_rank": rank, "svd_full_matrices": False}
-    inner: Any = model.base_model
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message="The density 1.0 is greater than or equal to 1")  # asked for
-        inner.add_weighted_adapter(
-            [name for name, _ in ordered], [weight for _, weight in ordered], new, combination_type=kind, **options
+        tuner(model).add_weighted_adapter(
+            [name for name, _ in ordered], [weight for _, weight in ordered], new, **options
         )
         if kind == "cat":
             _unrounded(model, ordered, new)
@@ -93,8 +94,9 @@ def combine(
         _add_full_parts(model, parts, new)
     model.requires_grad_(False)
     _activate(model, was_active)
-    made: Any = model.peft_config[new]
-    return Combined(name=new, parts=tuple(parts), kind=kind, rank=made.r, density=options.get("density"))
+    return Combined(
+        name=new, parts=tuple(parts), kind=kind, rank=config_of(model, new).r, density=options.get("density")
+    )
 
 
 def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int | None, density: float | None) -> None:
@@ -116,14 +118,13 @@ def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int |
         raise ModelError(f"{kind} keeps every value; --density goes with ties, dare and magnitude_prune")
     if density is not None and not 0 < density <= 1:
         raise ModelError(f"density is {density:g}; use a share above 0, at most 1")
-    configs: dict[str, Any] = dict(model.peft_config)
-    ranks = {name: configs[name].r for name in chosen}
+    ranks = {name: config_of(model, name).r for name in chosen}
     if kind in EQUAL_RANKS and len(set(ranks.values())) > 1:
         listed = ", ".join(f"{name} has {rank}" for name, rank in ranks.items())
         other = "cat or svd" if kind == "linear" else f"{kind}_svd" if f"{kind}_svd" in KINDS else "svd"
         raise ModelError(f"{kind} adds A to A and B to B, so ranks must be equal, and {listed}; use {other}")
     for name in chosen:
-        config: Any = model.peft_config[name]
+        config = config_of(model, name)
         if config.use_dora:
             raise ModelError(f"{name} is a DoRA adapter, whose magnitudes cannot be added; merge it instead")
         if config.bias != "none":
@@ -177,7 +178,7 @@ def _plain_scale(model: PeftModel, new: str) -> None:
 
     A first part with rank-stabilised scaling would leave √r on the result.
     """
-    config: Any = model.peft_config[new]
+    config = config_of(model, new)
     config.use_rslora, config.lora_alpha = False, config.r
     for module in model.modules():
         if isinstance(module, LoraLayer) and new in module.scaling:
@@ -210,7 +211,7 @@ def _add_full_parts(model: PeftModel, parts: Sequence[tuple[str, float]], new: s
 
 
 def _activate(model: PeftModel, wanted: tuple[str, ...]) -> None:
-    inner: Any = model.base_model
+    inner = tuner(model)
     if wanted:
         inner.set_adapter(list(wanted), inference_mode=True)
     else:

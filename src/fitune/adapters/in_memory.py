@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraModel, PeftModel
+from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -101,10 +101,10 @@ def use(model: PeftModel, name: str) -> None:
     if merged(model):
         raise ModelError(f"{', '.join(merged(model))} is merged into the base; unmerge it first")
     if name == BASE:
-        _tuner(model).disable_adapter_layers()
+        tuner(model).disable_adapter_layers()
         return
     _check(model, name)
-    _tuner(model).enable_adapter_layers()
+    tuner(model).enable_adapter_layers()
     model.set_adapter(name)
     model.requires_grad_(False)  # PEFT makes what it activates trainable
 
@@ -130,7 +130,7 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
             "--to merged` takes the 16-bit base), or switch it on and off"
         )
     with _quiet():
-        _tuner(model).merge_adapter(list(chosen))
+        tuner(model).merge_adapter(list(chosen))
     # Without the copies, some values of each layer are held for the report alone.
     model.fitune_copies = copies if keep else None  # type: ignore[assignment]
     quantized = sum(is_quantized(layer) for layer, _ in copies.layers.values())
@@ -153,7 +153,7 @@ def unmerge(model: PeftModel, reference: Copies | None = None) -> Restored:
         raise ModelError("no adapter is merged into the base, so there is nothing to unmerge")
     copies: Copies | None = getattr(model, "fitune_copies", None)
     with _quiet():
-        _tuner(model).unmerge_adapter()
+        tuner(model).unmerge_adapter()
     if copies is not None:
         put_back(copies)
         model.fitune_copies = None  # type: ignore[assignment]
@@ -179,7 +179,7 @@ def unload(model: PeftModel, before: dict[str, str] | None = None) -> tuple[PreT
             # With an adapter on, PEFT leaves what it trained in full in the base's place, and its `set_adapter([])`
             # refuses an empty list here.
             module._active_adapter = []  # pyright: ignore[reportPrivateUsage]
-    base = cast(PreTrainedModel, _tuner(model).unload())
+    base = cast(PreTrainedModel, tuner(model).unload())
     undo(base)
     after = digests(base) if before is not None else {}
     return base, changed(before or {}, after)
@@ -215,7 +215,7 @@ def rename(model: PeftModel, old: str, new: str) -> None:
         raise ModelError(f'"{new}" cannot be an adapter\'s name: it is taken, empty, or holds a dot; choose another')
     if old in merged(model):
         raise ModelError(f'"{old}" is merged into the base; unmerge it before it is renamed')
-    config: dict[str, Any] = model.peft_config
+    config = model.peft_config
     keys = list(config)
     entries = {new if key == old else key: config[key] for key in keys}
     config.clear()
@@ -233,7 +233,7 @@ def rename(model: PeftModel, old: str, new: str) -> None:
             known.symmetric_difference_update((old, new))
         if hasattr(module, "_active_adapter"):
             module._active_adapter = _renamed(module._active_adapter, old, new)
-    for holder in (model, _tuner(model)):
+    for holder in (model, tuner(model)):
         holder.active_adapter = _renamed(holder.active_adapter, old, new)
 
 
@@ -244,9 +244,14 @@ def _renamed(adapters: str | list[str], old: str, new: str) -> str | list[str]:
     return new if adapters == old else adapters
 
 
-def _tuner(model: PeftModel) -> LoraModel:
+def tuner(model: PeftModel) -> LoraModel:
     """PEFT's `LoraModel`, which has the operations on all layers."""
     return cast(LoraModel, model.base_model)
+
+
+def config_of(model: PeftModel, name: str) -> LoraConfig:
+    """PEFT's configuration of an adapter in memory."""
+    return cast(LoraConfig, model.peft_config[name])
 
 
 def _enabled(model: nn.Module) -> bool:

@@ -142,8 +142,8 @@ def compute_in(model: PeftModel, dtype: torch.dtype) -> None:
         return
     for module in base.modules():
         if isinstance(module, nn.LayerNorm):  # on a CPU it takes no 16-bit weight with an fp32 bias or input
-            if module.weight is not None:
-                undo_of(base).casts.append((module, module.weight.dtype))
+            if (weight := next(module.parameters(), None)) is not None:
+                undo_of(base).casts.append((module, weight.dtype))
             module.float()
     device, entered = next(model.parameters()).device.type, []
     if device == "meta":  # the memory plan sets autocast itself
@@ -174,7 +174,7 @@ class Undo:
 def undo_of(base: nn.Module) -> Undo:
     """The base's own list of what to undo, empty at first."""
     if not isinstance(getattr(base, "fitune_undo", None), Undo):
-        base.fitune_undo = Undo()  # type: ignore[assignment]
+        reset_undo(base)
     return cast(Undo, base.fitune_undo)
 
 
@@ -194,6 +194,11 @@ def undo(base: nn.Module) -> None:
         module.to(dtype)
     for name, value in steps.biases.items():
         base.get_parameter(name).data = value.clone()
+    reset_undo(base)
+
+
+def reset_undo(base: nn.Module) -> None:
+    """Forget what there was to undo: the base is taken as it is."""
     base.fitune_undo = Undo()  # type: ignore[assignment]
 
 
@@ -285,7 +290,7 @@ def refuse_dora_on_cpu(model: nn.Module) -> None:
     """
     for module in model.modules():
         kind = kind_of(module)
-        if kind is not None and not kind.dora_on_cpu and cast(Any, module).weight.device.type == "cpu":
+        if kind is not None and not kind.dora_on_cpu and cast(nn.Linear, module).weight.device.type == "cpu":
             raise ModelError(
                 f"DoRA over an {kind.name} base does not work on a CPU (PEFT and bitsandbytes lose the scales of its "
                 f"layers); use model.quantization {NF4.name}, or lora.dora false"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Required, TypedDict
 from fitune.errors import ModelError, RunError, did_you_mean
 
 if TYPE_CHECKING:
+    from fitune.models.quantization.quantize import QuantizationValues
     from fitune.models.source import Origin
 
 MERGED = "merged"
@@ -47,7 +48,7 @@ class Facts(TypedDict, total=False):
     weights: str | None
     template: TemplateFacts
     precision: str
-    quantization: dict[str, object] | None
+    quantization: QuantizationValues | None
     merged: list[dict[str, str]]
     init: str
     reward: dict[str, float]

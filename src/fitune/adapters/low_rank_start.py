@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -116,7 +116,7 @@ def begin(layer: LoraLayer, name: str, b: Tensor, a: Tensor) -> None:
     nothing to the layer and can be learnt, since B's gradient is a product with A. With zeros in both, each one's
     gradient is a product with the other and stays zero.
     """
-    lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    lora_a, lora_b = (cast(nn.Parameter, part[name].weight) for part in (layer.lora_A, layer.lora_B))
     if missing := layer.r[name] - len(a):
         rest = nn.init.kaiming_uniform_(a.new_empty(missing, a.shape[1]), a=math.sqrt(5))
         a, b = torch.cat([a, rest]), nn.functional.pad(b, (0, missing))

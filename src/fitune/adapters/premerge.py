@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from peft import LoraModel
 from transformers import PreTrainedModel
 
 from fitune.adapters.adapter_folder import load_adapter, template_digest
 from fitune.adapters.compatibility import read_facts
-from fitune.adapters.inject import Undo, undo_of
+from fitune.adapters.inject import reset_undo, undo_of
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, input_weight
 
@@ -43,14 +44,14 @@ def merge_into(base: LoadedBase, folders: Sequence[Path]) -> LoadedBase:
                 f"set model.chat_template to {folder / 'chat_template.jinja'}"
             )
         dtype = input_weight(base.model).dtype
-        model: Any = load_adapter(base.model, folder)
+        model = load_adapter(base.model, folder)
         try:
-            merged = cast(PreTrainedModel, model.merge_and_unload())
+            merged = cast(PreTrainedModel, cast(LoraModel, model.base_model).merge_and_unload())
         except (ValueError, NotImplementedError) as error:
             raise ModelError(f"the adapter in {folder} cannot be merged: {error}") from error
         for hook in undo_of(merged).hooks:
             hook.remove()
-        cast(Any, merged).fitune_undo = Undo()  # trained biases are the new base's own
+        reset_undo(merged)  # trained biases are the new base's own
         for parameter in merged.parameters():
             parameter.requires_grad = False
             if parameter.dtype != dtype:  # norms and modules that were trained in fp32

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -30,9 +31,9 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
             yield
         return
     for config in model.peft_config.values():
-        if getattr(config, "bias", "none") != "none":
+        if (bias := getattr(config, "bias", "none")) != "none":
             raise ModelError(
-                f"lora.bias is {config.bias}: trained biases change the base even with the adapter off, so it is no "
+                f"lora.bias is {bias}: trained biases change the base even with the adapter off, so it is no "
                 "reference; use lora.bias none"
             )
         if getattr(config, "init_lora_weights", True) == "pissa":
@@ -46,7 +47,7 @@ def as_reference(model: PeftModel) -> Generator[None, None, None]:
 @contextmanager
 def switched(model: PeftModel, name: str) -> Generator[None, None, None]:
     """Another adapter active; which parameters are trained does not change."""
-    before, trained = model.active_adapter, [(value, value.requires_grad) for value in model.parameters()]
+    before, trained = cast(str, model.active_adapter), [(value, value.requires_grad) for value in model.parameters()]
     model.set_adapter(name, inference_mode=True)
     try:
         yield

@@ -171,7 +171,7 @@ def compare(first: Path, second: Path) -> AdapterComparison:
     """Two adapters side by side. ΔW = s·B·A is never built: norms and products come from r × r matrices."""
     facts = [describe(folder) for folder in (first, second)]
     left_out = ("name", "path", "bytes", "continues", "parameters", "in_full", "trained", "total", "share", "template")
-    differing = {
+    differing: dict[str, list[object]] = {
         key: [one.get(key) for one in facts]
         for key in facts[0]
         if key not in left_out and facts[0].get(key) != facts[1].get(key)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
+
+if TYPE_CHECKING:
+    from fitune.adapters.storage import Described
 
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Device."
@@ -164,7 +167,7 @@ def combine(
     """
     from fitune.evaluation.combine_saved import combine_on_disk
 
-    weights = []
+    weights: list[tuple[str, float]] = []
     for part in parts:
         name, mark, value = part.rpartition("=")
         try:
@@ -212,7 +215,7 @@ def delete(name: str, yes: bool, folder: str) -> None:
     click.echo(f"deleted {storage.delete(name, folder, only_copy=yes)}")
 
 
-def _proving(step: str, text: str) -> Any:
+def _proving(step: str, text: str) -> click.Command:
     """merge, unmerge, unload: the step on a copy in memory, and what it did."""
 
     @click.argument("name")
@@ -262,12 +265,12 @@ _proving(
 )
 
 
-def _part(count: int, found: dict[str, Any]) -> str:
+def _part(count: int, found: Described) -> str:
     share = "" if not found["total"] else f" ({count / found['total']:.2%})"
     return f"{count:,}{share}"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, list):

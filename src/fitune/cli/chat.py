@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,8 @@ from fitune.cli.options.shared import THINKING
 
 if TYPE_CHECKING:
     from fitune.data.rows import Message
-    from fitune.evaluation.generation import Answer
+    from fitune.evaluation.generation import Answer, Sampling
+    from fitune.evaluation.inference_model import Target
 
 HELP = """/base        answer with the base model alone     /adapter     answer with the adapter again
 /adapters    adapters in memory                   /use NAME    answer with another one, loaded if necessary
@@ -102,7 +103,7 @@ def chat(
 class Conversation:
     """History, the adapters, and the commands."""
 
-    def __init__(self, target, system: str | None, sampling, tools=()):
+    def __init__(self, target: Target, system: str | None, sampling: Sampling, tools: Sequence[dict[str, object]] = ()):
         from fitune.evaluation.adapter_session import Desk
 
         self.target, self.system, self.sampling, self.tools = target, system, sampling, tools

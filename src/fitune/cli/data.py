@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import JSON, print_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fitune.config.sections import Settings
+    from fitune.data.read.sources import DataOptions
+    from fitune.data.render.renderer import Renderer
 
 
 @click.group()
@@ -83,8 +90,8 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         "eval": (prepared.eval_report, prepared.eval_read),
     }
     if as_json:
-        found: dict[str, Any] = {
-            name: report.to_dict() | ({"read": read.to_dict()} if read else {})
+        found = {
+            name: {**report.to_dict(), **({"read": read.to_dict()} if read else {})}
             for name, (report, read) in sides.items()
             if report
         }
@@ -153,7 +160,7 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     log(f"{count:,} rows in {out}")
 
 
-def _settings(source: str, overrides: dict[str, str]) -> Any:
+def _settings(source: str, overrides: dict[str, str]) -> Settings:
     """Settings of a recipe, or the defaults with a file as its training data and nothing held out."""
     from fitune.config.settings_loader import load_settings
 
@@ -184,7 +191,7 @@ def _preference_method(source: str) -> str | None:
     return "kto" if holds("judged", rows.columns, rows.rows[0]) else None
 
 
-def _renderer(settings: Any) -> tuple[Any, Any]:
+def _renderer(settings: Settings) -> tuple[Renderer, PretrainedConfig]:
     """The renderer that training would use, and the model's config; no weights are loaded."""
     from fitune.models.load_base import load_config
     from fitune.models.source import resolve
@@ -199,7 +206,7 @@ def _renderer(settings: Any) -> tuple[Any, Any]:
     return make_renderer(tokenizer, template, config, settings.data), config
 
 
-def _options(settings: Any) -> Any:
+def _options(settings: Settings) -> DataOptions:
     from fitune.data.read.sources import DataOptions
     from fitune.methods.registry import METHODS
 

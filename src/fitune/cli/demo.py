@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,10 +12,12 @@ from fitune.answer_metrics import ANSWER_METRICS
 from fitune.cli.options.shared import print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fitune.runs.run_folder import RunFolder
 
 # What measured best within the demo's minutes on two cores; docs/tried.md has the others.
-RECIPE: dict[str, Any] = {
+RECIPE: dict[str, dict[str, object]] = {
     "data": {"train": "demo:pig-latin", "eval_share": 0.01},
     "lora": {"rank": 32, "alpha": 64},
     "train": {"learning_rate": 2e-3, "batch_size": 8},
@@ -81,7 +83,7 @@ def _train(name: str, steps: int | None, model: str | None, again: bool) -> Path
     from fitune.training.resume import check_same_settings
     from fitune.training.run import train
 
-    values = {section: dict(fields) for section, fields in RECIPE.items()}
+    values: dict[str, dict[str, object]] = {section: dict(fields) for section, fields in RECIPE.items()}
     values["run"]["name"] = name
     if steps:
         values["train"]["max_steps"] = steps
@@ -137,9 +139,9 @@ def _sentences(path: str | None) -> list[str]:
 
 def _held_out(folder: Path) -> list[dict[str, str]]:
     """asked, before, after, wanted of the run's own held-out rows."""
-    from fitune.runs.run_folder import read_rows
+    from fitune.runs.run_folder import read_samples
 
-    samples = read_rows(folder / "samples.jsonl")
+    samples = read_samples(folder / "samples.jsonl")
     before = {row["row"]: row for row in samples if row["moment"] == "before"}
     return [
         {
@@ -215,7 +217,7 @@ def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | N
         console.save_svg(svg, title="fitune demo")
 
 
-def sentence_table(name: str, rows: list[dict[str, str]]) -> Any:
+def sentence_table(name: str, rows: list[dict[str, str]]) -> Table:
     """asked, before, after, wanted; the words that are right are green."""
     from rich.table import Table
     from rich.text import Text
@@ -234,7 +236,7 @@ def sentence_table(name: str, rows: list[dict[str, str]]) -> Any:
     return table
 
 
-def score_table(tables: dict[str, list[dict[str, str]]], scores: dict[str, dict[str, dict[str, float]]]) -> Any:
+def score_table(tables: dict[str, list[dict[str, str]]], scores: dict[str, dict[str, dict[str, float]]]) -> Table:
     """Exact match, words right and chrF, before → after."""
     from rich.table import Table
 

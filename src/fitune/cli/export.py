@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.cli.options.shared import print_json
 from fitune.exporting.forms import EXPORT_FORMS, gguf_forms
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fitune.exporting.fidelity import Report
 
 BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.values())]
 
@@ -98,7 +103,7 @@ def export(
     stdout_console().print(str(done.main))
 
 
-def _table(report: Any) -> Any:
+def _table(report: Report) -> Table:
     """A row a copy; below them what was compared."""
     from rich.table import Table
 

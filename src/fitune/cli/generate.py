@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.cli.options.shared import THINKING, print_json
 
 if TYPE_CHECKING:
+    from fitune.data.render.renderer import Renderer
     from fitune.data.rows import Message
+    from fitune.evaluation.inference_model import Target
+    from fitune.evaluation.next_tokens import Step
 
 
 @click.command()
@@ -126,18 +129,18 @@ def _asked(prompt: str | None, file: str | None, system: str | None) -> list[lis
     return [[*head, {"role": "user", "content": line}] for line in lines]
 
 
-def _ids(renderer: Any, messages: list[Message], raw: bool) -> list[int]:
+def _ids(renderer: Renderer, messages: list[Message], raw: bool) -> list[int]:
     """Tokens to go on from: the question in the chat template, or its text alone."""
     return renderer.text_ids(messages[-1]["content"]) if raw else renderer.prompt_ids(messages)
 
 
-def _view(opened: Any, ids: list[int], top: int, steps: int) -> list[Any]:
+def _view(opened: Target, ids: list[int], top: int, steps: int) -> list[Step]:
     from fitune.evaluation.next_tokens import next_tokens
 
     return list(next_tokens(opened.model, opened.renderer, ids, top, steps))
 
 
-def _print_views(prompts: list[str], views: list[list[Any]], as_json: bool) -> None:
+def _print_views(prompts: list[str], views: list[list[Step]], as_json: bool) -> None:
     """A table a prompt: a line a step, the likeliest token first."""
     if as_json:
         data = [

@@ -99,7 +99,7 @@ def _in_words(memory: dict[str, MemoryFigure]) -> dict[str, str]:
     for name, one in memory.items():
         whole = max(one["measured"], one.get("predicted", 0))
         words = f"{size_in(one['measured'], whole)} measured"
-        if "predicted" in one:
+        if "predicted" in one and "difference" in one:
             words += f", {size_in(one['predicted'], whole)} predicted ({one['difference']:+.1%})"
         found[f"peak {name.removesuffix('_bytes').replace('_', ' ')}"] = words
     return found

@@ -44,7 +44,8 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     names = ("asked", "chosen", "rejected", "margin") if pairs else ("asked", "answer", "reward")
     table = Table(*names)
     for row in found.rows[:20]:
-        table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in names))
+        values = [dict(row).get(name) for name in names]
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
     stdout_console().print(table)
     for name, value in found.metrics.items():
         stdout_console().print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")

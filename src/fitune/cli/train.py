@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from fitune.cli.options.flags import SettingsCommand
+
+if TYPE_CHECKING:
+    from fitune.config.stages import Chain
+    from fitune.training.run import RunResult
 
 
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
@@ -55,18 +59,18 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     ctx.exit(result.exit_code)
 
 
-def _end(ctx: click.Context, results: list[Any], as_json: bool) -> NoReturn:
+def _end(ctx: click.Context, results: list[RunResult], as_json: bool) -> NoReturn:
     """Print the results of a chain's runs, where that was asked for, and end with the highest exit code."""
     if as_json:
         click.echo(json.dumps([_plain(result) for result in results], default=str, ensure_ascii=False))
     ctx.exit(max((result.exit_code for result in results), default=0))
 
 
-def _plain(result: Any) -> dict[str, Any]:
+def _plain(result: RunResult) -> dict[str, object]:
     return {**asdict(result), "folder": str(result.folder)}
 
 
-def _begun_chain(resume: str, overrides: dict[str, str]) -> Any:
+def _begun_chain(resume: str, overrides: dict[str, str]) -> Chain | None:
     """The chain that was begun under that name or in that folder; None when the word names a single run."""
     root = Path(overrides.get("run.folder", "runs"))
     begun = next((path for path in (Path(resume), root / resume) if (path / "chain.json").is_file()), None)
@@ -77,7 +81,7 @@ def _begun_chain(resume: str, overrides: dict[str, str]) -> Any:
     return saved_chain(begun)
 
 
-def _run_chain(chain: Any, resume: bool = False) -> list[Any]:
+def _run_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
     from fitune.training.pipeline import train_chain
 
     return train_chain(chain, resume)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticKnownError, core_schema
@@ -26,15 +25,15 @@ class OneOf:
         """Every name, in order."""
         return tuple(name for group in self.groups for name in group)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self._validate)
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         return {"enum": list(self.names), "type": "string"}
 
-    def _validate(self, value: Any) -> str:
+    def _validate(self, value: object) -> str:
         """The value, or pydantic's own error for a word that is not in a `Literal`."""
         names = self.names
         if isinstance(value, str) and value in names:

@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
@@ -26,7 +26,7 @@ class Field:
     """One setting. ``kinds`` holds its types without Literal and null, ``choices`` the words it may be."""
 
     key: str
-    default: Any
+    default: object
     doc: str
     kinds: tuple[type, ...]
     choices: tuple[str, ...]
@@ -135,14 +135,14 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Field]:
             yield _field(f"{prefix}{name}", info)
 
 
-def _words_of(annotation: Any, metadata: Sequence[Any]) -> tuple[str, ...]:
+def _words_of(annotation: object, metadata: Sequence[object]) -> tuple[str, ...]:
     """The words that an annotation allows, of a `Literal` or of a registry; none when it allows more than words."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return next((part.names for part in metadata if isinstance(part, OneOf)), ())
 
 
-def _written_as(metadata: Sequence[Any]) -> Any:
+def _written_as(metadata: Sequence[object]) -> object:
     """The types that a setting may be written in, where they are turned into one; None where it is written as it is."""
     return next((part.json_schema_input_type for part in metadata if isinstance(part, BeforeValidator)), None)
 
@@ -153,7 +153,7 @@ def _field(key: str, info: FieldInfo) -> Field:
     items: list[str] = []
     bounds: dict[str, float] = {}
     nullable = False
-    pending = [(info.annotation, tuple(info.metadata))]
+    pending: list[tuple[object, tuple[object, ...]]] = [(info.annotation, tuple(info.metadata))]
     while pending:
         annotation, metadata = pending.pop(0)
         if words := _words_of(annotation, metadata):

@@ -6,7 +6,6 @@ In: a whole `Settings`. Out: for each fault the settings that take part and the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from fitune.config.fields import all_fields
 from fitune.config.method_rules import method_faults
@@ -208,6 +207,6 @@ def _ignored(settings: Settings) -> Iterator[Fault]:
         yield ("data.hub_split", "data.train", "data.eval"), "is set, and no data comes from the hub; remove it"
 
 
-def _value(settings: Settings, key: str) -> Any:
+def _value(settings: Settings, key: str) -> object:
     section, name = key.split(".")
     return getattr(getattr(settings, section), name)

@@ -23,7 +23,7 @@ from fitune.earlier_names import with_new_names
 from fitune.errors import SettingsError
 
 
-def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(path: str | Path | None = None, overrides: Mapping[str, object] | None = None) -> Settings:
     """Settings of a run.
 
     Args:
@@ -37,7 +37,7 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     return settings_of(read_sheet(Path(path)) if path is not None else Sheet(), by_key(overrides))
 
 
-def by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+def by_key(overrides: Mapping[str, object] | None) -> dict[str, object]:
     """Overrides by the keys of their settings: with underscores, and by today's names.
 
     Raises:
@@ -46,7 +46,7 @@ def by_key(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     return with_new_names({name.replace("-", "_"): value for name, value in (overrides or {}).items()}, "--")
 
 
-def settings_of(sheet: Sheet, overrides: Mapping[str, Any]) -> Settings:
+def settings_of(sheet: Sheet, overrides: Mapping[str, object]) -> Settings:
     """`load_settings` for what has been read already; the overrides are those of `by_key`."""
     faults = list(sheet.faults)
     given = dict(sheet.given)
@@ -65,9 +65,9 @@ def settings_of(sheet: Sheet, overrides: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _fit_all(given: dict[str, Given], faults: list[str]) -> tuple[dict[str, Any], set[str]]:
+def _fit_all(given: dict[str, Given], faults: list[str]) -> tuple[dict[str, object], set[str]]:
     """Values that fit, and the keys of those that do not; each fault is appended."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     bad: set[str] = set()
     free = {key.removeprefix(f"{FREE}."): one for key, one in given.items() if key.startswith(f"{FREE}.")}
     for key, one in given.items():
@@ -88,7 +88,7 @@ def _fit_all(given: dict[str, Given], faults: list[str]) -> tuple[dict[str, Any]
     return values, bad
 
 
-def _build(values: dict[str, Any], faults: list[str]) -> Settings:
+def _build(values: dict[str, object], faults: list[str]) -> Settings:
     """The settings object; pydantic has the last word."""
     nested: dict[str, Any] = {}
     for key, value in values.items():

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -43,7 +42,7 @@ class Chain:
     stages: tuple[Stage, ...]
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Settings | Chain:
+def load_recipe(path: str | Path, overrides: Mapping[str, object] | None = None) -> Settings | Chain:
     """What a recipe holds: the settings of one run, or a chain of runs.
 
     Args:
@@ -61,7 +60,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return settings_of(sheet, flags)
 
 
-def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, Any]) -> Chain:
+def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, object]) -> Chain:
     """A chain, each stage with whole settings."""
     shared = Sheet()
     listed = next(value for key, value in root.value if key.value == STAGES)
@@ -87,7 +86,13 @@ def _chain(path: Path, root: yaml.MappingNode, overrides: dict[str, Any]) -> Cha
 
 
 def _stage(
-    path: Path, node: Any, number: int, shared: Sheet, overrides: dict[str, Any], folder: Path, before: list[Stage]
+    path: Path,
+    node: yaml.Node,
+    number: int,
+    shared: Sheet,
+    overrides: dict[str, object],
+    folder: Path,
+    before: list[Stage],
 ) -> Stage:
     """One stage with its place, its start and its judge worked out."""
     if not isinstance(node, yaml.MappingNode):
@@ -99,7 +104,7 @@ def _stage(
     read_mapping(own, path, yaml.MappingNode(node.tag, plain), "")
     words = {key.value: value.value for key, value in node.value if key.value in (NAME, FROM)}
     given = {**shared.given, **own.given}
-    method = str(given["method"].value) if "method" in given else all_fields()["method"].default
+    method = str(given["method"].value) if "method" in given else str(all_fields()["method"].default)
     name = words.get(NAME) or f"{number}-{method}"
     place = f"{path}:{node.start_mark.line + 1}"
     if any(stage.name == name for stage in before):
@@ -137,7 +142,7 @@ def _start(named: str | None, before: list[Stage], place: str) -> Stage | None:
     return next((stage for stage in reversed(before) if not METHODS[stage.settings.method].makes_judge), None)
 
 
-def _taken(given: dict[str, Given], key: str) -> Any:
+def _taken(given: dict[str, Given], key: str) -> object:
     """The value of a setting that belongs to the whole chain, taken away from the stages."""
     found = given.pop(key, None)
     return found.value if found is not None else None

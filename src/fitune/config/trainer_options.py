@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import cast, get_type_hints
 
 from fitune.config.values import shown
 from fitune.config.yaml_source import Given
@@ -99,9 +99,11 @@ OWNED: dict[str, tuple[str | None, str]] = {
 }
 
 
-def fit_trainer(given: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
+def fit_trainer(given: dict[str, Given]) -> tuple[dict[str, object], list[str]]:
     """Values of the section in their fields' types, and the faults; keys of ``given`` without ``trainer.``."""
-    values, faults, unowned = {}, [], {}
+    values: dict[str, object] = {}
+    faults: list[str] = []
+    unowned: dict[str, Given] = {}
     for name, one in given.items():
         if name in OWNED:
             ours, why = OWNED[name]
@@ -122,21 +124,21 @@ def fit_trainer(given: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
 
 
 @cache
-def _kinds() -> dict[str, Any]:
+def _kinds() -> dict[str, object]:
     from transformers import TrainingArguments
 
     hints = get_type_hints(TrainingArguments)
     return {field.name: hints[field.name] for field in fields(TrainingArguments)}
 
 
-def _fit(kind: Any, value: Any, is_text: bool) -> Any:
+def _fit(kind: object, value: object, is_text: bool) -> object:
     """The value, strictly of the field's type; text of the command line and numbers such as 1e-3 are read first."""
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    adapter = TypeAdapter(kind)
+    adapter = TypeAdapter(cast("type[object]", kind))
     tries = [value]
-    if is_text:
+    if is_text and isinstance(value, str):
         tries = [yaml.safe_load(value), *tries]
         if "," in value:
             tries.append([part.strip() for part in value.split(",")])
@@ -153,6 +155,6 @@ def _fit(kind: Any, value: Any, is_text: bool) -> Any:
     raise ValueError(f"transformers expects {_named(kind)}")
 
 
-def _named(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+def _named(kind: object) -> str:
+    names: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(kind, str(kind).replace("typing.", "").replace("NoneType", "None").replace("None", "null"))

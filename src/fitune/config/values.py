@@ -6,7 +6,6 @@ In: a `Field` and what the user wrote (a YAML value, or text from the command li
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from fitune.config.fields import Field
 from fitune.errors import did_you_mean
@@ -34,7 +33,7 @@ class Misfit(ValueError):
     """A value that does not fit; the message goes on after the setting's place: ``is 0; use 1 or more``."""
 
 
-def fit(field: Field, value: Any, is_text: bool = False) -> Any:
+def fit(field: Field, value: object, is_text: bool = False) -> object:
     """The value in the setting's own type.
 
     Args:
@@ -62,7 +61,7 @@ def fit(field: Field, value: Any, is_text: bool = False) -> Any:
     raise Misfit(f"is {shown(value)}; {_advice(field, value)}")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as the user may recognise it: ``"text"``, ``true``, ``null``, ``[a, b]``."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -77,7 +76,7 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def _as(kind: type, value: Any, is_text: bool) -> Any:
+def _as(kind: type, value: object, is_text: bool) -> object:
     """``value`` as ``kind``; None when it is something else."""
     if kind is bool:
         word = value.lower() if is_text and isinstance(value, str) else value
@@ -94,18 +93,18 @@ def _as(kind: type, value: Any, is_text: bool) -> Any:
         return [part.strip() for part in value.strip("[]").split(",") if part.strip()]
     if kind is dict and is_text and isinstance(value, str):
         pairs = [part.partition("=") for part in value.split(",")]
-        return {name.strip(): text.strip() for name, mark, text in pairs} if all(mark for _, mark, _ in pairs) else None
+        return {name.strip(): text.strip() for name, _, text in pairs} if all(mark for _, mark, _ in pairs) else None
     return value if isinstance(value, kind) else None
 
 
-def _number(kind: type, text: str) -> Any:
+def _number(kind: type[int] | type[float], text: object) -> int | float | None:
     try:
-        return kind(text)
-    except (ValueError, TypeError):
+        return kind(text) if isinstance(text, str) else None
+    except ValueError:
         return None
 
 
-def _checked(field: Field, value: Any) -> Any:
+def _checked(field: Field, value: object) -> object:
     if isinstance(value, list):
         for item in value:
             if not isinstance(item, str):
@@ -137,7 +136,7 @@ def _checked(field: Field, value: Any) -> Any:
     return value
 
 
-def _advice(field: Field, value: Any) -> str:
+def _advice(field: Field, value: object) -> str:
     if isinstance(value, str) and field.kinds[0] in (int, float, bool) and _as(field.kinds[0], value, True) is not None:
         return "write it without quotes"
     if field.kinds == (str,) and isinstance(value, int | float):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,7 +19,7 @@ class Given:
     """One value that the user wrote. ``place`` names it in a fault: ``run.yaml:3: lora.rank`` or ``--lora.rank``."""
 
     key: str
-    value: Any
+    value: object
     place: str
     is_text: bool = False  # from the command line: still to be read as a number, a list, ...
 
@@ -113,12 +112,12 @@ class _Values(yaml.SafeLoader):
     """Values of single nodes; a date stays the text that was written."""
 
 
-def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
     return loader.construct_scalar(node)
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[object, object]:
+    found: dict[object, object] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 from fitune.errors import DataError
 
@@ -37,7 +37,7 @@ class DataReport(Protocol):
     @property
     def warnings(self) -> tuple[str, ...]: ...
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for `--json` and the manifest."""
         ...
 

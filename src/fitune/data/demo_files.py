@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fitune.data.read.files import read_rows, write_jsonl
+from fitune.data.read.forms.cells import Cells
 from fitune.demo.tasks import pig_latin_pairs, pig_latin_row
 from fitune.errors import DataError
 
@@ -21,7 +22,8 @@ def read_sentences(path: str) -> list[str]:
     rows = read_rows(path)
     if "text" not in rows.columns:
         raise DataError(f"{path} is no list of sentences; give a .txt file with one a line")
-    return [row["text"].strip() for row in rows.rows]
+    found = (Cells(row, {}, number).maybe("text").strip() for row, number in zip(rows.rows, rows.numbers, strict=True))
+    return [text for text in found if text]
 
 
 def make_pig_latin(sentences: Iterable[str], out: Path) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
-from typing import Any
 
 from fitune.data.counting import Lengths, named, num_duplicates, span
 from fitune.data.render.renderer import Renderer
@@ -41,7 +40,7 @@ class JudgedReport:
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for `--json` and the manifest."""
         return asdict(self)
 

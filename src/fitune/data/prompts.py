@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from fitune.data.counting import Lengths, num_duplicates, span
 from fitune.data.read.files import Rows
@@ -37,7 +36,7 @@ class PromptReport:
     rows_also_in_test: int
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for `--json` and the manifest."""
         return asdict(self)
 
@@ -100,7 +99,7 @@ def show_prompts(name: str, renderer: Renderer, options: DataOptions, count: int
 
 
 def _to_prompt(
-    row: Mapping[str, Any], form: RecognisedForm, system: str | None, number: int, renderer: Renderer
+    row: Mapping[str, object], form: RecognisedForm, system: str | None, number: int, renderer: Renderer
 ) -> PromptRow:
     """A row as a prompt; its last answer, if there is one, becomes the reference.
 
@@ -178,5 +177,5 @@ def _examples(rows: Sequence[PromptRow]) -> list[Example]:
     examples = []
     for row in rows:
         answer = [say("assistant", row.reference)] if row.reference else []
-        examples.append(Example((*row.messages, *answer), None, row.row_number))
+        examples.append(Example(messages=(*row.messages, *answer), text=None, row_number=row.row_number))
     return examples

@@ -142,7 +142,12 @@ class Pair:
 
     def example(self, better: bool) -> Example:
         """One side as a conversation."""
-        return Example((*self.prompt, *(self.chosen if better else self.rejected)), None, self.row_number, self.tools)
+        return Example(
+            messages=(*self.prompt, *(self.chosen if better else self.rejected)),
+            text=None,
+            row_number=self.row_number,
+            tools=self.tools,
+        )
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -197,7 +202,9 @@ class Judged:
     @property
     def example(self) -> Example:
         """Prompt and completion as one conversation."""
-        return Example((*self.prompt, *self.completion), None, self.row_number, self.tools)
+        return Example(
+            messages=(*self.prompt, *self.completion), text=None, row_number=self.row_number, tools=self.tools
+        )
 
 
 class JudgedRow(TokenRow):
@@ -224,7 +231,7 @@ class PromptRow:
     input_ids: tuple[int, ...]
     messages: tuple[Message, ...]
     reference: str | None
-    columns: Mapping[str, Any]
+    columns: Mapping[str, object]
     row_number: int
     num_trained: int = 0
 

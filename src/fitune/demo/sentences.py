@@ -11,7 +11,10 @@ import re
 from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WHOLE_WORD = re.compile(r"[Ġ▁][a-z]{3,}")
 FUNCTION_WORDS = (
@@ -24,7 +27,7 @@ CONTRACTIONS = "don't it's can't won't isn't didn't we're they've man's boy's gi
 EVERYDAY_LETTERS = 6  # everyday words are short, and this model's vocabulary, learnt on textbooks, is not
 
 
-def whole_words(tokenizer: Any) -> list[str]:
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lowercase words that are one token with a leading blank, commonest first (ids follow frequency in BPE).
 
     Some are only pieces of words (" resc"); they teach the rule as well.

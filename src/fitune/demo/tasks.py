@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.demo.pig_latin import to_pig_latin
 from fitune.demo.pig_latin_slips import with_slips
 from fitune.demo.sentences import make_sentences, whole_words
 from fitune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEMO = "demo:pig-latin"
 SYSTEM = "Translate to Pig Latin."
@@ -23,7 +26,9 @@ def is_demo(name: str) -> bool:
     return name.startswith("demo:")
 
 
-def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Collection[str] = ()) -> tuple[dict[str, str], ...]:
+def demo_rows(
+    name: str, tokenizer: PreTrainedTokenizerBase, seed: int, exclude: Collection[str] = ()
+) -> tuple[dict[str, str], ...]:
     """A demo task's rows: generated sentences and their translations, or a right and a wrong one of each.
 
     Raises:

@@ -6,7 +6,7 @@ In: a `Target`. Out: the model that answers now, and a sentence for the user.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 
@@ -17,19 +17,22 @@ from fitune.adapters.storage import title
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target
 
+if TYPE_CHECKING:
+    from fitune.evaluation.generation import LanguageModel
+
 
 class Desk:
     """Adapters by name over one base. Every step raises `ModelError` where it cannot be done, and changes nothing then."""
 
     def __init__(self, target: Target, runs_folder: str | Path = "runs"):
-        self.model: Any = target.model
+        self.model: LanguageModel = target.model
         self.runs_folder = runs_folder
         self.last: str | None = None
         self.places: dict[str, Path] = {}
         if target.adapter is not None:
             self.adapter_folder = target.adapter
             self.last = self._name(target.adapter)
-            in_memory.rename(self.model, "default", self.last)
+            in_memory.rename(self._peft(), "default", self.last)
             self.places[self.last] = target.adapter
 
     def adapters(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ class CombinedOnDisk:
     report: Combined
     folder: Path
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for ``--json``."""
         return {**asdict(self.report), "folder": str(self.folder)}
 
@@ -72,11 +71,16 @@ def combine_on_disk(
     report = combine(model, list(zip(names, weights, strict=True)), "combined", kind, rank, density)
     held = base_facts(base)
     # Token rows that were grown for the template are those of the first adapter's facts.
-    held |= {key: facts[key] for key in ("base", "template", "embedding_rows") if key in facts}
-    origin = [
+    held["base"] = facts["base"]
+    if "template" in facts:
+        held["template"] = facts["template"]
+    if "embedding_rows" in facts:
+        held["embedding_rows"] = facts["embedding_rows"]
+    held["combined"] = [
         {"adapter": str(f.resolve()), "sha256": digest(f), "weight": w} for f, w in zip(folders, weights, strict=True)
     ]
-    save_adapter(model, base.tokenizer, base.template, place, held | {"combined": origin, "kind": kind}, "combined")
+    held["kind"] = kind
+    save_adapter(model, base.tokenizer, base.template, place, held, "combined")
     said = tuple((title(folder), weight) for folder, weight in zip(folders, weights, strict=True) if weight)
     return CombinedOnDisk(
         Combined(name=new, parts=said, kind=report.kind, rank=report.rank, density=report.density), place

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired
 
-from fitune.answer_metrics import row_scores, score
+from fitune.answer_metrics import RowScores, row_scores, score
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
 from fitune.data.render.renderer import Renderer
@@ -18,15 +18,30 @@ from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
 from fitune.ops.label_loss import label_loss
 
+if TYPE_CHECKING:
+    from fitune.evaluation.generation import LanguageModel
+
+
+class AnswerRow(RowScores):
+    """An answer beside the wanted one; row: its number in the data, stopped: it ended by itself."""
+
+    row: int
+    asked: str
+    answer: str
+    stopped: bool
+    wanted: str
+    calls_right: NotRequired[bool]
+    reasoning: NotRequired[str]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a data set, and each row: asked, answer, stopped, wanted, word_accuracy, exact_match."""
+    """Metrics of a data set, and each row."""
 
     metrics: dict[str, float]
-    rows: list[dict[str, Any]]
+    rows: list[AnswerRow]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for `--json`."""
         return {"metrics": self.metrics, "rows": self.rows}
 
@@ -65,35 +80,36 @@ def evaluate(
 
 def answer_rows(
     target: Target, examples: Sequence[Example], max_new_tokens: int, batch: int, label: str = ""
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     """Each example's last answer generated anew and set beside the wanted one; `stopped`: it ended by itself."""
     prompts = [target.renderer.question_ids(example) for example in examples]
     answers = complete(target.model, target.renderer, prompts, Sampling(max_new_tokens), batch, label)
     return [_answer_row(example, said, target.renderer) for example, said in zip(examples, answers, strict=True)]
 
 
-def _answer_row(example: Example, said: Answer, renderer: Renderer) -> dict[str, Any]:
+def _answer_row(example: Example, said: Answer, renderer: Renderer) -> AnswerRow:
     """An answer beside the wanted one; of calls, the texts as the template writes them, and whether they are the same."""
     messages = list(example.messages or ())
     answer, wanted = said.text, messages[-1]["content"].strip()
-    more: dict[str, Any] = {}
-    if messages[-1].get("tool_calls"):
+    calls = bool(messages[-1].get("tool_calls"))
+    if calls:
         answer, wanted = said.raw.strip(), renderer.without_end(renderer.last_turn(example).answer).strip()
-        more["calls_right"] = same_calls(answer, wanted)
-    if said.reasoning:
-        more["reasoning"] = said.reasoning
-    return {
+    row: AnswerRow = {
         "row": example.row_number,
         "asked": messages[-2]["content"] if len(messages) > 1 else "",
         "answer": answer,
         "stopped": said.stopped,
         "wanted": wanted,
         **row_scores(answer, wanted),
-        **more,
     }
+    if calls:
+        row["calls_right"] = same_calls(answer, wanted)
+    if said.reasoning:
+        row["reasoning"] = said.reasoning
+    return row
 
 
-def loss_of(model: Any, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:
+def loss_of(model: LanguageModel, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:
     """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: row.num_tokens)

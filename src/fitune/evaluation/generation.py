@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
@@ -17,6 +17,13 @@ from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
 from fitune.errors import ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+LanguageModel: TypeAlias = "PreTrainedModel | PeftModel"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Answer:
 
 
 def answer(
-    model: Any,
+    model: LanguageModel,
     renderer: Renderer,
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int = 128,
@@ -59,7 +66,12 @@ def answer(
 
 
 def complete(
-    model: Any, renderer: Renderer, prompts: Sequence[list[int]], sampling: Sampling, batch: int = 16, label: str = ""
+    model: LanguageModel,
+    renderer: Renderer,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int = 16,
+    label: str = "",
 ) -> list[Answer]:
     """What follows each prompt (token ids), decoded without special tokens; a `label` shows a bar on a terminal."""
     settings = generation_settings(renderer, sampling)
@@ -69,12 +81,29 @@ def complete(
         for first in follow(range(0, len(order), batch), label):
             chosen = order[first : first + batch]
             input_ids, mask = left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
-            output = model.generate(
-                input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
-            )
+            output = generate(model, input_ids.to(model.device), mask.to(model.device), settings)
             for index, ids in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 answers[index] = read_answer(ids, prompts[index], renderer)
     return answers
+
+
+def generate(
+    model: LanguageModel,
+    input_ids_BS: torch.Tensor,
+    mask_BS: torch.Tensor,
+    settings: GenerationConfig,
+    streamer: TextIteratorStreamer | None = None,
+    until: StoppingCriteriaList | None = None,
+) -> torch.Tensor:
+    """transformers' `generate`: the prompts' tokens, each with its answer's behind them, (B, S + new tokens)."""
+    ask = cast(Callable[..., torch.Tensor], model.generate)
+    return ask(
+        input_ids=input_ids_BS,
+        attention_mask=mask_BS,
+        generation_config=settings,
+        streamer=streamer,
+        stopping_criteria=until,
+    )
 
 
 def read_answer(ids: Sequence[int], prompt: Sequence[int], renderer: Renderer) -> Answer:
@@ -87,25 +116,24 @@ def read_answer(ids: Sequence[int], prompt: Sequence[int], renderer: Renderer) -
     return Answer(said.content, end < len(ids), said.reasoning, raw)
 
 
-def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling) -> Generator[str, None, Answer]:
+def stream(
+    model: LanguageModel, renderer: Renderer, prompt: list[int], sampling: Sampling
+) -> Generator[str, None, Answer]:
     """The answer to one prompt in pieces, as they come; returns it whole.
 
     Closing the iterator ends the generation.
     """
     streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ended, failures, outputs = Event(), [], []
+    ended = Event()
+    failures: list[BaseException] = []
+    outputs: list[int] = []
 
     def run() -> None:
         try:
             with asking(model):
                 ids = torch.tensor([prompt], device=model.device)
-                output = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=generation_settings(renderer, sampling),
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_When(ended)]),
-                )
+                settings, until = generation_settings(renderer, sampling), StoppingCriteriaList([_When(ended)])
+                output = generate(model, ids, torch.ones_like(ids), settings, streamer, until)
             outputs.extend(output[0, len(prompt) :].tolist())
         except BaseException as error:  # handed to the reader of the stream, which would wait for ever
             failures.append(error)
@@ -123,7 +151,7 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
     return read_answer(outputs, prompt, renderer)
 
 
-def follow(steps: Sequence[Any], label: str) -> Iterable[Any]:
+def follow(steps: Sequence[Item], label: str) -> Iterable[Item]:
     """The steps, under a progress bar when there is a label, more than one step, and a terminal to show it."""
     if not label or len(steps) < 2 or not stderr_console().is_terminal:
         return steps
@@ -152,7 +180,7 @@ def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationCon
     )
 
 
-def check_fits(model: Any, prompt: Sequence[int], max_new_tokens: int) -> None:
+def check_fits(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int) -> None:
     """Raises ModelError when the prompt is empty, or prompt and answer do not fit the model's context."""
     if not prompt:
         raise ModelError("the prompt has 0 tokens; give at least one word")
@@ -170,19 +198,21 @@ class _When(StoppingCriteria):
     def __init__(self, event: Event):
         self.event = event
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.BoolTensor:
+        ended = torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+        return cast(torch.BoolTensor, ended)
 
 
 @contextmanager
-def asking(model: Any) -> Iterator[None]:
+def asking(model: LanguageModel) -> Generator[None, None, None]:
     """No dropout, no gradients, the cache on; fp32 adapters on a 16-bit base multiply in the base's type.
 
     The model's own habits are set aside: transformers fills every field that is left open from them (a repetition
     penalty, a top-k), so that greedy would not be greedy.
     """
     was_training, used_cache = model.training, model.config.use_cache
-    habits = [(part, part.generation_config) for part in model.modules() if "generation_config" in vars(part)]
+    parts = cast("list[PreTrainedModel]", list(model.modules()))
+    habits = [(part, part.generation_config) for part in parts if "generation_config" in vars(part)]
     dtypes = {parameter.dtype for parameter in model.parameters()}
     low = next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in dtypes), None)
     model.eval()

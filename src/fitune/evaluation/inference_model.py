@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
+
+from peft import PeftModel
 
 from fitune.adapters.adapter_folder import grow_for, load_adapter, load_tokenizer_of, read_facts
-from fitune.adapters.locate import merged_inside
+from fitune.adapters.locate import Facts, merged_inside
 from fitune.adapters.premerge import merge_into
 from fitune.console import warn
 from fitune.data.render.asking import Asking
@@ -17,18 +19,23 @@ from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
 from fitune.models.load_base import LoadedBase, load_base
 from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
-from fitune.models.source import ModelSource, resolve
+from fitune.models.source import ModelSource, Origin, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import load_tokenizer, stop_ids
 from fitune.runs.compare import read_settings
 from fitune.runs.run_folder import SETTINGS, RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from fitune.evaluation.generation import LanguageModel
 
 
 @dataclass(frozen=True)
 class Target:
     """A model ready to be asked. `adapter` is None for a bare model; `source` is where the (base) model came from."""
 
-    model: Any
+    model: LanguageModel
     renderer: Renderer
     base_name: str
     adapter: Path | None
@@ -36,7 +43,29 @@ class Target:
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """A context in which the base answers alone."""
-        return self.model.disable_adapter() if self.adapter else nullcontext()
+        return self.peft_model.disable_adapter() if self.adapter else nullcontext()
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """The model, which must have an adapter.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if not isinstance(self.model, PeftModel):
+            raise ModelError(f"{self.base_name} has no adapter; name a run or an adapter's folder")
+        return self.model
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The model, which must have no adapter.
+
+        Raises:
+            ModelError: it has one.
+        """
+        if isinstance(self.model, PeftModel):
+            raise ModelError(f"{self.adapter} lies beside the weights of {self.base_name}; merge it first")
+        return self.model
 
 
 def open_target(
@@ -76,7 +105,9 @@ def open_target(
         asking = asked_by(thinking, found or Path(source.path))
         return Target(
             model=base.model,
-            renderer=Renderer(tokenizer, base.template.text, base.stop_ids, asking=asking),
+            renderer=Renderer(
+                tokenizer=tokenizer, template_text=base.template.text, end_ids=base.stop_ids, asking=asking
+            ),
             base_name=source.name,
             adapter=None,
             source=source,
@@ -91,7 +122,9 @@ def open_target(
     stops = stop_ids(tokenizer, base.model.generation_config, template)
     return Target(
         model=model.eval(),
-        renderer=Renderer(tokenizer, template.text, stops, asking=asked_by(thinking, found)),
+        renderer=Renderer(
+            tokenizer=tokenizer, template_text=template.text, end_ids=stops, asking=asked_by(thinking, found)
+        ),
         base_name=source.name,
         adapter=found,
         source=source,
@@ -112,7 +145,7 @@ def open_base_of(
     as_trained: bool = True,
     pickled: bool = False,
     code: bool = False,
-) -> tuple[LoadedBase, dict[str, Any]]:
+) -> tuple[LoadedBase, Facts]:
     """The base of an adapter as the adapter needs it (its template, its rows, its quantization), without the adapter.
 
     Returns:
@@ -120,11 +153,11 @@ def open_base_of(
     """
     facts = read_facts(adapter)
     source = base_of(adapter, facts["base"], base_name, pickled)
-    tokenizer: Any = load_tokenizer_of(adapter) or load_tokenizer(source, code)
+    tokenizer = load_tokenizer_of(adapter) or load_tokenizer(source, code)
     saved = facts.get("template")
     template = resolve_template(tokenizer)
     if saved:
-        template = Template(tokenizer.chat_template, saved["origin"], saved["end_of_turn"])
+        template = Template(cast(str, tokenizer.chat_template), saved["origin"], saved["end_of_turn"])
     # The base answers as it did in training, unless its own 16 bits are asked for.
     quantization = QuantizationConfig.from_dict(facts.get("quantization")) if as_trained else NO_QUANTIZATION
     base = load_base(
@@ -135,7 +168,7 @@ def open_base_of(
     return merge_into(base, merged_inside(adapter)), facts
 
 
-def base_of(adapter: Path, facts: dict[str, Any], name: str | None, allow_pickled: bool = False) -> ModelSource:
+def base_of(adapter: Path, facts: Origin, name: str | None, allow_pickled: bool = False) -> ModelSource:
     """The adapter's base found.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +70,7 @@ class Proof:
             found.append(f"{self.restored}{kept}")
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for ``--json``."""
         return asdict(self)
 
@@ -80,7 +79,7 @@ def prove_merge(adapter: Path, title: str, device: str = "auto", precision: str 
     """Merge, and compare the logits with those of the adapter beside the base."""
     target = open_target(str(adapter), device=device, precision=precision)
     before = _logits(target)
-    merged = in_memory.merge(target.model)
+    merged = in_memory.merge(target.peft_model)
     return Proof(
         step="merge",
         adapter=title,
@@ -94,11 +93,11 @@ def prove_unmerge(adapter: Path, title: str, device: str = "auto", precision: st
     """Merge and take out again, once by arithmetic and once from the layers that were kept."""
     target = open_target(str(adapter), device=device, precision=precision)
     before, reference = _logits(target), copy_layers(target.model)
-    in_memory.merge(target.model, keep=False)
-    by_arithmetic = in_memory.unmerge(target.model, reference)
+    in_memory.merge(target.peft_model, keep=False)
+    by_arithmetic = in_memory.unmerge(target.peft_model, reference)
     in_memory.put_back(reference)
-    merged = in_memory.merge(target.model)
-    restored = in_memory.unmerge(target.model)
+    merged = in_memory.merge(target.peft_model)
+    restored = in_memory.unmerge(target.peft_model)
     return Proof(
         step="unmerge",
         adapter=title,
@@ -114,7 +113,7 @@ def prove_unload(adapter: Path, title: str, device: str = "auto", precision: str
     """Unload, and compare every tensor with a base that never had an adapter."""
     target = open_target(str(adapter), device=device, precision=precision)
     layers = sum(1 for _ in in_memory.adapted_layers(target.model))
-    left = digests(in_memory.unload(target.model)[0])
+    left = digests(in_memory.unload(target.peft_model)[0])
     del target
     gc.collect()
     hardware = detect(device)
@@ -127,7 +126,7 @@ def prove_unload(adapter: Path, title: str, device: str = "auto", precision: str
 
 def _logits(target: Target) -> list[Tensor]:
     """Logits TV of each text, fp32, on the CPU."""
-    found = []
+    found: list[Tensor] = []
     with torch.no_grad():
         for text in TEXTS:
             ids = target.renderer.prompt_ids([{"role": "user", "content": text}])

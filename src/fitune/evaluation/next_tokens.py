@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from fitune.data.render.renderer import Renderer
 from fitune.evaluation.generation import asking, check_fits
+
+if TYPE_CHECKING:
+    from fitune.evaluation.generation import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Step:
         return self.tokens[0]
 
 
-def next_tokens(model: Any, renderer: Renderer, prompt: Sequence[int], top: int = 5, steps: int = 8) -> Iterator[Step]:
+def next_tokens(
+    model: LanguageModel, renderer: Renderer, prompt: Sequence[int], top: int = 5, steps: int = 8
+) -> Iterator[Step]:
     """Follow the likeliest token for `steps` steps, or to the end token; yields the `top` candidates of each.
 
     Raises:

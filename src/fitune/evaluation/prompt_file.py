@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
@@ -41,7 +41,7 @@ def questions(rows: Rows, system: str | None = None) -> list[list[Message]]:
     ]
 
 
-def _plain(row: dict[str, Any], column: str, number: int, system: str | None) -> list[Message]:
+def _plain(row: Mapping[str, object], column: str, number: int, system: str | None) -> list[Message]:
     """One message with the row's text."""
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():
@@ -50,7 +50,7 @@ def _plain(row: dict[str, Any], column: str, number: int, system: str | None) ->
     return [*head, say("user", text)]
 
 
-def _asked(row: dict[str, Any], form: RecognisedForm, system: str | None, number: int) -> list[Message]:
+def _asked(row: Mapping[str, object], form: RecognisedForm, system: str | None, number: int) -> list[Message]:
     """The row's conversation up to its last question."""
     messages = form.to_messages(row, system, number)
     while messages and messages[-1]["role"] == "assistant":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import correlation, mean
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -25,20 +25,43 @@ from fitune.evaluation.inference_model import Target
 from fitune.models.base_model import base_model_of
 from fitune.models.heads import ScalarHead, read_head
 
+if TYPE_CHECKING:
+    from fitune.evaluation.generation import LanguageModel
+
+
+class ScoredAnswer(TypedDict):
+    """An answer and its reward; row: its number in the file."""
+
+    row: int
+    asked: str
+    answer: str
+    reward: float
+
+
+class ScoredPair(TypedDict):
+    """Two answers to a question and their rewards; margin: the chosen one's less the other's."""
+
+    row: int
+    asked: str
+    chosen: str
+    rejected: str
+    reward_chosen: float
+    reward_rejected: float
+    margin: float
+
 
 @dataclass(frozen=True)
 class Scores:
     """What a reward model said.
 
-    `rows`: row (number in its file), asked, and either answer and reward, or chosen, rejected, reward_chosen,
-    reward_rejected and margin. `metrics`: over pairs accuracy, margin and how far reward follows length; over answers
+    `metrics`: over pairs accuracy, margin and how far reward follows length; over answers
     mean, least and most.
     """
 
-    rows: list[dict[str, Any]]
+    rows: Sequence[ScoredAnswer | ScoredPair]
     metrics: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For `--json`."""
         return {"metrics": self.metrics, "rows": self.rows}
 
@@ -79,7 +102,7 @@ class RewardModel:
         return found
 
 
-def end_states(model: Any, rows: Sequence[TokenRow]) -> torch.Tensor:
+def end_states(model: LanguageModel, rows: Sequence[TokenRow]) -> torch.Tensor:
     """Hidden states behind the last norm at each row's last token: (rows, hidden size)."""
     inner = base_model_of(model)
     device = next(model.parameters()).device
@@ -120,7 +143,7 @@ def score(model: RewardModel, data: str, options: DataOptions, limit: int | None
             f"{data} is plain text; a reward model scores an answer to a prompt (columns prompt, completion)"
         )
     rewards = model.rewards(examples)
-    rows = [
+    rows: list[ScoredAnswer] = [
         {"row": example.row_number, "asked": _asked(example), "answer": _answer(example), "reward": reward}
         for example, reward in zip(examples, rewards, strict=True)
     ]
@@ -135,7 +158,7 @@ def _score_pairs(model: RewardModel, source: Rows, options: DataOptions, limit: 
     tokens = model.token_rows(sides)
     rewards = model.rewards_of_rows(tokens)
     better, worse = rewards[::2], rewards[1::2]
-    rows = [
+    rows: list[ScoredPair] = [
         {
             "row": pair.row_number,
             "asked": pair.prompt[-1]["content"],

@@ -40,7 +40,8 @@ def same_calls(said: str, wanted: str) -> bool:
 
 def _plain(text: str) -> str:
     """The text without blanks, each JSON object in it written with sorted keys."""
-    decoder, pieces, at = json.JSONDecoder(), [], 0
+    decoder, at = json.JSONDecoder(), 0
+    pieces: list[str] = []
     while (start := text.find("{", at)) >= 0:
         pieces.append("".join(text[at:start].split()))
         try:

@@ -6,9 +6,9 @@ import gc
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fitune.adapters.adapter_folder import load_tokenizer_of, read_facts
+from fitune.adapters.locate import Facts
 from fitune.console import log, warn
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
@@ -86,7 +86,7 @@ def export(
     del trained
     if form.merges:
         whole = merge(whole)
-        settle(whole.model)
+        settle(whole.plain_model)
         if found is not None and (found / "adapter_config.json").exists():
             rows.append(compare(probe, whole.model, "merged", "16-bit"))
     with new_folder(out) as folder:
@@ -138,17 +138,17 @@ def _title(name: str, found: Path | None) -> str:
 
 def _origin(
     name: str, found: Path | None, base_name: str | None, allow_pickled: bool
-) -> tuple[ModelSource, dict[str, Any]]:
+) -> tuple[ModelSource, Facts | None]:
     """Where the (base) model's weights are, and what the adapter's folder says of itself."""
     if found is None or not (found / "adapter_config.json").exists():
         if base_name is not None:
             raise ModelError(f"--base is for an adapter, and {name} is a whole model")
-        return resolve(str(found) if found else name, allow_pickled=allow_pickled), {}
+        return resolve(str(found) if found else name, allow_pickled=allow_pickled), None
     facts = read_facts(found)
     return base_of(found, facts["base"], base_name, allowances(found, allow_pickled)[1]), facts
 
 
-def _refuse(name: str, form: ExportForm, source: ModelSource, facts: dict[str, Any], found: Path | None) -> None:
+def _refuse(name: str, form: ExportForm, source: ModelSource, facts: Facts | None, found: Path | None) -> None:
     """Everything that can be known to fail before a weight is loaded; raises ModelError."""
     tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
     model = Exportable(
@@ -158,7 +158,7 @@ def _refuse(name: str, form: ExportForm, source: ModelSource, facts: dict[str, A
         tokenizer=tokenizer,
         template=resolve_template(tokenizer),
         has_adapter=bool(facts),
-        init=facts.get("init", "default"),
+        init=facts.get("init", "default") if facts else "default",
     )
     refuse_unconvertible([form.name], model)
 
@@ -183,7 +183,7 @@ def _sixteen_bit_base(
     """The same adapter over the base's own 16 bits, when it was trained over a quantized one; measured."""
     if trained.adapter is None or not read_facts(trained.adapter).get("quantization"):
         return trained, []
-    trained.model.to("cpu")
+    trained.peft_model.to("cpu")
     log("opening the 16-bit base")
     whole = open_target(name, runs_folder, device, precision, base_name, as_trained=False)
     return whole, [compare(probe, whole.model, "adapter over the 16-bit base", "base")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,12 @@ from torch.nn.functional import log_softmax
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
-from fitune.evaluation.generation import Sampling, asking, generation_settings
+from fitune.evaluation.generation import Sampling, asking, generate, generation_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fitune.evaluation.generation import LanguageModel
 
 # (largest mean divergence in nats, least share of answers' tokens unchanged) that is no cause for a warning, by what was
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.
@@ -64,7 +69,7 @@ class Row:
     def warnings(self) -> list[str]:
         """What is worse than such a copy should be."""
         most, least = THRESHOLDS[self.loss]
-        found = []
+        found: list[str] = []
         if not self.divergence <= most:  # NaN fails too
             found.append(f"{self.copy}: divergence {self.divergence:.2g} nats a token, more than {most:g}")
         if self.tokens_same < least:
@@ -95,30 +100,33 @@ class Report:
             )
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for fidelity.json."""
         return {**asdict(self), "warnings": self.warnings(), "thresholds": THRESHOLDS}
 
 
 def make_probe(
-    model: Any, renderer: Renderer, conversations: Sequence[Sequence[Message]], max_new_tokens: int = 32
+    model: LanguageModel, renderer: Renderer, conversations: Sequence[Sequence[Message]], max_new_tokens: int = 32
 ) -> Probe:
     """The reference's greedy answers to the conversations and its logits over them."""
     prompts = [tuple(renderer.prompt_ids(list(messages))) for messages in conversations]
-    answers, settings = [], generation_settings(renderer, Sampling(max_new_tokens))
+    answers: list[tuple[int, ...]] = []
+    settings = generation_settings(renderer, Sampling(max_new_tokens))
     with asking(model):
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
-            said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+            said = generate(model, ids, torch.ones_like(ids), settings)
             answers.append(tuple(said[0, len(prompt) :].tolist()))
     logits = answer_logits(model, prompts, answers)
     asked = tuple(map(tuple, conversations))
     return Probe(asked, tuple(prompts), tuple(answers), tuple(logits))
 
 
-def answer_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+def answer_logits(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[Tensor]:
     """Logits that choose each token of each answer: (T, V) a prompt, fp32 on the CPU."""
-    found = []
+    found: list[Tensor] = []
     with asking(model):
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
@@ -127,7 +135,7 @@ def answer_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequenc
     return found
 
 
-def compare(probe: Probe, model: Any, copy: str, loss: str) -> Row:
+def compare(probe: Probe, model: LanguageModel, copy: str, loss: str) -> Row:
     """Measure a copy of the reference. A copy may have more or fewer spare rows: the common ones count."""
     largest, total, divergence, same, whole, count, values = 0.0, 0.0, 0.0, 0, 0, 0, 0
     for want_TV, have_TV in zip(probe.logits_TV, answer_logits(model, probe.prompts, probe.answers), strict=True):
@@ -154,18 +162,20 @@ def compare(probe: Probe, model: Any, copy: str, loss: str) -> Row:
     )
 
 
-def same_prompts(probe: Probe, tokenizer: Any) -> tuple[int, str | None]:
+def same_prompts(probe: Probe, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str | None]:
     """How many conversations the copy's tokenizer and template render to the same ids, and the first that differs."""
     same, first = 0, None
     for messages, ids in zip(probe.conversations, probe.prompts, strict=True):
         try:
             text = tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                cast("list[dict[str, str]]", [dict(message) for message in messages]),
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as error:  # a template raises whatever its author chose
             first = first or f"the copy's template fails: {error}"
             continue
-        theirs = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        theirs = tuple(tokenizer(cast(str, text), add_special_tokens=False)["input_ids"])
         same += theirs == ids
         if theirs != ids and first is None:
             at = next((i for i, pair in enumerate(zip(theirs, ids, strict=False)) if pair[0] != pair[1]), None)

@@ -7,11 +7,14 @@ probe, or nothing is derived.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from fitune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
@@ -57,7 +60,7 @@ class Turns:
         return "".join(parts)
 
 
-def derive(tokenizer: Any, template_text: str, bos: str = "") -> Turns:
+def derive(tokenizer: PreTrainedTokenizerBase, template_text: str, bos: str = "") -> Turns:
     """The template's turns.
 
     Args:
@@ -68,9 +71,10 @@ def derive(tokenizer: Any, template_text: str, bos: str = "") -> Turns:
     """
 
     def render(messages: Sequence[Message], generation: bool = True) -> str:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             list(messages), chat_template=template_text, tokenize=False, add_generation_prompt=generation
         )
+        return cast(str, text)
 
     try:
         turns = _read_off(render, bos)
@@ -102,7 +106,7 @@ def probes() -> list[list[Message]]:
             [system, *long]]  # fmt: skip
 
 
-def _read_off(render: Any, bos: str) -> Turns:
+def _read_off(render: Callable[[Sequence[Message], bool], str], bos: str) -> Turns:
     """The fixed texts from four renderings; a text that is not where it should be raises ValueError."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     again, system = {"role": "user", "content": AGAIN}, {"role": "system", "content": SYSTEM}
@@ -136,7 +140,7 @@ def _read_off(render: Any, bos: str) -> Turns:
 
 def _split(text: str, *marks: str) -> list[str]:
     """The pieces of a text around marks that it must hold in this order."""
-    pieces = []
+    pieces: list[str] = []
     for mark in marks:
         piece, found, text = text.partition(mark)
         if not found:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
+from fitune.adapters.in_memory import tuner
 from fitune.adapters.inject import undo_of
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target
@@ -30,7 +30,7 @@ def merge(target: Target) -> Target:
     """
     if target.adapter is None:
         return target
-    model = cast(PeftModel, target.model)
+    model = target.peft_model
     if quantized_layers(cast(PreTrainedModel, model.get_base_model())):
         raise ModelError(
             f"{target.base_name} is stored quantized, and a merge into quantized weights rounds the adapter away; "
@@ -38,7 +38,7 @@ def merge(target: Target) -> Target:
         )
     base = cast(PreTrainedModel, model.get_base_model())
     try:
-        merged = cast(Any, model).merge_and_unload()
+        merged = cast(PreTrainedModel, tuner(model).merge_and_unload())
     except (ValueError, NotImplementedError) as error:
         raise ModelError(f"the adapter in {target.adapter} cannot be merged: {error}") from error
     for hook in undo_of(base).hooks:  # autocast for fp32 parts among 16-bit weights: there are none any more
@@ -47,7 +47,7 @@ def merge(target: Target) -> Target:
     return replace(target, model=merged.eval(), adapter=None)
 
 
-def settle(model: Any) -> None:
+def settle(model: PreTrainedModel) -> None:
     """The config says what is true of the weights: whether the head is still the embedding."""
     head = model.get_output_embeddings()
     model.config.tie_word_embeddings = head is not None and head.weight is model.get_input_embeddings().weight

@@ -10,19 +10,30 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from fitune.errors import RewardError
+
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """What NumPy, torch and pandas have in common here."""
+
+    def tolist(self) -> object: ...
 
 
 class _TimeUp(BaseException):
     """No Exception, so that a reward that catches all exceptions does not catch this one."""
 
 
-def call(name: str, reward: Callable[..., Any], arguments: Mapping[str, Sequence[Any]], seconds: float) -> list[float]:
+def call(
+    name: str, reward: Callable[..., object], arguments: Mapping[str, Sequence[object]], seconds: float
+) -> list[float]:
     """The reward's numbers for `arguments` (lists with one item an answer).
 
     Args:
@@ -46,11 +57,12 @@ def call(name: str, reward: Callable[..., Any], arguments: Mapping[str, Sequence
     return _checked(name, found, arguments)
 
 
-def _checked(name: str, found: Any, arguments: Mapping[str, Sequence[Any]]) -> list[float]:
+def _checked(name: str, found: object, arguments: Mapping[str, Sequence[object]]) -> list[float]:
     """One finite number an answer, from whatever list, array or tensor came back."""
     answers = next(iter(arguments.values()))
     try:
-        values = list(found.tolist() if hasattr(found, "tolist") else found)
+        plain = found.tolist() if isinstance(found, _Array) else found
+        values = list(cast(Iterable[Any], plain))
     except TypeError:
         raise RewardError(
             f"the reward {name} returned {found!r:.60}; return a list with one number per answer"
@@ -73,7 +85,7 @@ def _checked(name: str, found: Any, arguments: Mapping[str, Sequence[Any]]) -> l
     return values
 
 
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
+def _within(seconds: float, work: Callable[[], Result]) -> Result:
     """What `work` returns; `_TimeUp` when it takes longer."""
     alarm = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if alarm:
@@ -83,7 +95,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def _alarm(seconds: float) -> Generator[None, None, None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise _TimeUp
 
@@ -96,20 +108,21 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _in_thread(seconds: float, work: Callable[[], Any]) -> Any:
-    outcome: dict[str, Any] = {}
+def _in_thread(seconds: float, work: Callable[[], Result]) -> Result:
+    results: list[Result] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome["value"] = work()
+            results.append(work())
         except BaseException as error:  # handed over to the caller
-            outcome["error"] = error
+            errors.append(error)
 
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     worker.join(seconds)
     if worker.is_alive():
         raise _TimeUp
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
+    if errors:
+        raise errors[0]
+    return results[0]

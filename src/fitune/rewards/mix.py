@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from fitune.errors import FituneError, RewardError, SettingsError, did_you_mean
@@ -163,8 +164,8 @@ def _from_file(path: Path, function_name: str) -> Reward:
     return _function(module, function_name, str(path))
 
 
-def _function(module: Any, name: str, where: str) -> Reward:
-    reward: Any = getattr(module, name, None)
+def _function(module: ModuleType, name: str, where: str) -> Reward:
+    reward = getattr(module, name, None)
     if not callable(reward):
         known = [word for word in vars(module) if callable(getattr(module, word)) and not word.startswith("_")]
         raise ValueError(f'names no function of {where}{did_you_mean(name, known)}; "{name}" is not one')
@@ -182,11 +183,11 @@ def _arguments(reward: Reward) -> frozenset[str] | None:
     return frozenset(one.name for one in parameters)
 
 
-def _offer(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+def _offer(samples: Sequence[Sample]) -> dict[str, list[object]]:
     """Every list that a reward may ask for; our own names go before columns of the same name."""
     columns = dict.fromkeys(name for sample in samples for name in sample.row)
-    offered: dict[str, list[Any]] = {name: [sample.row.get(name) for sample in samples] for name in columns}
-    own = {
+    offered: dict[str, list[object]] = {name: [sample.row.get(name) for sample in samples] for name in columns}
+    own: dict[str, list[object]] = {
         "answers": [sample.answer for sample in samples],
         "reasonings": [sample.reasoning for sample in samples],
         "questions": [sample.question for sample in samples],
@@ -205,7 +206,7 @@ def _offer(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     }
 
 
-def _choose(part: Part, offered: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _choose(part: Part, offered: dict[str, list[object]]) -> dict[str, list[object]]:
     """The lists that this reward takes, the answers first."""
     if part.takes is None:
         return offered

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from fitune.answer_metrics import score
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example
-from fitune.evaluation.evaluate import answer_rows
+from fitune.evaluation.evaluate import AnswerRow, answer_rows
+from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
@@ -48,13 +49,13 @@ class GenerationEval:
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        target = Target(model=model, renderer=self.renderer, base_name="", adapter=None)
+        target = Target(model=cast("LanguageModel", model), renderer=self.renderer, base_name="", adapter=None)
         rows = self.recovery.run(self._answered, target)
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
 
-    def _answered(self, target: Target) -> list[dict[str, Any]]:
+    def _answered(self, target: Target) -> list[AnswerRow]:
         at_once = min(self.recovery.size.most, len(self.examples))
         self.recovery.begin_pass(at_once)
         return answer_rows(target, self.examples, self.max_new_tokens, at_once)

@@ -44,7 +44,7 @@ class Batches:
 
     def max_tokens(self, rows: Sequence[Row]) -> int:
         """Computed tokens of a pack at most (packing.choose_packing)."""
-        return self.micro_rows * max((row.num_tokens for row in rows), default=1)
+        return self.micro_rows * max((len(row.input_ids) for row in rows), default=1)
 
 
 def heaviest_steps(

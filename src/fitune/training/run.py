@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from transformers import TrainingArguments, set_seed
 
@@ -26,6 +27,7 @@ from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
 from fitune.runs.compare import find_run, read_settings
 from fitune.runs.disk_space import bytes_needed, check_space, folder_bytes
+from fitune.runs.manifest import ModelFacts
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
@@ -184,7 +186,7 @@ def _begin(run: RunFolder, setup: RunSetup) -> None:
 
 def _go_on(run: RunFolder, setup: RunSetup) -> Path | None:
     """Check that a resumed run is still the same; the checkpoint to go on from."""
-    check_same_facts(run, dict(setup.data.hashes), setup.base_facts)
+    check_same_facts(run, dict(setup.data.hashes), cast(ModelFacts, setup.base_facts))
     checkpoint = checkpoint_to_resume(run)
     resumed = {"at": manifests.now(), "from_step": step_of(checkpoint) if checkpoint else 0}
     history = [*manifests.read(run.manifest).get("resumed", []), resumed]
@@ -235,7 +237,7 @@ def _train(
     log_memory(run, predicted_run(setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run, Settings().model_dump(mode="json"))
-    before = whole["results"].get("before")
+    before = whole.get("results", {}).get("before")
     return RunResult(
         folder=run.path,
         status="finished",

@@ -6,12 +6,15 @@ A flag that is no setting stays an override: `load_settings` then lists it with 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fitune.earlier_names import new_name, with_new_names
 from fitune.errors import SettingsError
+
+if TYPE_CHECKING:
+    from fitune.config.fields import Field
 
 BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 
@@ -68,7 +71,7 @@ def take_settings(args: list[str], own: dict[str, bool]) -> tuple[dict[str, str]
     return overrides, rest
 
 
-def _value_after(key: str, words: list[str], field: Any) -> str:
+def _value_after(key: str, words: list[str], field: Field | None) -> str:
     """Take the flag's value off the words; a switch may stand alone."""
     following = words[0] if words and not words[0].startswith("--") else None
     if field is not None and field.kinds == (bool,):

@@ -7,7 +7,8 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+
+from pydantic import BaseModel
 
 import fitune
 
@@ -54,7 +55,7 @@ def _parents(error: type) -> str:
     return ", ".join(f"`{base.__name__}`" for base in error.__bases__)
 
 
-def _signature(function: Callable[..., Any]) -> str:
+def _signature(function: Callable[..., object]) -> str:
     """As one would write it: annotations as in the source, one parameter a line when it is long."""
     found = inspect.signature(function)
     parameters = [one for one in found.parameters.values() if one.name != "self"]
@@ -74,7 +75,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}: {_annotation(parameter.annotation)}{default}"
 
 
-def _annotation(annotation: Any) -> str:
+def _annotation(annotation: object) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
@@ -88,15 +89,18 @@ def _members(kind: type) -> list[str]:
     return lines
 
 
-def _attributes(kind: Any) -> Iterator[tuple[str, str, str]]:
+def _attributes(kind: type) -> Iterator[tuple[str, str, str]]:
     """(name, type, what it is) of fields and properties."""
-    if hasattr(kind, "model_fields"):
+    if issubclass(kind, BaseModel):
         annotations = {
             name: one for base in reversed(kind.__mro__) for name, one in inspect.get_annotations(base).items()
         }
         for name, field in kind.model_fields.items():
             text = " ".join(field.description.split()) if field.description else _sentence(field.annotation)
             yield name, _cell(getattr(annotations[name], "__name__", annotations[name])), text
+    elif typing.is_typeddict(kind):
+        for name, annotation in typing.get_type_hints(kind).items():
+            yield name, _cell(_annotation(annotation)), ""
     elif is_dataclass(kind):
         for field in fields(kind):
             default = "" if field.default is MISSING else f" = {field.default!r}"
@@ -112,7 +116,7 @@ def _sentence(value: object) -> str:
     return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].replace("``", "`").split())
 
 
-def _cell(text: Any) -> str:
+def _cell(text: object) -> str:
     return str(text).replace("|", "\\|")
 
 

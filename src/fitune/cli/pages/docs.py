@@ -133,7 +133,7 @@ def _example_lines(field: Field, indent: str) -> list[str]:
     return [*lines, f"{indent}{field.name}: {_as_yaml(field.default)}"]
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 

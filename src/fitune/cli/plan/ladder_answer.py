@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,12 @@ from fitune.cli.plan.plan_question import PlanQuestion
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fitune.config.sections import Settings
+    from fitune.data.packing.largest_pass import LargestPass
+    from fitune.planning.predict import Plan
+    from fitune.planning.scenario import Scenario
+    from fitune.planning.search.ladder import Ladder
 
 DOES_NOT_FIT = 3  # exit status, as of `fitune plan`
 
@@ -27,7 +34,7 @@ def answer_ladder(asked: PlanQuestion, as_json: bool) -> int:
     usable, margin = asked.gpu.usable_bytes, asked.settings.memory.margin
     small = replace(asked.gpu, usable_bytes=int(usable * (1 - margin)))
 
-    def plan_of(scenario: Any) -> Any:
+    def plan_of(scenario: Scenario) -> Plan:
         made = replace(asked, gpu=small).plan(scenario)
         log(f"{_changed(scenario, asked)}: {size_in(made.smi_peak_bytes, usable)}{'' if made.fits else ' ×'}")
         return made
@@ -49,11 +56,11 @@ def answer_ladder(asked: PlanQuestion, as_json: bool) -> int:
     return 0
 
 
-def _search(asked: PlanQuestion, plan_of: Any) -> Any:
+def _search(asked: PlanQuestion, plan_of: Callable[[Scenario], Plan]) -> Ladder:
     from fitune.training.autofit_search import Rows, search
     from fitune.training.plan_scenario import largest_pass_of, rows_of_length
 
-    def largest_of(settings: Any) -> Any:
+    def largest_of(settings: Settings) -> LargestPass:
         limit = settings.data.max_length if settings.data != asked.settings.data else None
         if asked.rows:
             return largest_pass_of(settings, [row for row in asked.rows if limit is None or row[0] <= limit])
@@ -65,7 +72,7 @@ def _search(asked: PlanQuestion, plan_of: Any) -> Any:
     return search(asked.settings, Rows(lengths, largest_of), plan_of, bf16)
 
 
-def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, margin: float) -> None:
+def print_ladder(console: Console, found: Ladder, card: str, usable_bytes: int, margin: float) -> None:
     """A row a step: what it needs, saves and costs; then the flags that train so."""
     from rich import box
     from rich.table import Table
@@ -84,7 +91,7 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
         table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name))
     table.add_column("quality", overflow="fold")
 
-    def row(name: str, plan: Any, before: Any, quality: str) -> None:
+    def row(name: str, plan: Plan, before: Plan | None, quality: str) -> None:
         saved = size_in(before.smi_peak_bytes - plan.smi_peak_bytes, whole) if before else ""
         factor = time_factor(before, plan) if before else None
         time = "" if plan.seconds_per_step is None else seconds(plan.seconds_per_step)
@@ -103,7 +110,7 @@ def print_ladder(console: Console, found: Any, card: str, usable_bytes: int, mar
         console.print(Text(f"`fitune train` chooses this by itself on such a card; anywhere: {flags}"))
 
 
-def _changed(scenario: Any, asked: PlanQuestion) -> str:
+def _changed(scenario: Scenario, asked: PlanQuestion) -> str:
     """What differs from the run as asked, in a few words."""
     from fitune.planning.report.plan_report import describe
 

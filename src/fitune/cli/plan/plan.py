@@ -6,14 +6,19 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import print_json
 from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder
-from fitune.cli.plan.plan_question import PlanQuestion, ask
+from fitune.cli.plan.plan_question import PlanOptions, PlanQuestion, ask
+
+if TYPE_CHECKING:
+    from fitune.planning.predict import Plan
+    from fitune.planning.report.plan_report import View
+    from fitune.planning.scenario import Scenario
 
 # --max: how far the search goes at most, and in which steps, where nothing else bounds it.
 MOST_ROWS, MOST_TOKENS, LENGTH_STEP = 4096, 2**20, 64
@@ -50,7 +55,9 @@ ENDS = {
 )
 @click.option("--expandable-segments", is_flag=True, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.")
 @click.pass_context
-def plan(ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: bool, **given: Any) -> None:
+def plan(
+    ctx: click.Context, words: tuple[str, ...], most: str | None, as_grid: bool, **given: Unpack[PlanOptions]
+) -> None:
     """Predict the memory of a run, without a GPU and without weights.
 
     \b
@@ -102,7 +109,7 @@ def _list_cards(as_json: bool) -> None:
         print_cards(stdout_console(), list(catalogue().values()))
 
 
-def _answer(asked: PlanQuestion, given: dict[str, Any]) -> int:
+def _answer(asked: PlanQuestion, given: PlanOptions) -> int:
     """One plan."""
     from fitune.console import log, stdout_console
     from fitune.planning.report.plan_report import as_dict
@@ -156,14 +163,14 @@ def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:
         "rank": (settings.lora.rank, width, 1, "rank"),
     }[what]
 
-    def scenario_at(value: int) -> Any:
+    def scenario_at(value: int) -> Scenario:
         if what == "seq-len":
             return asked.scenario(tokens=value)
         if what == "rank":
             return asked.scenario({"lora.rank": value})
         return asked.scenario({"train.micro_batch_size": value, "train.batch_size": value})
 
-    def plan_at(value: int) -> Any:
+    def plan_at(value: int) -> Plan:
         made = asked.plan(scenario_at(value))
         log(f"{value:,} {unit}: {size_in(made.smi_peak_bytes, asked.gpu.usable_bytes)}")
         return made
@@ -205,7 +212,8 @@ def _answer_models(asked: PlanQuestion, names: list[str], as_json: bool) -> int:
 
     if asked.card is None:
         raise click.UsageError("--max needs a card: --gpu NAME or --budget SIZE")
-    found, failed = [], {}
+    found: list[View] = []
+    failed: dict[str, str] = {}
     for name in names:
         try:
             one = replace(asked, config=config_of(name, asked.settings.model.revision))

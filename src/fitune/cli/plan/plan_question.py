@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
+if TYPE_CHECKING:
+    from fitune.config.sections import Settings
+    from fitune.planning.gpus.catalogue import Gpu
+    from fitune.planning.model_config import ModelConfig
+    from fitune.planning.predict import Plan
+    from fitune.planning.report.plan_report import View
+    from fitune.planning.scenario import Scenario
+
 UNKNOWN_LENGTH_TOKENS = 1024
+
+
+class PlanOptions(TypedDict):
+    """Options of `fitune plan` itself, beside the settings."""
+
+    data_file: str | None
+    seq_len: int | None
+    gpu_name: str | None
+    budget: str | None
+    ladder: bool
+    explain: bool
+    as_json: bool
+    svg_file: str | None
+    html_file: str | None
+    expandable_segments: bool
 
 
 @dataclass(frozen=True)
 class PlanQuestion:
     """The question: settings, model, rows, card."""
 
-    settings: Any
-    config: Any
+    settings: Settings
+    config: ModelConfig
     rows: tuple[tuple[int, int], ...]
     """(tokens, trained tokens) of each real row; empty when every row has ``tokens`` tokens."""
     tokens: int
     """The longest row."""
-    gpu: Any
+    gpu: Gpu
     card: str | None
     """The card's name; None when none was found or named."""
     expandable: bool
     notes: tuple[str, ...] = ()
 
-    def scenario(self, changes: dict[str, Any] | None = None, tokens: int | None = None) -> Any:
+    def scenario(self, changes: Mapping[str, object] | None = None, tokens: int | None = None) -> Scenario:
         """What `fitune train` would run, with some settings (dotted names) or the rows' length changed.
 
         Raises:
@@ -47,7 +71,7 @@ class PlanQuestion:
         except ValueError as error:
             raise PlanError(str(error)) from error
 
-    def plan(self, scenario: Any) -> Any:
+    def plan(self, scenario: Scenario) -> Plan:
         """The plan of a scenario, its time estimated; by the closed form, and so labelled, when it cannot be traced."""
         from fitune.errors import NotTraced
         from fitune.planning.closed_form import untraced_plan
@@ -65,7 +89,7 @@ class PlanQuestion:
         count = self.settings.train.micro_rows
         return f"{self.config.name}: {count} {'row' if count == 1 else 'rows'} of {self.tokens:,} tokens"
 
-    def view(self, scenario: Any, made: Any) -> Any:
+    def view(self, scenario: Scenario, made: Plan) -> View:
         """What is shown of it."""
         from fitune.planning.report.plan_report import View, describe
 
@@ -82,7 +106,7 @@ class PlanQuestion:
         )
 
 
-def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: dict[str, Any]) -> PlanQuestion:
+def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: PlanOptions) -> PlanQuestion:
     """The question; ``given`` holds the command's own options.
 
     Raises:
@@ -124,7 +148,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     )
 
 
-def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[str, ...]]:
+def _card(name: str | None, budget: str | None) -> tuple[Gpu, str | None, tuple[str, ...]]:
     """(card, its name for the verdict or None, notes)."""
     from fitune.planning.gpus import catalogue
 
@@ -143,18 +167,18 @@ def _card(name: str | None, budget: str | None) -> tuple[Any, str | None, tuple[
     return gpu, None, (f"no GPU was found or named: kernels and CUDA context are those of a card of {kind}",)
 
 
-def _tokens(settings: Any, config: Any, seq_len: int | None) -> tuple[int, tuple[str, ...]]:
+def _tokens(settings: Settings, config: ModelConfig, seq_len: int | None) -> tuple[int, tuple[str, ...]]:
     """(length of every row, notes)."""
     context = config.context_tokens
-    if seq_len is None and settings.data.max_length is None:
+    length = seq_len or settings.data.max_length
+    if length is None:
         length = min(UNKNOWN_LENGTH_TOKENS, context or UNKNOWN_LENGTH_TOKENS)
         return length, (f"rows of {length:,} tokens are assumed; give yours with --data or --seq-len",)
-    length = seq_len or settings.data.max_length
     beyond = context is not None and length > context
     return length, (f"rows have {length:,} tokens and the model has {context:,} positions",) if beyond else ()
 
 
-def _rows(settings: Any, name: str) -> tuple[tuple[int, int], ...]:
+def _rows(settings: Settings, name: str) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row, rendered and tokenized as training does."""
     from fitune.errors import ModelError
     from fitune.models.load_base import load_config

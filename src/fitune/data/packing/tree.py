@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def build_tree(rows: Sequence[Row], share: bool = True, keep_ends: bool = False)
         raise ValueError(f"build_tree got {len(rows)} rows, one of them empty or none at all; leave such rows out")
     heads = [row.input_ids if keep_ends else needed_tokens(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda at: tuple(heads[at])) if share else list(range(len(rows)))
-    row_paths: list[Any] = [None] * len(rows)
+    row_paths = [np.empty(0, dtype=np.int64)] * len(rows)
     paths, owned, ids, positions, predictions = [], [], [], [], []
     path, previous = np.empty(0, dtype=np.int64), ()
     for at in order:

@@ -12,19 +12,18 @@ import re
 from collections.abc import Mapping
 from datetime import date, time
 from decimal import Decimal
-from typing import Any
 
 from fitune.errors import DataError
 
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: object) -> bool:
     """Whether a cell holds nothing: null, or the NaN that tables write for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def as_text(value: Any, what: str) -> str:
+def as_text(value: object, what: str) -> str:
     """A cell as text.
 
     Args:
@@ -46,7 +45,7 @@ def as_text(value: Any, what: str) -> str:
     raise DataError(f"{what} is {value!r:.60} ({type(value).__name__}); expected text")
 
 
-def as_json(value: Any, what: str) -> str:
+def as_json(value: object, what: str) -> str:
     """An object or a list as JSON, NaN written as null.
 
     Raises:
@@ -74,7 +73,7 @@ def checked(text: str, what: str) -> str:
     return text
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -82,7 +81,7 @@ def _without_nan(value: Any) -> Any:
     return None if is_empty(value) else value
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, date | time | Decimal):
         return as_text(value, "a value")
     raise TypeError(f"it holds a {type(value).__name__}")

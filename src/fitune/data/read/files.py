@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fitune.data.read.formats import READERS
 from fitune.data.read.formats.arrow_tables import is_saved_dataset, read_saved_dataset
@@ -33,7 +32,7 @@ class Rows:
     """
 
     name: str
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Mapping[str, object], ...]
     numbers: tuple[int, ...]
     sha256: str
     encoding: str = "utf-8"
@@ -88,7 +87,14 @@ def _rows(name: str, found: Found, sha256: str) -> Rows:
     if not found.rows:
         raise DataError(f"{name} contains no rows")
     notes = tuple(dict.fromkeys(found.notes))
-    return Rows(name, tuple(found.rows), tuple(found.numbers), sha256, found.encoding, notes)
+    return Rows(
+        name=name,
+        rows=tuple(found.rows),
+        numbers=tuple(found.numbers),
+        sha256=sha256,
+        encoding=found.encoding,
+        notes=notes,
+    )
 
 
 def _endings(path: Path) -> tuple[str, str]:
@@ -136,13 +142,13 @@ def joined(name: str, parts: Sequence[Rows], notes: Sequence[str] = ()) -> Rows:
         numbers += [number + before for number in part.numbers]
         places.append((Path(part.name).name, before, numbers[-1]))
     return Rows(
-        name,
-        tuple(row for part in parts for row in part.rows),
-        tuple(numbers),
-        hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
-        ", ".join(dict.fromkeys(part.encoding for part in parts)),
-        (*(f"{Path(part.name).name}: {note}" for part in parts for note in part.notes), *notes),
-        tuple(places),
+        name=name,
+        rows=tuple(row for part in parts for row in part.rows),
+        numbers=tuple(numbers),
+        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        encoding=", ".join(dict.fromkeys(part.encoding for part in parts)),
+        notes=(*(f"{Path(part.name).name}: {note}" for part in parts for note in part.notes), *notes),
+        parts=tuple(places),
     )
 
 
@@ -155,7 +161,7 @@ def _digest(folder: Path, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_jsonl(rows: Iterable[dict[str, Any]], out: Path) -> int:
+def write_jsonl(rows: Iterable[Mapping[str, object]], out: Path) -> int:
     """Write rows, whole or not at all; an existing file is not overwritten.
 
     Raises:

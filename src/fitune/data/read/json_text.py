@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from sys import intern
-from typing import Any
 
 BLANKS = " \t\r\n\ufeff"
 
@@ -24,7 +23,7 @@ class BadJson(ValueError):
         self.reason, self.at, self.more = reason, at, more
 
 
-def loads(text: str) -> Any:
+def loads(text: str) -> object:
     """The value of a text that holds one.
 
     Raises:
@@ -36,7 +35,7 @@ def loads(text: str) -> Any:
     return value
 
 
-def first_value(text: str, at: int) -> tuple[Any, int]:
+def first_value(text: str, at: int) -> tuple[object, int]:
     """The value that begins at a character, blanks before it left out, and where the text after its blanks goes on.
 
     Raises:
@@ -56,7 +55,7 @@ def first_value(text: str, at: int) -> tuple[Any, int]:
     return value, _skip(text, end)
 
 
-def values(text: str) -> Iterator[tuple[int, Any]]:
+def values(text: str) -> Iterator[tuple[int, object]]:
     """Values that follow each other with nothing but blanks between them, each with the character where it begins.
 
     Raises:
@@ -80,7 +79,7 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = {intern(key): value for key, value in pairs}
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

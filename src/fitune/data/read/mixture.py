@@ -10,7 +10,6 @@ import random
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fitune.data.read.files import Rows
 from fitune.data.read.recognised_form import RecognisedForm
@@ -26,7 +25,7 @@ class WeightedSource:
     weight: float = 1.0
 
 
-def join_names(names: Any) -> Any:
+def join_names(names: object) -> object:
     """A list of sources as one name, with commas; anything else as it is.
 
     Raises:
@@ -113,7 +112,7 @@ class MixedForm(RecognisedForm):
         parts = tuple(replace(form, tally=first.tally) for form in forms)
         return cls(facts, first.columns, first.tally, parts, tuple(ends))
 
-    def to_example(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
+    def to_example(self, row: Mapping[str, object], system: str | None, number: int) -> Example:
         """As the row's own form reads it, its earlier turns untrained where only its completion is to be trained."""
         form = self._of(number)
         example = form.to_example(row, system, number)
@@ -121,15 +120,15 @@ class MixedForm(RecognisedForm):
             return example
         return replace(example, untrained=example.untrained | frozenset(range(example.completion_from)))
 
-    def to_conversation(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
+    def to_conversation(self, row: Mapping[str, object], system: str | None, number: int) -> Example:
         """As the row's own form reads it."""
         return self._of(number).to_conversation(row, system, number)
 
-    def to_pair(self, row: Mapping[str, Any], system: str | None, number: int) -> Pair:
+    def to_pair(self, row: Mapping[str, object], system: str | None, number: int) -> Pair:
         """As the row's own form reads it."""
         return self._of(number).to_pair(row, system, number)
 
-    def to_judged(self, row: Mapping[str, Any], system: str | None, number: int) -> Judged:
+    def to_judged(self, row: Mapping[str, object], system: str | None, number: int) -> Judged:
         """As the row's own form reads it."""
         return self._of(number).to_judged(row, system, number)
 

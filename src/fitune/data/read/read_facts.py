@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from fitune.data.counting import named
 from fitune.data.read.files import Rows
@@ -73,7 +72,7 @@ class ReadFacts:
     left_out: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for `--json` and the manifest."""
         return {**asdict(self), "left_out": {reason: list(rows) for reason, rows in self.left_out.items()}}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import Any
 
 from fitune.data.read.forms import DATA_FORMS
 from fitune.data.read.forms.data_form import DataForm
@@ -44,7 +43,7 @@ def forms_of(kind: str) -> list[DataForm]:
     return sorted(found, key=lambda form: kind not in form.first_for)
 
 
-def holds(kind: str, columns: Iterable[str], sample: Mapping[str, Any] | None = None) -> bool:
+def holds(kind: str, columns: Iterable[str], sample: Mapping[str, object] | None = None) -> bool:
     """Whether the columns, and a row where it takes one to tell, are those of some form of this kind."""
     present = set(columns)
     return any(set(form.needs) <= present and _fits(form, sample, {}) for form in forms_of(kind))
@@ -55,7 +54,7 @@ def recognise(
     form: str = "auto",
     mapping: Mapping[str, str] | None = None,
     kind: str = "rows",
-    sample: Mapping[str, Any] | None = None,
+    sample: Mapping[str, object] | None = None,
 ) -> RecognisedForm:
     """The form that fits the columns.
 
@@ -88,7 +87,7 @@ def recognise(
     return RecognisedForm(chosen, mapping)
 
 
-def _fits(form: DataForm, sample: Mapping[str, Any] | None, mapping: Mapping[str, str]) -> bool:
+def _fits(form: DataForm, sample: Mapping[str, object] | None, mapping: Mapping[str, str]) -> bool:
     if form.fits is None:
         return True
     if sample is None:
@@ -151,7 +150,7 @@ def _refuse_mapping(mapping: Mapping[str, str], columns: Sequence[str]) -> None:
             raise DataError(f'data.columns has "{own}", which no form uses{did_you_mean(own, known)}')
 
 
-def _refuse_preferences(present: set[str], sample: Mapping[str, Any] | None) -> None:
+def _refuse_preferences(present: set[str], sample: Mapping[str, object] | None) -> None:
     """Raises DataError for the columns of preference data, which are not what rows are."""
     found = [one for one in PREFERENCE.items() if one[1][0] <= present]
     if "messages" in present and isinstance((sample or {}).get("label"), bool):

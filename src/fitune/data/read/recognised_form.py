@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fitune.data.read.cell_types import is_empty
 from fitune.data.read.files import Rows
@@ -40,7 +39,7 @@ class RecognisedForm:
         """Whether a row is plain text, of which every token is trained."""
         return self.facts.text is not None
 
-    def to_example(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
+    def to_example(self, row: Mapping[str, object], system: str | None, number: int) -> Example:
         """A row as a conversation with an answer, or as text.
 
         Args:
@@ -52,7 +51,7 @@ class RecognisedForm:
             RowLeftOut: every answer is empty.
         """
         if self.facts.text is not None:
-            return Example(None, self.facts.text(self._cells(row, number)), number)
+            return Example(messages=None, text=self.facts.text(self._cells(row, number)), row_number=number)
         example = self.to_conversation(row, system, number)
         messages = example.messages or ()
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -67,7 +66,7 @@ class RecognisedForm:
             return replace(example, untrained=example.untrained | empty)
         return example
 
-    def to_conversation(self, row: Mapping[str, Any], system: str | None, number: int) -> Example:
+    def to_conversation(self, row: Mapping[str, object], system: str | None, number: int) -> Example:
         """A row's messages and tools, whether or not there is an answer; a form without answers gives the prompt alone.
 
         Raises:
@@ -81,16 +80,16 @@ class RecognisedForm:
         check_order(messages, cells.where)
         self._count(messages)
         return Example(
-            tuple(messages),
-            None,
-            number,
+            messages=tuple(messages),
+            text=None,
+            row_number=number,
             tools=tools,
             untrained=marks.untrained,
             completion_from=marks.completion,
             begun=marks.begun,
         )
 
-    def to_messages(self, row: Mapping[str, Any], system: str | None, number: int) -> Messages:
+    def to_messages(self, row: Mapping[str, object], system: str | None, number: int) -> Messages:
         """The messages of a row, a system prompt before them.
 
         Raises:
@@ -98,7 +97,7 @@ class RecognisedForm:
         """
         return list(self.to_conversation(row, system, number).messages or ())
 
-    def to_pair(self, row: Mapping[str, Any], system: str | None, number: int) -> Pair:
+    def to_pair(self, row: Mapping[str, object], system: str | None, number: int) -> Pair:
         """A row as a pair.
 
         Raises:
@@ -114,9 +113,11 @@ class RecognisedForm:
         for side in (chosen, rejected):
             check_order([*prompt, *side], cells.where)
         self._count([*prompt, *chosen, *rejected])
-        return Pair(tuple(prompt), tuple(chosen), tuple(rejected), number, tools=tools)
+        return Pair(
+            prompt=tuple(prompt), chosen=tuple(chosen), rejected=tuple(rejected), row_number=number, tools=tools
+        )
 
-    def to_judged(self, row: Mapping[str, Any], system: str | None, number: int) -> Judged:
+    def to_judged(self, row: Mapping[str, object], system: str | None, number: int) -> Judged:
         """A row as an answer with its judgement.
 
         Raises:
@@ -143,7 +144,7 @@ class RecognisedForm:
         ]
         return replace(rows, rows=tuple(row for row, _ in made), numbers=tuple(number for _, number in made))
 
-    def _cells(self, row: Mapping[str, Any], number: int) -> Cells:
+    def _cells(self, row: Mapping[str, object], number: int) -> Cells:
         if not NOT_TRAINED.isdisjoint(row):
             _refuse_pictures(row, number)
         cells = Cells(row, self.columns, number, self.tally)
@@ -170,7 +171,7 @@ def _of_side(messages: Messages, has_tools: bool, where: str) -> Messages:
     return bare
 
 
-def _refuse_pictures(row: Mapping[str, Any], number: int) -> None:
+def _refuse_pictures(row: Mapping[str, object], number: int) -> None:
     """Raises DataError for a row that brings pictures, sound or the like in a column."""
     held = {name: row[name] for name in NOT_TRAINED & row.keys()}
     empty = {

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fitune.data.counting import DataReport
 from fitune.data.read.files import Rows, joined, read_rows, write_jsonl
@@ -23,6 +23,9 @@ from fitune.data.rows import Example
 from fitune.demo.tasks import demo_rows as make_demo_rows
 from fitune.demo.tasks import is_demo
 from fitune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FAULTS_SHOWN = 5
 Item = TypeVar("Item")
@@ -74,7 +77,7 @@ class DataOptions:
     seed: int = 42
 
 
-def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ()) -> Rows:
+def demo_rows(name: str, tokenizer: PreTrainedTokenizerBase, seed: int, exclude: Sequence[str] = ()) -> Rows:
     """The rows of a demo task as if they had been read.
 
     Raises:
@@ -85,7 +88,7 @@ def demo_rows(name: str, tokenizer: Any, seed: int, exclude: Sequence[str] = ())
 
 
 def read_source(
-    name: str, tokenizer: Any, options: DataOptions, exclude: Sequence[str] = ()
+    name: str, tokenizer: PreTrainedTokenizerBase, options: DataOptions, exclude: Sequence[str] = ()
 ) -> tuple[Rows, RecognisedForm]:
     """Rows of a file, a folder, the hub or a demo task, or of several of them, and the form that the method can read.
 
@@ -121,13 +124,14 @@ def _check_mapping(rows: Rows, columns: Mapping[str, str] | None) -> None:
             raise DataError(f'data.columns maps {own} to "{theirs}", which none of the sources has')
 
 
-def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, Any], int], Item]) -> list[Item]:
+def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, object], int], Item]) -> list[Item]:
     """Every row turned; rows that teach nothing are left out and counted in the form's tally.
 
     Raises:
         DataError: rows that are not of the form (several are listed), or none left.
     """
-    items, faults = [], []
+    items: list[Item] = []
+    faults: list[str] = []
     with _without_collection():
         for row, number in zip(rows.rows, rows.numbers, strict=True):
             try:
@@ -144,7 +148,7 @@ def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
+def _without_collection() -> Generator[None]:
     """No cyclic garbage collection: over millions of objects that are all kept it takes half of the time."""
     enabled = gc.isenabled()
     gc.disable()

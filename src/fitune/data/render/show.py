@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
 from fitune.data.rows import TokenRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def show_row(row: TokenRow, tokenizer: Any, colour: bool) -> Text:
+
+def show_row(row: TokenRow, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
     """One row. Colour: trained tokens green, the others dim. Plain: trained tokens stand in [ ], `|` parts tokens.
 
     Line breaks are shown as ↵ and blanks as ·, so that nothing that is trained is invisible.
     """
     text = Text(f"row {row.row_number}: {row.num_tokens} tokens, {row.num_trained} trained\n", style="bold")
-    pieces = [visible(tokenizer.decode([token])) for token in row.input_ids]
+    pieces = [visible(cast(str, tokenizer.decode([token]))) for token in row.input_ids]
     if colour:
         for piece, trained in zip(pieces, row.trained, strict=True):
             text.append(piece, style="green" if trained else "dim")
@@ -27,7 +30,7 @@ def show_row(row: TokenRow, tokenizer: Any, colour: bool) -> Text:
     return text
 
 
-def label_rows(row: TokenRow, tokenizer: Any) -> list[dict[str, Any]]:
+def label_rows(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
     """For `--json`: position, id, text and whether the token is trained."""
     return [
         {"position": position, "id": token, "text": tokenizer.decode([token]), "trained": trained}
@@ -40,7 +43,7 @@ def visible(piece: str) -> str:
     return piece.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
 
 
-def trained_text(row: TokenRow, tokenizer: Any) -> str:
+def trained_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> str:
     """The trained tokens alone, decoded: what the model is taught to say."""
     chosen: Sequence[int] = [token for token, trained in zip(row.input_ids, row.trained, strict=True) if trained]
-    return tokenizer.decode(chosen)
+    return cast(str, tokenizer.decode(list(chosen)))

@@ -83,13 +83,11 @@ def _conversations(rows: Sequence[TokenRow]) -> list[int]:
 
 def _write(path: Path, rows: Sequence[TokenRow]) -> None:
     """Keep the rows, and drop the files used longest ago."""
-    arrays = {
-        "ids": np.concatenate([row.arrays[0] for row in rows]),
-        "trained": np.packbits(np.concatenate([row.arrays[1] for row in rows])),
-        "conversations": np.asarray(_conversations(rows), np.int64),
-        "lengths": np.asarray([row.num_tokens for row in rows], np.int64),
-    }
-    keep(path, lambda file: np.savez(file, **arrays))
+    ids = np.concatenate([row.arrays[0] for row in rows])
+    trained = np.packbits(np.concatenate([row.arrays[1] for row in rows]))
+    conversations = np.asarray(_conversations(rows), np.int64)
+    lengths = np.asarray([row.num_tokens for row in rows], np.int64)
+    keep(path, lambda file: np.savez(file, ids=ids, trained=trained, conversations=conversations, lengths=lengths))
     with suppress(OSError):
         files = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime)
         for old in files[:-KEPT_FILES]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from fitune.evaluation.generation import LanguageModel
     from fitune.evaluation.inference_model import Target
     from fitune.models.template import Template
 
@@ -27,8 +30,8 @@ class Exportable:
 
     name: str
     base_name: str
-    config: Any
-    tokenizer: Any
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
     template: Template
     has_adapter: bool
     init: str = "default"
@@ -55,8 +58,8 @@ class ExportJob:
 class Reopened:
     """A copy as its users open it. Without a tokenizer token ids are not compared; the notes say why."""
 
-    model: Any
-    tokenizer: Any | None
+    model: LanguageModel
+    tokenizer: PreTrainedTokenizerBase | None
     notes: tuple[str, ...] = ()
 
 

@@ -25,7 +25,7 @@ def reopen(job: ExportJob, main: Path, precision: str, device: str) -> Reopened:
     """The file read back, by transformers where that can."""
     from fitune.exporting.gguf.gguf_file import reopen_gguf_file
 
-    return reopen_gguf_file(job.target.model, main, precision, device)
+    return reopen_gguf_file(job.target.plain_model, main, precision, device)
 
 
 GGUF = ExportForm(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from fitune.exporting.forms.export_form import ExportForm, ExportJob
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import GenerationConfig
 
 SHARD = "4GB"
 
@@ -14,16 +19,16 @@ def _write(job: ExportJob) -> Path:
     from fitune.exporting.merge_weights import sixteen_bit
     from fitune.exporting.new_folder import require_space
 
-    model, tokenizer = job.target.model, job.target.renderer.tokenizer
+    model, tokenizer = job.target.plain_model, job.target.renderer.tokenizer
     dtype = sixteen_bit(job.target.source)
     require_space(job.folder, 2 * model.num_parameters())
     log(f"writing {str(dtype).removeprefix('torch.')} safetensors")
-    model.to(dtype)
-    habits = model.generation_config
+    cast("nn.Module", model).to(dtype)
+    habits = cast("GenerationConfig | None", model.generation_config)
     if habits is not None and not habits.do_sample:
         # transformers refuses to save sampling values beside greedy decoding, which some models publish.
         habits.temperature = habits.top_p = habits.top_k = None
-    model.save_pretrained(job.folder, max_shard_size=SHARD)
+    model.save_pretrained(str(job.folder), max_shard_size=SHARD)
     tokenizer.chat_template = job.target.renderer.template_text
     tokenizer.save_pretrained(job.folder)
     return job.folder

@@ -13,7 +13,7 @@ def _refuse(model: Exportable) -> None:
     from fitune.exporting.modelfile import modelfile
 
     gguf_form.refuse(model)
-    modelfile("model.gguf", Renderer(model.tokenizer, model.template.text))
+    modelfile("model.gguf", Renderer(tokenizer=model.tokenizer, template_text=model.template.text))
 
 
 def _write(job: ExportJob) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,18 @@ class Family:
     """
 
     arch: str
-    metadata: Callable[[gguf.GGUFWriter, Any], None]
-    to_gguf: Callable[[str, Tensor, Any], Tensor]
-    from_gguf: Callable[[str, Tensor, Any], Tensor]
-    faults: Callable[[Any], Iterator[str]]
+    metadata: Callable[[gguf.GGUFWriter, PretrainedConfig], None]
+    to_gguf: Callable[[str, Tensor, PretrainedConfig], Tensor]
+    from_gguf: Callable[[str, Tensor, PretrainedConfig], Tensor]
+    faults: Callable[[PretrainedConfig], Iterator[str]]
 
 
-def family_of(config: Any) -> Family | None:
+def family_of(config: PretrainedConfig) -> Family | None:
     """The family of a transformers config, or None."""
     return FAMILIES.get(config.model_type)
 
 
-def faults(config: Any) -> list[str]:
+def faults(config: PretrainedConfig) -> list[str]:
     """Why this model cannot be written as GGUF; empty when it can."""
     family = family_of(config)
     if family is None:
@@ -48,27 +49,27 @@ def faults(config: Any) -> list[str]:
     return list(family.faults(config))
 
 
-def head_size(config: Any) -> int:
+def head_size(config: PretrainedConfig) -> int:
     """Width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def num_kv_heads(config: Any) -> int:
+def num_kv_heads(config: PretrainedConfig) -> int:
     """Key/value heads; as many as query heads where the config has no number of its own."""
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def rope(config: Any) -> dict[str, Any]:
+def rope(config: PretrainedConfig) -> dict[str, Any]:
     """The rotary embedding's parameters."""
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-def rope_type(config: Any) -> str:
+def rope_type(config: PretrainedConfig) -> str:
     """default, linear, llama3, …"""
     return str(rope(config).get("rope_type", "default"))
 
 
-def rope_factors(config: Any) -> Tensor | None:
+def rope_factors(config: PretrainedConfig) -> Tensor | None:
     """llama3's divisors of the rotary frequencies (head size / 2,), which llama.cpp takes as a tensor.
 
     Frequencies whose wavelength is longer than the first context are divided by `factor`, short ones by 1, those
@@ -85,13 +86,13 @@ def rope_factors(config: Any) -> Tensor | None:
     return 1 / ((1 - blend) / factor + blend)
 
 
-def context_length(config: Any) -> int:
+def context_length(config: PretrainedConfig) -> int:
     """Tokens that every layer attends to: a sliding window ends what llama.cpp can be told truthfully."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return min(config.max_position_embeddings, window) if window else config.max_position_embeddings
 
 
-def _common(writer: gguf.GGUFWriter, config: Any) -> None:
+def _common(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
@@ -105,7 +106,7 @@ def _common(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(rope(config)["factor"])
 
 
-def _llama_like(writer: gguf.GGUFWriter, config: Any) -> None:
+def _llama_like(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
     _common(writer, config)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(head_size(config))
@@ -113,26 +114,26 @@ def _llama_like(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_value_length(head_size(config))
 
 
-def _neox(writer: gguf.GGUFWriter, config: Any) -> None:
+def _neox(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
     _common(writer, config)
     writer.add_layer_norm_eps(config.layer_norm_eps)
     writer.add_rope_dimension_count(int(head_size(config) * rope(config).get("partial_rotary_factor", 1.0)))
     writer.add_parallel_residual(config.use_parallel_residual)
 
 
-def _llama_faults(config: Any) -> Iterator[str]:
+def _llama_faults(config: PretrainedConfig) -> Iterator[str]:
     yield from _rope_faults(config, ("default", "linear", "llama3"))
     if getattr(config, "hidden_act", "silu") != "silu":
         yield f"llama.cpp computes this family with silu, and the model's activation is {config.hidden_act}"
 
 
-def _qwen_faults(config: Any) -> Iterator[str]:
+def _qwen_faults(config: PretrainedConfig) -> Iterator[str]:
     yield from _rope_faults(config, ("default", "linear"))
     if getattr(config, "use_sliding_window", False):
         yield "llama.cpp knows no sliding window for this family, and the config sets use_sliding_window"
 
 
-def _neox_faults(config: Any) -> Iterator[str]:
+def _neox_faults(config: PretrainedConfig) -> Iterator[str]:
     yield from _rope_faults(config, ("default", "linear"))
     if not str(config.hidden_act).startswith("gelu"):
         yield f"llama.cpp computes this family with gelu, and the model's activation is {config.hidden_act}"
@@ -140,18 +141,18 @@ def _neox_faults(config: Any) -> Iterator[str]:
         yield "llama.cpp expects attention biases in this family, and this model has none"
 
 
-def _rope_faults(config: Any, known: tuple[str, ...]) -> Iterator[str]:
+def _rope_faults(config: PretrainedConfig, known: tuple[str, ...]) -> Iterator[str]:
     if rope_type(config) not in known:
         yield f"rotary scaling {rope_type(config)} is not among those that can be written: {', '.join(known)}"
 
 
-def _heads_of(name: str, config: Any) -> int | None:
+def _heads_of(name: str, config: PretrainedConfig) -> int | None:
     if ".attn_q." in name:
         return config.num_attention_heads
     return num_kv_heads(config) if ".attn_k." in name else None
 
 
-def _interleave(name: str, weight: Tensor, config: Any) -> Tensor:
+def _interleave(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     """q and k rows: transformers pairs row i of a head with row i + half, llama.cpp's Llama pairs neighbours."""
     heads = _heads_of(name, config)
     if heads is None:
@@ -159,27 +160,27 @@ def _interleave(name: str, weight: Tensor, config: Any) -> Tensor:
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _halve(name: str, weight: Tensor, config: Any) -> Tensor:
+def _halve(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     heads = _heads_of(name, config)
     if heads is None:
         return weight
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _part_qkv(name: str, weight: Tensor, config: Any) -> Tensor:
+def _part_qkv(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     """GPT-NeoX keeps q, k and v of a head together; llama.cpp wants all q, then all k, then all v."""
     if ".attn_qkv." not in name:
         return weight
     return weight.reshape(config.num_attention_heads, 3, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
 
 
-def _join_qkv(name: str, weight: Tensor, config: Any) -> Tensor:
+def _join_qkv(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     if ".attn_qkv." not in name:
         return weight
     return weight.reshape(3, config.num_attention_heads, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
 
 
-def _as_is(name: str, weight: Tensor, config: Any) -> Tensor:
+def _as_is(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     return weight
 
 

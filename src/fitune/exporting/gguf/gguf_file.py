@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gguf
 import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fitune.console import log
 from fitune.errors import ModelError
@@ -16,14 +16,14 @@ from fitune.exporting.gguf.families import family_of, rope_type
 from fitune.exporting.gguf.vocabulary import Vocabulary, read_vocabulary
 from fitune.exporting.gguf.writer import plan_tensors, read_gguf, require_family, weights_of, write_gguf
 from fitune.exporting.new_folder import require_space
-from fitune.models.load_base import build_on_meta
+from fitune.models.load_base import build_on_meta, input_weight
 from fitune.models.template import Template, end_of_turn
 from fitune.runs.disk_space import size
 
 READ_BY_TRANSFORMERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def refuse_unwritable(config: Any, tokenizer: Any, template: Template) -> None:
+def refuse_unwritable(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Raises ModelError when GGUF cannot hold this model, its tokenizer or its template."""
     rows = max(config.vocab_size, len(tokenizer))
     shapes = {name: tuple(weight.shape) for name, weight in weights_of(build_on_meta(config, torch.float32)).items()}
@@ -40,13 +40,13 @@ def write_gguf_file(target: Target, folder: Path, title: str, kind: str) -> Path
     Raises:
         RunError: no room on the disk. ModelError: cannot be converted.
     """
-    model, renderer = target.model, target.renderer
+    model, renderer = target.plain_model, target.renderer
     weights = weights_of(model)
     planned = plan_tensors({name: tuple(weight.shape) for name, weight in weights.items()}, model.config, kind)
     require_space(folder, sum(tensor.num_bytes for tensor in planned))
     text = renderer.template_text
     template = Template(text, "model", end_of_turn(renderer.tokenizer, text))
-    vocabulary = _vocabulary_of(renderer.tokenizer, template, model.get_input_embeddings().weight.shape[0])
+    vocabulary = _vocabulary_of(renderer.tokenizer, template, input_weight(model).shape[0])
     for note in vocabulary.notes:
         log(f"note: {note}")
     path = folder / f"{title}-{kind.upper()}.gguf"
@@ -56,7 +56,7 @@ def write_gguf_file(target: Target, folder: Path, title: str, kind: str) -> Path
     return path
 
 
-def reopen_gguf_file(model: Any, path: Path, precision: str, device: str) -> Reopened:
+def reopen_gguf_file(model: PreTrainedModel, path: Path, precision: str, device: str) -> Reopened:
     """The file read by transformers where that knows the family; else by fitune's own way back.
 
     Args:
@@ -76,14 +76,14 @@ def reopen_gguf_file(model: Any, path: Path, precision: str, device: str) -> Reo
     return Reopened(model, None, (note,))
 
 
-def read_by_transformers(config: Any) -> bool:
+def read_by_transformers(config: PretrainedConfig) -> bool:
     """Whether transformers 5.24 opens such a GGUF file: it takes no rotary scaling over, and no head size of Qwen3's."""
     if config.model_type == "qwen3" and config.head_dim != 128:
         return False
     return config.model_type in READ_BY_TRANSFORMERS and rope_type(config) == "default"
 
 
-def _vocabulary_of(tokenizer: Any, template: Template, rows: int) -> Vocabulary:
+def _vocabulary_of(tokenizer: PreTrainedTokenizerBase, template: Template, rows: int) -> Vocabulary:
     """The tokenizer, with this template, in GGUF's terms."""
     tokenizer.chat_template = template.text
     try:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, Required, TypedDict, cast
 
 import gguf
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fitune.errors import ModelError
 
@@ -21,7 +22,7 @@ LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-SPLITTERS: dict[tuple[Any, ...], str] = {
+SPLITTERS: dict[tuple[tuple[str, object], ...], str] = {
     (("ByteLevel", True),): "gpt-2",
     (("Digits", True), ("ByteLevel", True)): "smollm",
     (("Split", LLAMA3), ("ByteLevel", False)): "llama-bpe",
@@ -29,6 +30,46 @@ SPLITTERS: dict[tuple[Any, ...], str] = {
 }
 # llama.cpp takes a whole word that is a token before it tries merges, for this splitter alone.
 WHOLE_WORDS_FIRST = "llama-bpe"
+
+
+class Stage(TypedDict, total=False):
+    """A normalizer or pre-tokenizer of tokenizer.json; which keys there are its type decides."""
+
+    type: Required[str]
+    pretokenizers: list[Stage]
+    add_prefix_space: bool
+    use_regex: bool
+    individual_digits: bool
+    behavior: str
+    invert: bool
+    pattern: dict[str, str]
+
+
+class BpeModel(TypedDict):
+    """The model of tokenizer.json. Merges are pairs, in older files two words in one text."""
+
+    type: str
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+    byte_fallback: NotRequired[bool]
+    ignore_merges: NotRequired[bool]
+
+
+class AddedToken(TypedDict):
+    """A token beside the model's own."""
+
+    id: int
+    content: str
+    special: bool
+
+
+class TokenizerFile(TypedDict):
+    """tokenizer.json, as far as it is read here."""
+
+    model: BpeModel
+    added_tokens: list[AddedToken]
+    normalizer: NotRequired[Stage | None]
+    pre_tokenizer: NotRequired[Stage | None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +106,7 @@ class Vocabulary:
             writer.add_chat_template(self.template)
 
 
-def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = None) -> Vocabulary:
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, end_of_turn: str | None = None) -> Vocabulary:
     """The tokenizer in GGUF's terms.
 
     Args:
@@ -75,7 +116,7 @@ def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = Non
     Raises:
         ModelError: more tokens than rows, or a tokenizer that llama.cpp cannot follow.
     """
-    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    inner: TokenizerFile = json.loads(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
     model = inner["model"]
     if model["type"] != "BPE":
         raise ModelError(f"GGUF export takes BPE tokenizers, and this one is a {model['type']}")
@@ -83,7 +124,7 @@ def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = Non
         raise ModelError(f"the tokenizer has {len(tokenizer):,} tokens and the model {num_rows:,} embedding rows")
     pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
     byte_level = not model.get("byte_fallback")
-    splitter = _splitter(inner, model) if byte_level else "default"
+    splitter = _splitter(inner) if byte_level else "default"
     tokens, types = _tokens(inner, tokenizer, num_rows, byte_level)
     add_bos, notes = adds_bos(tokenizer)
     return Vocabulary(
@@ -96,47 +137,49 @@ def read_vocabulary(tokenizer: Any, num_rows: int, end_of_turn: str | None = Non
         special_ids=_special_ids(tokenizer, end_of_turn),
         add_bos=add_bos,
         add_space_prefix=not byte_level and _space_prefix(tokenizer),
-        template=tokenizer.chat_template,
+        template=cast("str | None", tokenizer.chat_template),
         notes=(*_normalizer_note(inner, byte_level), *notes),
     )
 
 
-def _splitter(inner: dict[str, Any], model: dict[str, Any]) -> str:
+def _splitter(inner: TokenizerFile) -> str:
     """llama.cpp's name for the pre-tokenizer of a byte-level vocabulary."""
-    whole: dict[str, Any] = inner.get("pre_tokenizer") or {"type": "none"}
-    steps: list[dict[str, Any]] = whole["pretokenizers"] if whole["type"] == "Sequence" else [whole]
+    whole: Stage = inner.get("pre_tokenizer") or {"type": "none"}
+    steps = whole.get("pretokenizers", []) if whole["type"] == "Sequence" else [whole]
     name = SPLITTERS.get(tuple(_step(step) for step in steps))
     if name is None:
         kinds = " + ".join(step["type"] for step in steps)
         raise ModelError(f"llama.cpp has no name that is known here for this tokenizer's splitting of text ({kinds})")
-    if bool(model.get("ignore_merges")) != (name == WHOLE_WORDS_FIRST):
+    if bool(inner["model"].get("ignore_merges")) != (name == WHOLE_WORDS_FIRST):
         raise ModelError(
             f"llama.cpp's splitter {name} treats words that are whole tokens otherwise than this tokenizer"
         )
     return name
 
 
-def _step(step: dict[str, Any]) -> tuple[Any, ...]:
+def _step(step: Stage) -> tuple[str, object]:
     """A pre-tokenizer as the keys of SPLITTERS have it."""
     kind = step["type"]
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
         return kind, step.get("use_regex", True)
     if kind == "Digits":
-        return kind, step["individual_digits"]
-    if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-        return kind, step["pattern"].get("Regex")
+        return kind, step.get("individual_digits")
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        return kind, step.get("pattern", {}).get("Regex")
     return kind, None
 
 
-def _tokens(inner: dict[str, Any], tokenizer: Any, rows: int, byte_level: bool) -> tuple[list[str], list[int]]:
+def _tokens(
+    inner: TokenizerFile, tokenizer: PreTrainedTokenizerBase, rows: int, byte_level: bool
+) -> tuple[list[str], list[int]]:
     """Token texts and types by id; a row that no token has is unused."""
     kind = gguf.TokenType
     texts: dict[int, str] = {number: text for text, number in inner["model"]["vocab"].items()}
     types = dict.fromkeys(texts, kind.NORMAL)
     if not byte_level:
         types |= {at: kind.BYTE for at, text in texts.items() if text.startswith("<0x") and text.endswith(">")}
-        if tokenizer.unk_token_id is not None:
-            types[tokenizer.unk_token_id] = kind.UNKNOWN
+        if (unknown := cast("int | None", tokenizer.unk_token_id)) is not None:
+            types[unknown] = kind.UNKNOWN
     for added in inner["added_tokens"]:
         texts[added["id"]] = added["content"]
         if types.get(added["id"]) != kind.UNKNOWN:
@@ -157,30 +200,31 @@ def _scores(tokens: Sequence[str], types: Sequence[int], pairs: Sequence[Sequenc
     )
 
 
-def _special_ids(tokenizer: Any, end_of_turn: str | None) -> dict[str, int]:
+def _special_ids(tokenizer: PreTrainedTokenizerBase, end_of_turn: str | None) -> dict[str, int]:
     ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "pad")}
     if end_of_turn is not None:
         ids["eot"] = tokenizer.convert_tokens_to_ids(end_of_turn)
     return {kind: int(number) for kind, number in ids.items() if number is not None}
 
 
-def adds_bos(tokenizer: Any) -> tuple[bool, tuple[str, ...]]:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, tuple[str, ...]]:
     """Whether llama.cpp should put BOS before a prompt: as the chat template has it, since chat is what was trained.
 
     llama.cpp has one switch for chat and plain text, and takes the template's own BOS away where it adds one.
     """
-    bos = tokenizer.bos_token
+    bos = cast("str | None", tokenizer.bos_token)
     plain = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     if not tokenizer.chat_template or bos is None:
         return plain, ()
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith(bos)
+    text = cast(str, tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False))
+    chat = text.startswith(bos)
     # A template may open with the BOS token as its own first mark (SmolLM2: <|im_start|>): then nothing is added.
     if plain and not chat:
         return False, ("the chat template writes no BOS token, so the file adds none, to plain text neither",)
     return plain, ()
 
 
-def _space_prefix(tokenizer: Any) -> bool:
+def _space_prefix(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether text gets a blank put before it; llama.cpp does so after each special token too, or nowhere.
 
     Raises:
@@ -201,7 +245,7 @@ def _space_prefix(tokenizer: Any) -> bool:
     return plain
 
 
-def _normalizer_note(inner: dict[str, Any], byte_level: bool) -> tuple[str, ...]:
+def _normalizer_note(inner: TokenizerFile, byte_level: bool) -> tuple[str, ...]:
     kind = (inner.get("normalizer") or {}).get("type")
     if byte_level and kind is not None:
         return (f"the tokenizer normalises text first ({kind}), which llama.cpp does not",)

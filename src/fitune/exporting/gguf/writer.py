@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fitune.console import log
 from fitune.errors import ModelError
@@ -45,7 +45,7 @@ class Planned:
         return int(np.prod(self.shape)) // block * size
 
 
-def plan_tensors(shapes: dict[str, tuple[int, ...]], config: Any, kind: str) -> list[Planned]:
+def plan_tensors(shapes: dict[str, tuple[int, ...]], config: PretrainedConfig, kind: str) -> list[Planned]:
     """Every tensor of the file.
 
     Args:
@@ -58,7 +58,7 @@ def plan_tensors(shapes: dict[str, tuple[int, ...]], config: Any, kind: str) -> 
     family = require_family(config)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.arch)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    planned = []
+    planned: list[Planned] = []
     for source, shape in shapes.items():
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -69,7 +69,7 @@ def plan_tensors(shapes: dict[str, tuple[int, ...]], config: Any, kind: str) -> 
     return planned
 
 
-def require_family(config: Any) -> Family:
+def require_family(config: PretrainedConfig) -> Family:
     """The family, or ModelError with every reason why there is none."""
     if found := faults(config):
         raise ModelError(f"this model cannot be written as GGUF: {'; '.join(found)}. `--to merged` writes any model")
@@ -88,7 +88,7 @@ def _type_of(name: str, shape: tuple[int, ...], kind: str) -> Type:
     return Type.F16 if shape[-1] % block else chosen
 
 
-def weights_of(model: Any) -> dict[str, Tensor]:
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's weights by name, a tied head left out."""
     state = model.state_dict()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -99,7 +99,13 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
 
 def write_gguf(
-    path: Path, weights: dict[str, Tensor], config: Any, vocabulary: Vocabulary, kind: str, name: str, base: str
+    path: Path,
+    weights: dict[str, Tensor],
+    config: PretrainedConfig,
+    vocabulary: Vocabulary,
+    kind: str,
+    name: str,
+    base: str,
 ) -> int:
     """Write the file; returns its size in bytes.
 
@@ -146,7 +152,9 @@ def _name_for_transformers(name: str) -> str:
     return "Mistral" if name == "mistral" else name
 
 
-def _packed(planned: list[Planned], weights: dict[str, Tensor], config: Any, family: Family) -> Iterator[np.ndarray]:
+def _packed(
+    planned: list[Planned], weights: dict[str, Tensor], config: PretrainedConfig, family: Family
+) -> Iterator[np.ndarray]:
     """Each tensor in its stored type."""
     for tensor in planned:
         if not tensor.source:
@@ -163,7 +171,7 @@ def _packed(planned: list[Planned], weights: dict[str, Tensor], config: Any, fam
         yield gguf.quantize(values, tensor.type)
 
 
-def read_gguf(path: Path, model: Any, family: Family) -> None:
+def read_gguf(path: Path, model: PreTrainedModel, family: Family) -> None:
     """Put a file's weights into a model of the same config: the way back of `write_gguf`, for families that
     transformers cannot read.
 

@@ -146,7 +146,8 @@ def save(run: RunContext, trainer: RewardTrainer, model: nn.Module) -> Path:
         "length_correlation": follows,
     }
     base, folder = run.base, run.folder.adapter
-    facts = {**base_facts(base), "reward": scale}
+    facts = base_facts(base)
+    facts["reward"] = scale
     head = {HEAD_FILE: head_tensors(head_of(model))}
     save_adapter(cast(PeftModel, model), base.tokenizer, base.template, folder, facts, beside=head)
     return folder

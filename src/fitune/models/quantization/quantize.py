@@ -129,7 +129,11 @@ def broken_on_cpu(model: nn.Module, kind: Quantization) -> list[str]:
 def refuse_on_cpu(model: nn.Module, name: str) -> None:
     """Raises ModelError for a base that came quantized from the disk and that a CPU would compute wrongly."""
     layers = {layer: model.get_submodule(layer) for layer in quantized_layers(model)}
-    wrong = [layer for layer, module in layers.items() if _inputs(module) % _kind_of(module).cpu_inputs]
+    wrong = [
+        layer
+        for layer, module in layers.items()
+        if _inputs(cast("nn.Linear | Conv1D", module)) % _kind_of(module).cpu_inputs
+    ]
     if wrong:
         kind = _kind_of(layers[wrong[0]])
         raise ModelError(
@@ -171,7 +175,7 @@ def quantize_in_place(
         if keep_dense:
             dense[name] = weight
         layer = Layer(
-            inputs=inputs, outputs=outputs, bias=module.bias is not None, compute=compute,
+            inputs=inputs, outputs=outputs, bias=bias is not None, compute=compute,
             double_quant=quantization.double_quant,
         )  # fmt: skip
         with torch.device("meta"):

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 
-def int8_kernels() -> dict[Any, Callable]:
+def int8_kernels() -> dict[Any, Callable[..., Any]]:
     """Operators of a forward pass without gradients, and of loading: bitsandbytes' own code in torch, unseen on meta."""
-    import bitsandbytes  # noqa: F401 - registers the operators
+    import bitsandbytes  # noqa: F401 # pyright: ignore[reportUnusedImport] - registers the operators
 
     ops = torch.ops.bitsandbytes
     return {
@@ -26,7 +26,7 @@ def int8_kernels() -> dict[Any, Callable]:
     }
 
 
-def training_matmul(usual: Callable) -> Callable:
+def training_matmul(usual: Callable[..., Any]) -> Callable[..., Any]:
     """`bitsandbytes.matmul`: while it trains, a CPU unpacks the weight and multiplies in the type of the input."""
     from bitsandbytes.autograd._functions import MatMul8bitFp
 
@@ -38,7 +38,7 @@ def training_matmul(usual: Callable) -> Callable:
     return matmul
 
 
-def _quantized(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _quantized(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     values = args[0]
     rows = torch.empty(values.numel() // values.shape[-1], dtype=torch.float32, device="meta")
     out = torch.empty(values.shape, dtype=torch.int8, device="meta")
@@ -48,13 +48,13 @@ def _quantized(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     return out, rows, torch.empty(0, dtype=torch.int64, device="meta") if threshold else None
 
 
-def _mixed(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _mixed(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     A, CA, CB, SCA, SCB = args[:5]
     out = _scaled(recorder, None, (CA, CB, SCA, SCB), {"dtype": A.dtype})
     return out, torch.empty(0, dtype=A.dtype, device="meta")
 
 
-def _scaled(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+def _scaled(recorder: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     CA, CB = args[:2]
     count = CA.numel() // CA.shape[-1] * CB.shape[0]
     # int8_linear_matmul without AVX-512: both factors and the product in fp32, then int32. With it only the last.

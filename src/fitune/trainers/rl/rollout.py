@@ -19,7 +19,14 @@ from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluation.generation import Sampling, asking, generation_settings, left_padded, read_answer
+from fitune.evaluation.generation import (
+    LanguageModel,
+    Sampling,
+    asking,
+    generation_settings,
+    left_padded,
+    read_answer,
+)
 from fitune.models.base_model import base_model_of
 from fitune.rewards.mix import Sample
 from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
@@ -76,7 +83,7 @@ def sample_answers(
         (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
     )
     answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), asking(model):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), asking(cast("LanguageModel", model)):
         torch.manual_seed(seed)
         for first in range(0, len(order), generation_batch_size):
             chosen = order[first : first + generation_batch_size]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.data.read.formats.found import Found
 from fitune.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
 
 NULLS = "fields of objects that are null are taken for absent: in Arrow's tables all objects have the same fields"
 
@@ -67,12 +71,12 @@ def read_saved_dataset(name: str, folder: Path, split: str) -> Found:
     return rows_of_dataset(dataset)
 
 
-def rows_of_dataset(dataset: Any) -> Found:
+def rows_of_dataset(dataset: Dataset) -> Found:
     """The rows of a set of the `datasets` library."""
     return _without_nulls(Found([dict(row) for row in dataset], list(range(1, len(dataset) + 1))))
 
 
-def _of_table(name: str, table: Any) -> Found:
+def _of_table(name: str, table: pa.Table) -> Found:
     names = table.column_names
     if twice := next((column for column in names if names.count(column) > 1), None):
         raise DataError(
@@ -94,7 +98,7 @@ def _without_nulls(found: Found) -> Found:
     return found
 
 
-def _bare(value: Any) -> Any:
+def _bare(value: object) -> object:
     if isinstance(value, dict):
         return {key: _bare(item) for key, item in value.items() if item is not None}
     return [_bare(item) for item in value] if isinstance(value, list) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from fitune.data.read.formats.encoding import decode
@@ -97,7 +97,7 @@ def _refuse_equal(name: str, header: list[str]) -> None:
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
+def _long_cells() -> Generator[None, None, None]:
     """Cells of any length, which the csv module limits to 131,072 characters."""
     before = csv.field_size_limit(2**31 - 1)
     try:

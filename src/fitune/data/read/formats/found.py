@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass
@@ -13,12 +12,12 @@ class Found:
     `encoding` is that of the text; `notes` say what was read otherwise than as it stands, a sentence each.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     encoding: str = "utf-8"
     notes: list[str] = field(default_factory=list)
 
-    def add(self, row: dict[str, Any], number: int) -> None:
+    def add(self, row: dict[str, object], number: int) -> None:
         """One more row."""
         self.rows.append(row)
         self.numbers.append(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-from typing import Any
 
 from fitune.data.read.formats.encoding import decode, refuse_encoding, to_utf8
 from fitune.data.read.formats.found import Found
@@ -90,7 +89,7 @@ def _fault(name: str, text: str, error: BadJson, first_line: int = 1) -> DataErr
     return DataError(f"{name}, line {first_line + line - 1}, column {column}: bad JSON ({error.reason}): {shown}")
 
 
-def _list_of_objects(content: bytes) -> list[Any]:
+def _list_of_objects(content: bytes) -> list[object]:
     """The list that the whole content is, if it is one of objects."""
     try:
         data = loads(content.decode())
@@ -99,7 +98,7 @@ def _list_of_objects(content: bytes) -> list[Any]:
     return data if isinstance(data, list) and all(isinstance(row, dict) for row in data) else []
 
 
-def _rows_of(name: str, data: Any, found: Found) -> list[Any]:
+def _rows_of(name: str, data: object, found: Found) -> list[object]:
     """The rows of a whole document.
 
     Raises:
@@ -128,37 +127,39 @@ def _rows_of(name: str, data: Any, found: Found) -> list[Any]:
     return [data]
 
 
-def _columns(name: str, data: dict[str, Any]) -> list[Any]:
+def _columns(name: str, data: dict[str, object]) -> list[object]:
     """The rows of an object of columns: lists of one length, or objects with the same keys; none where it is no such.
 
     Raises:
         DataError: objects in objects of which it is not sure what are rows and what columns.
     """
     held = list(data.values())
-    if all(isinstance(column, list) for column in held):
-        lengths = {len(column) for column in held}
-        if len(lengths) > 1 or any(column and all(map(looks_like_message, column)) for column in held):
+    lists = [column for column in held if isinstance(column, list)]
+    if len(lists) == len(held):
+        lengths = {len(column) for column in lists}
+        if len(lengths) > 1 or any(column and all(map(looks_like_message, column)) for column in lists):
             return []
-        return [dict(zip(data, row, strict=True)) for row in zip(*held, strict=True)]
-    if not all(isinstance(column, dict) and column for column in held):
+        return [dict(zip(data, row, strict=True)) for row in zip(*lists, strict=True)]
+    objects = [column for column in held if isinstance(column, dict) and column]
+    if len(objects) < len(held):
         return []
-    inner = list(held[0])
-    if all(key.isdigit() for key in inner) and all(list(column) == inner for column in held):
-        return [{key: column[place] for key, column in data.items()} for place in inner]
+    inner = list(objects[0])
+    if all(key.isdigit() for key in inner) and all(list(column) == inner for column in objects):
+        return [{key: column[place] for key, column in zip(data, objects, strict=True)} for place in inner]
     if all(key.isdigit() for key in data):
         return held
-    if len(held) > 1 and all(list(column) == inner for column in held):
+    if len(held) > 1 and all(list(column) == inner for column in objects):
         raise DataError(f"{name} holds objects in objects, and rows are not told from columns; write a list of objects")
     return []
 
 
-def _numbered(rows: list[Any], found: Found, name: str = "") -> Found:
+def _numbered(rows: list[object], found: Found, name: str = "") -> Found:
     for number, row in enumerate(rows, start=1):
         found.add(_object(name, f"item {number}", row), number)
     return found
 
 
-def _object(name: str, where: str, row: Any) -> dict[str, Any]:
+def _object(name: str, where: str, row: object) -> dict[str, object]:
     """A row must be an object with columns."""
     if not isinstance(row, dict):
         raise DataError(f'{name}, {where}: a {type(row).__name__}; a row is an object such as {{"prompt": …}}')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
 
 from fitune.data.read.forms.cells import Cells, Messages, is_ranking, say
 from fitune.data.read.forms.data_form import DataForm
@@ -30,10 +29,10 @@ def _pair(row: Cells) -> Pair:
     if not is_ranking(ranked) or len(ranked) > 2:
         raise DataError(f"{row.where}: output is {ranked!r:.60}; expected a ranked list of answers, the best one first")
     better, worse = ([say("assistant", text)] for text in ranked[:2])
-    return Pair(tuple(instruction(row)), tuple(better), tuple(worse), row.number)
+    return Pair(prompt=tuple(instruction(row)), chosen=tuple(better), rejected=tuple(worse), row_number=row.number)
 
 
-def _every_two(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _every_two(row: Mapping[str, object]) -> list[Mapping[str, object]]:
     """A row for every two of its answers."""
     answers = row.get("output")
     if not isinstance(answers, list) or not is_ranking(answers):

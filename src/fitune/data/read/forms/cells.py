@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 from fitune.data.read.cell_types import as_text, is_empty
 from fitune.data.read.json_text import BadJson, loads
@@ -28,7 +28,7 @@ class Cells:
     `tally` counts what was read, and what was read otherwise than as it stands.
     """
 
-    row: Mapping[str, Any]
+    row: Mapping[str, object]
     columns: Mapping[str, str]
     number: int
     tally: Tally = field(default_factory=Tally, compare=False, repr=False)
@@ -38,7 +38,7 @@ class Cells:
         """The row, for a fault."""
         return f"row {self.number}"
 
-    def get(self, column: str) -> Any:
+    def get(self, column: str) -> object:
         """The value, or None where it is empty or there is none."""
         name = self.columns.get(column, column)
         if name in self.row:
@@ -71,7 +71,7 @@ class Cells:
         value = self.get(column)
         return "" if value is None else self._as_text(column, value)
 
-    def object(self, column: str) -> Mapping[str, Any]:
+    def mapping(self, column: str) -> Mapping[str, object]:
         """An object, as such or as JSON text.
 
         Raises:
@@ -130,7 +130,7 @@ class Cells:
             raise DataError(f"{self.where}: {column} is {value!r:.60}; expected a list of messages")
         return self._messages(value, role_key, content_key)
 
-    def tools(self) -> tuple[dict[str, Any], ...]:
+    def tools(self) -> tuple[dict[str, object], ...]:
         """The tools that the model may call, in OpenAI's form.
 
         Raises:
@@ -161,15 +161,15 @@ class Cells:
             found += [say("user", asked), say("assistant", said)]
         return found
 
-    def _messages(self, value: list[Any], role_key: str = "role", content_key: str = "content") -> Messages:
+    def _messages(self, value: list[object], role_key: str = "role", content_key: str = "content") -> Messages:
         return with_joined_calls([read_message(message, self.where, role_key, content_key) for message in value])
 
-    def _as_text(self, column: str, value: Any) -> str:
+    def _as_text(self, column: str, value: object) -> str:
         if isinstance(value, list | dict):
             self.tally.note(f"{column} holds objects or lists, written as JSON", self.number)
         return as_text(value, f"{self.where}: {column}")
 
-    def _unpacked(self, column: str) -> Any:
+    def _unpacked(self, column: str) -> object:
         """The value; text that is a list of messages as that list."""
         value = self.get(column)
         if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
@@ -187,12 +187,12 @@ class Cells:
         return value
 
 
-def is_ranking(value: Any) -> bool:
+def is_ranking(value: object) -> TypeGuard[list[str]]:
     """Whether a cell is a list of texts."""
     return isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
 
 
-def _value_in(text: str) -> tuple[Any, str]:
+def _value_in(text: str) -> tuple[object, str]:
     """The value that a text is, as JSON or as Python writes it, and which; None where it is neither."""
     try:
         return loads(text), "JSON text"

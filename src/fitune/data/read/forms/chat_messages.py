@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
@@ -17,8 +16,8 @@ def _conversations(row: Cells) -> Messages:
     return row.messages("conversations", "from", "value")
 
 
-def _body(row: Cells) -> Mapping[str, Any]:
-    return row.object("body")
+def _body(row: Cells) -> Mapping[str, object]:
+    return row.mapping("body")
 
 
 MESSAGES = DataForm(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fitune.data.read.forms.cells import Cells, Messages
 from fitune.data.rows import Judged, Pair
@@ -42,11 +41,11 @@ class DataForm:
     first_for: tuple[str, ...] = ()
     answer_column: str | None = None
     loss_on: str = "assistant"
-    unpack: Callable[[Cells], Mapping[str, Any]] | None = None
-    fits: Callable[[Mapping[str, Any]], bool] | None = None
-    spread: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
+    unpack: Callable[[Cells], Mapping[str, object]] | None = None
+    fits: Callable[[Mapping[str, object]], bool] | None = None
+    spread: Callable[[Mapping[str, object]], Sequence[Mapping[str, object]]] | None = None
     conversation: Callable[[Cells], Messages] | None = None
     text: Callable[[Cells], str] | None = None
     pair: Callable[[Cells], Pair] | None = None
     judged: Callable[[Cells], Judged] | None = None
-    example: Mapping[str, Any]
+    example: Mapping[str, object]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from fitune.data.read.forms.cells import Cells, Messages
 from fitune.data.read.forms.data_form import DataForm
@@ -17,14 +16,14 @@ QUOTED = re.compile(r'\{\s*"name":\s*"([^"]*)",\s*"arguments":\s*\'(.*)\'\s*\}',
 FRAME = re.compile(r"You are a helpful assistant,? with (no )?access to (external|the following) functions\.")
 
 
-def _unpacked(row: Cells) -> dict[str, Any]:
+def _unpacked(row: Cells) -> dict[str, object]:
     """The row as messages and tools."""
     system, tools = _functions(row.text("system").removeprefix("SYSTEM:").strip(), row.where)
     head = [{"role": "system", "content": system}] if system else []
     return {"messages": [*head, *_turns(row.text("chat"), row.where)], "tools": tools}
 
 
-def _functions(text: str, where: str) -> tuple[str, list[Any]]:
+def _functions(text: str, where: str) -> tuple[str, list[object]]:
     """The system text without the functions and the sentence that introduces them, and the functions."""
     begin = text.find("{")
     prompt = text if begin < 0 else text[:begin]
@@ -36,7 +35,7 @@ def _functions(text: str, where: str) -> tuple[str, list[Any]]:
     return bare, functions
 
 
-def _turns(text: str, where: str) -> list[dict[str, Any]]:
+def _turns(text: str, where: str) -> list[dict[str, object]]:
     pieces = TURN.split(text.strip())
     if pieces[0].strip() or len(pieces) < 3:
         raise DataError(f"{where}: chat begins with {text.strip()[:40]!r}; expected USER: or ASSISTANT:")
@@ -44,14 +43,14 @@ def _turns(text: str, where: str) -> list[dict[str, Any]]:
     return [_turn(SPEAKERS[who], words.replace("<|endoftext|>", "").strip(), where) for who, words in said]
 
 
-def _turn(role: str, words: str, where: str) -> dict[str, Any]:
+def _turn(role: str, words: str, where: str) -> dict[str, object]:
     if role != "assistant" or "<functioncall>" not in words:
         return {"role": role, "content": words}
     found = CALL.search(words)
     if found is None:
         raise DataError(f"{where}: <functioncall> is not followed by a call alone: {words:.80}")
     quoted = QUOTED.fullmatch(found.group(1))
-    call: Any = found.group(1)
+    call: object = found.group(1)
     if quoted is not None:
         call = {"name": quoted.group(1), "arguments": quoted.group(2).replace("\\'", "'")}
     return {"role": role, "content": words[: found.start()].strip(), "tool_calls": [call]}

@@ -32,7 +32,7 @@ def _pair(row: Cells) -> Pair:
         prompt, answers = _split_messages(prompt, [list(better), list(worse)], row.where)  # type: ignore[arg-type]
     if wrong := next((said[-1]["role"] for said in answers if said[-1]["role"] != "assistant"), None):
         raise DataError(f"{row.where}: one side ends with a message of {wrong}; both must end with an answer")
-    return Pair(tuple(prompt), tuple(answers[0]), tuple(answers[1]), row.number)
+    return Pair(prompt=tuple(prompt), chosen=tuple(answers[0]), rejected=tuple(answers[1]), row_number=row.number)
 
 
 def _prompt(row: Cells) -> Messages:

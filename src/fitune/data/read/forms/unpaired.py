@@ -10,7 +10,9 @@ from fitune.errors import DataError
 
 def _judged(row: Cells) -> Judged:
     prompt, completion = row.side("prompt", "user"), row.side("completion", "assistant")
-    return Judged(tuple(prompt), tuple(completion), row.flag("label"), row.number)
+    return Judged(
+        prompt=tuple(prompt), completion=tuple(completion), desirable=row.flag("label"), row_number=row.number
+    )
 
 
 def _judged_talk(row: Cells) -> Judged:
@@ -18,7 +20,7 @@ def _judged_talk(row: Cells) -> Judged:
     talk = row.messages("messages")
     if talk[-1]["role"] != "assistant" or len(talk) == 1:
         raise DataError(f"{row.where}: messages must end with the answer that is judged, behind what was asked")
-    return Judged(tuple(talk[:-1]), (talk[-1],), row.flag("label"), row.number)
+    return Judged(prompt=tuple(talk[:-1]), completion=(talk[-1],), desirable=row.flag("label"), row_number=row.number)
 
 
 UNPAIRED = DataForm(

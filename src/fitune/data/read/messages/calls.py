@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from fitune.data.read.cell_types import as_json, is_empty
 from fitune.data.read.json_text import BadJson, loads
 from fitune.errors import DataError, did_you_mean
 
-Object = dict[str, Any]
+Object = dict[str, object]
 CALL_KEYS = ("name", "arguments", "parameters")
 OUTER_KEYS = ("id", "type", "function", "index", *CALL_KEYS)
 HERMES = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
 
 
-def parsed(value: Any, what: str) -> Any:
+def parsed(value: object, what: str) -> object:
     """A value that may stand there as JSON text.
 
     Raises:
@@ -31,7 +30,7 @@ def parsed(value: Any, what: str) -> Any:
         raise DataError(f"{what} is no JSON ({error.reason}): {value:.60}") from error
 
 
-def read_calls(value: Any, where: str) -> list[Object]:
+def read_calls(value: object, where: str) -> list[Object]:
     """Calls: one, or a list of them, as JSON text or as they are.
 
     Raises:
@@ -42,7 +41,7 @@ def read_calls(value: Any, where: str) -> list[Object]:
     return [_call(parsed(call, f"{where}: a tool call"), where) for call in calls]
 
 
-def _call(call: Any, where: str) -> Object:
+def _call(call: object, where: str) -> Object:
     if not isinstance(call, Mapping):
         raise DataError(f"{where}: a tool call is {call!r:.60}; expected an object with name and arguments")
     outer = {key: value for key, value in call.items() if not is_empty(value)}
@@ -69,7 +68,7 @@ def _call(call: Any, where: str) -> Object:
     return made
 
 
-def _arguments(value: Any, name: str, where: str) -> Object:
+def _arguments(value: object, name: str, where: str) -> Object:
     """Arguments as an object; a call without any has none."""
     if is_empty(value) or value == "":
         return {}
@@ -81,13 +80,13 @@ def _arguments(value: Any, name: str, where: str) -> Object:
     return value
 
 
-def _id(value: Any, where: str) -> str:
+def _id(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: the id of a tool call is {value!r:.60}; expected text")
     return value
 
 
-def _known(found: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+def _known(found: Mapping[str, object], keys: tuple[str, ...], where: str) -> None:
     if unknown := next((key for key in found if key not in keys), None):
         raise DataError(
             f'{where}: a tool call has the key "{unknown}", which is not read{did_you_mean(unknown, keys)}; '
@@ -95,7 +94,7 @@ def _known(found: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
         )
 
 
-def read_tools(value: Any, where: str) -> tuple[Object, ...]:
+def read_tools(value: object, where: str) -> tuple[Object, ...]:
     """The tools of a row: a list, a single one, or either as JSON text; bare functions get OpenAI's frame.
 
     Raises:
@@ -108,7 +107,7 @@ def read_tools(value: Any, where: str) -> tuple[Object, ...]:
     return tuple(_tool(parsed(tool, f"{where}: a tool"), where) for tool in tools if not is_empty(tool))
 
 
-def _tool(tool: Any, where: str) -> Object:
+def _tool(tool: object, where: str) -> Object:
     if not isinstance(tool, dict):
         raise DataError(f"{where}: a tool is {tool!r:.60}; expected an object with name and parameters")
     function = tool.get("function", tool)

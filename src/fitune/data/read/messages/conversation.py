@@ -75,7 +75,7 @@ def check_order(messages: Sequence[Message], where: str) -> None:
     """Raises DataError for two answers in a row, two system texts at the beginning, or a result without its call."""
     if [message["role"] for message in messages[:2]] == ["system", "system"]:
         raise DataError(f"{where} begins with two system messages; join them, since many templates show one alone")
-    open_calls: list[Any] | None = None  # ids of the calls that may be answered; None where none were made
+    open_calls: list[str | None] | None = None  # ids of the calls that may be answered; None where none were made
     for place, message in enumerate(messages, start=1):
         role = message["role"]
         if role == "assistant":
@@ -85,14 +85,14 @@ def check_order(messages: Sequence[Message], where: str) -> None:
                 )
             calls = message.get("tool_calls")
             in_text = message["content"].count("<tool_call>")  # calls that are trained as text
-            open_calls = [call.get("id") for call in calls] if calls else [None] * in_text or None
+            open_calls = [call.get("id") for call in calls] if calls else [None for _ in range(in_text)] or None
         elif role == "tool":
             open_calls = _answered(open_calls, message.get("tool_call_id"), place, where)
         else:
             open_calls = None
 
 
-def _answered(open_calls: list[Any] | None, wanted: str | None, place: int, where: str) -> list[Any]:
+def _answered(open_calls: list[str | None] | None, wanted: str | None, place: int, where: str) -> list[str | None]:
     """The calls still open after a result.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fitune.data.read.cell_types import as_text, checked, is_empty
 from fitune.data.read.messages.calls import calls_in_text, read_calls, results_in_text
@@ -30,13 +29,14 @@ def say(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def looks_like_message(value: Any) -> bool:
+def looks_like_message(value: object) -> bool:
     """Whether a value is an object with a role and something said."""
-    speaks = isinstance(value, Mapping) and ("role" in value or "from" in value)
-    return speaks and any(key in value for key in ("content", "value", "tool_calls", "function_call"))
+    if not isinstance(value, Mapping) or not ("role" in value or "from" in value):
+        return False
+    return any(key in value for key in ("content", "value", "tool_calls", "function_call"))
 
 
-def read_message(message: Any, where: str, role_key: str = "role", content_key: str = "content") -> Message:
+def read_message(message: object, where: str, role_key: str = "role", content_key: str = "content") -> Message:
     """A message of a list.
 
     Args:
@@ -97,11 +97,11 @@ def unfolded(message: Message, has_tools: bool, where: str) -> Messages:
     return [_with(message, content=content, **more)]
 
 
-def _with(message: Message, **changed: Any) -> Message:
+def _with(message: Message, **changed: object) -> Message:
     return {**message, **changed}  # type: ignore[return-value]
 
 
-def _either(given: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
+def _either(given: Mapping[str, object], keys: tuple[str, ...], where: str) -> object:
     """The value under one of two names; None where neither is there."""
     found = [given[key] for key in keys if key in given]
     if len(found) > 1 and found[0] != found[1]:
@@ -109,7 +109,7 @@ def _either(given: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
     return found[0] if found else None
 
 
-def _check_keys(given: Mapping[str, Any], role: str, where: str) -> None:
+def _check_keys(given: Mapping[str, object], role: str, where: str) -> None:
     for key in given:
         if key not in KEYS:
             raise DataError(
@@ -120,7 +120,7 @@ def _check_keys(given: Mapping[str, Any], role: str, where: str) -> None:
             raise DataError(f"{where}: {key} in a message of {role}; it belongs to {wanted}; take it out")
 
 
-def _said(value: Any, message: Mapping[str, Any], role: str, content_key: str, where: str) -> Parts:
+def _said(value: object, message: Mapping[str, object], role: str, content_key: str, where: str) -> Parts:
     """Content as text, with the reasoning and the calls that stand in it as parts."""
     what = f"{where}: the {content_key} of a {role} message"
     if role == CALL:
@@ -133,22 +133,24 @@ def _said(value: Any, message: Mapping[str, Any], role: str, content_key: str, w
     return read_parts(value, role, what, where) if are_parts(value) else Parts(as_text(value, what))
 
 
-def _reasoning(given: Mapping[str, Any], part: str, where: str) -> str:
+def _reasoning(given: Mapping[str, object], part: str, where: str) -> str:
     """The reasoning beside an answer, or the part of its content."""
     found = {key: given[key] for key in REASONING if key in given} | (
         {"a part of type reasoning": part} if part else {}
     )
+    texts: list[str] = []
     for key, value in found.items():
         if not isinstance(value, str):
             raise DataError(f"{where}: {key} is {value!r:.60}; expected text")
         as_text(value, f"{where}: {key}")
-    if len(set(found.values())) > 1:
+        texts.append(value)
+    if len(set(texts)) > 1:
         raise DataError(f"{where}: an answer has {' and '.join(found)}, and they differ; keep one")
-    thought = next(iter(found.values()), "")
+    thought = texts[0] if texts else ""
     return thought if thought.strip() else ""
 
 
-def _trained(given: Mapping[str, Any], role: str, where: str) -> bool:
+def _trained(given: Mapping[str, object], role: str, where: str) -> bool:
     """Whether a message is trained, by `weight` and `train`."""
     said = {key: given[key] for key in WEIGHTS if key in given}
     for key, value in said.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fitune.data.read.cell_types import checked
 from fitune.data.read.messages.calls import read_calls
@@ -22,15 +21,15 @@ class Parts:
 
     text: str = ""
     reasoning: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[dict[str, object]] = field(default_factory=list)
 
 
-def are_parts(value: Any) -> bool:
+def are_parts(value: object) -> bool:
     """Whether a content is a part, or a list that holds some."""
     return any(isinstance(part, Mapping) and "type" in part for part in (value if isinstance(value, list) else [value]))
 
 
-def read_parts(value: Any, role: str, what: str, where: str) -> Parts:
+def read_parts(value: object, role: str, what: str, where: str) -> Parts:
     """The parts of a message's content.
 
     Args:
@@ -41,7 +40,7 @@ def read_parts(value: Any, role: str, what: str, where: str) -> Parts:
     """
     found = Parts()
     for one in value if isinstance(value, list) else [value]:
-        part: Mapping[str, Any] = one if isinstance(one, Mapping) else {"type": "text", "text": one}
+        part: Mapping[str, object] = one if isinstance(one, Mapping) else {"type": "text", "text": one}
         kind = str(part.get("type"))
         if kind in TEXT:
             found.text += _text(part, ("text", "value"), what)
@@ -62,7 +61,7 @@ def read_parts(value: Any, role: str, what: str, where: str) -> Parts:
     return found
 
 
-def _text(part: Mapping[str, Any], keys: tuple[str, ...], what: str) -> str:
+def _text(part: Mapping[str, object], keys: tuple[str, ...], what: str) -> str:
     """The text under the first key that there is."""
     value = next((part[key] for key in keys if part.get(key) is not None), None)
     if not isinstance(value, str):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fitune.errors import DataError, did_you_mean
 
 CALL = "function_call"  # ShareGPT's role of a message that holds a call; it becomes an assistant's
@@ -23,7 +21,7 @@ ALIASES = {
 ROLES = {name: role for role, others in ALIASES.items() for name in (role, *others)}
 
 
-def role_of(name: Any, where: str) -> str:
+def role_of(name: object, where: str) -> str:
     """The role that a name means, case and blanks aside.
 
     Raises:
