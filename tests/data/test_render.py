@@ -192,3 +192,11 @@ def test_a_system_prompt_goes_into_the_first_user_message_where_it_is_asked_for(
     (row,) = folded.render(Example(messages, None, 1), "completion")
     assert row.text == "<|im_start|>user\nBe kind.\n\npig<|im_end|><|im_start|>assistant\nigpay<|im_end|>"
     assert folded.prompt_ids(list(messages[:2])) == strict._ids(row.text[: row.prompts[0]])
+
+
+def test_a_template_that_writes_the_date_writes_that_of_the_training(tokenizer):
+    template = "{{ strftime_now('%d %b %Y') }} " + TEMPLATES["chatml"]
+    renderer = Renderer(tokenizer, template, (tokenizer.eos_token_id,), asking=Asking(date="2026-02-03"))
+    (row,) = renderer.render(talk("pig", "igpay"), "completion")
+    assert row.text.startswith("03 Feb 2026 <|im_start|>user")
+    assert tokenizer.decode(renderer.prompt_ids([{"role": "user", "content": "x"}])).startswith("03 Feb 2026")

@@ -38,6 +38,8 @@ class ModelFacts(TypedDict, total=False):
     fingerprint: str
     template_hash: str
     precision: str
+    template_date: str
+    """The day that the chat template writes as today's."""
     continues: Origin
     merged: list[Origin]
 

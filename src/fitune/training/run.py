@@ -80,10 +80,11 @@ def train(
     """
     settings, run = _open(settings, resume)
     check_trackers(list(settings.run.report_to))
-    resumed = run.manifest.exists()
+    resumed, date = run.manifest.exists(), None
     if resumed:
-        exclude = manifests.read(run.manifest)["data"]["exclude"]
-    setup = prepare_run(settings, exclude, fit=not resumed)
+        begun = manifests.read(run.manifest)
+        exclude, date = begun["data"]["exclude"], begun.get("model", ModelFacts()).get("template_date")
+    setup = prepare_run(settings, exclude, fit=not resumed, date=date)
     schedule = make_schedule(setup)
     arguments = make_arguments(setup, schedule, run)
     log_schedule(setup, schedule)

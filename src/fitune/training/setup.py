@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,18 +39,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = True) -> RunSetup:
+def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = True, date: str | None = None) -> RunSetup:
     """Find the model, read and check the data, fit the settings to the memory: what is returned will be trained.
 
     Args:
         exclude: sentences that the demo task must not make.
         fit: False for a resumed run, whose settings were fitted when it began.
+        date: the day that the chat template writes, for a resumed run; None for today.
 
     Raises:
         ModelError, DataError, SettingsError: with the place, the value and the fix.
         DoesNotFit: nothing that the user left open fits the memory.
     """
-    setup = _find(settings, exclude)
+    setup = _find(settings, exclude, date)
     if not fit:
         return setup
     fitted = autofit_run(settings, setup)
@@ -59,7 +61,7 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
     return replace(setup, settings=fitted.settings, fit_facts=fitted.facts)
 
 
-def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
+def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -> RunSetup:
     """The setup of a run that is trained as it was asked for."""
     # A name that is not there is told before the data is read.
     start, merges = start_of(settings), merges_of(settings)
@@ -70,7 +72,11 @@ def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
-    renderer = make_renderer(tokenizer, template, config, settings.data)
+    renderer = make_renderer(tokenizer, template, config, settings.data, date)
+    if renderer.asking.date:
+        log(
+            f"the chat template writes the date: it stays {renderer.asking.date} for this run, and in chat with its result"
+        )
     exportable = Exportable(
         name=source.name,
         base_name=source.name,
@@ -83,6 +89,8 @@ def _find(settings: Settings, exclude: Sequence[str]) -> RunSetup:
     data = read_data(settings, config, renderer, exclude)
     check_best_metric(settings, data)
     found = facts(source, template, precision)
+    if renderer.asking.date:
+        found["template_date"] = renderer.asking.date
     if start is not None:
         found["continues"] = {"adapter": str(start.resolve()), "sha256": digest(start)}
     if merges:
@@ -195,14 +203,20 @@ def check_best_metric(settings: Settings, data: PreparedData) -> None:
 
 
 def make_renderer(
-    tokenizer: PreTrainedTokenizerBase, template: Template, config: PretrainedConfig, data: DataSettings
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    config: PretrainedConfig,
+    data: DataSettings,
+    date: str | None = None,
 ) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
         )
-    asking = Asking(system_as_user=data.system_as_user)
+    writes_date = "strftime_now" in template.text
+    today = (date or datetime.now().date().isoformat()) if writes_date else None
+    asking = Asking(system_as_user=data.system_as_user, date=today)
     return Renderer(
         tokenizer=tokenizer,
         template_text=template.text,

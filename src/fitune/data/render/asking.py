@@ -7,9 +7,10 @@ gets the system prompt as training gave it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from fitune.data.rows import Example, Message
@@ -21,11 +22,17 @@ FILE = "chat.json"
 class Asking:
     """`thinking`: ask for reasoning, for none, or (None) as the template does by itself.
 
-    `system_as_user`: put the system prompt at the head of the first user message.
+    `system_as_user`: put the system prompt at the head of the first user message. `date`: the day (ISO 8601) that a
+    template writes as today's, None for today.
     """
 
     thinking: bool | None = None
     system_as_user: bool = False
+    date: str | None = None
+
+    def clock(self) -> Callable[[str], str] | None:
+        """What a template is given as `strftime_now`; None for the real one."""
+        return None if self.date is None else datetime.fromisoformat(self.date).strftime
 
     def write(self, folder: Path) -> None:
         """Keep it in a folder of weights."""

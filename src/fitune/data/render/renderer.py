@@ -75,7 +75,9 @@ class Renderer:
         Raises:
             DataError: the template refuses them, for example for their order of roles.
         """
-        switches = {} if thinking is None else dict.fromkeys(THINKING_SWITCHES, thinking)
+        more: dict[str, Any] = {} if thinking is None else dict.fromkeys(THINKING_SWITCHES, thinking)
+        if (clock := self.asking.clock()) is not None:
+            more["strftime_now"] = clock
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
@@ -83,7 +85,7 @@ class Renderer:
                 chat_template=self.template_text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **switches,
+                **more,
             )
         except Exception as error:  # templates raise whatever their author chose
             roles = ", ".join(message["role"] for message in messages)

@@ -31,6 +31,7 @@ def _write(job: ExportJob) -> Path:
     model.save_pretrained(str(job.folder), max_shard_size=SHARD)
     tokenizer.chat_template = job.target.renderer.template_text
     tokenizer.save_pretrained(job.folder)
+    job.target.renderer.asking.write(job.folder)
     return job.folder
 
 
