@@ -18,6 +18,7 @@ from fitune.planning.scenario import Scenario
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from fitune.planning.trace.trace import Trace
     from fitune.planning.trace_cache import TraceValues
 
 MIB = 2**20
@@ -72,7 +73,7 @@ def plan_cpu(
     traced = trace_cache.read(path)
     if traced is None:
 
-        def on_cpu(made: Any) -> Any:
+        def on_cpu(made: PretrainedConfig) -> Trace:
             from fitune.planning.trace.cpu_dry_run import trace_cpu
 
             return trace_cpu(made, scenario, row_tokens)

@@ -82,7 +82,7 @@ def start_of(settings: Settings, lengths: Sequence[int], base_is_quantized: bool
 def whole_changes(settings: Settings, changes: ladder.Changes) -> ladder.Changes:
     """The ladder's changes, and what must go with them."""
     more: ladder.Changes = {}
-    kind = QUANTIZATIONS.get(changes.get(ladder.QUANTIZATION, "none"))
+    kind = QUANTIZATIONS.get(str(changes.get(ladder.QUANTIZATION, "none")))
     if kind is not None and kind.double_quant and "model.double_quant" not in given(settings):
         more["model.double_quant"] = True  # as QLoRA does
     if ladder.LENGTH in changes and settings.data.too_long == "error":

@@ -223,7 +223,8 @@ def _adapters(settings: Settings, new_tokens: int) -> AdapterValues:
         return {}
     lora = settings.lora
     if lora.continue_from is not None:
-        lora = LoraSettings(**lora_options(find_adapter(lora.continue_from, settings.run.folder, "lora.continue_from")))
+        start = find_adapter(lora.continue_from, settings.run.folder, "lora.continue_from")
+        lora = LoraSettings.model_validate(lora_options(start))
     return {
         "rank": lora.rank,
         "targets": lora.targets if isinstance(lora.targets, str) else tuple(lora.targets),

@@ -6,7 +6,7 @@ In: the run folder, the settings asked for now. Out: the checkpoint, or a `RunEr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from fitune.config.sections import Settings
 from fitune.console import log, warn
@@ -14,6 +14,7 @@ from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import drop_incomplete, newest_complete, read_extra_state, step_of
 from fitune.runs.compare import flat, read_settings
+from fitune.runs.manifest import ModelFacts
 from fitune.runs.run_folder import RunFolder
 from fitune.training.plan_scenario import with_changes
 
@@ -72,8 +73,7 @@ def check_same_facts(run: RunFolder, data_hashes: dict[str, str], model: dict[st
     # By contents and in order (training rows, held-out rows): a file may have moved.
     hashes = list(manifest.get("data", {}).get("hashes", {}).values())
     changed = [] if hashes == list(data_hashes.values()) else ["the data"]
-    base: dict[str, Any] = manifest.get("model", {})
-    now: dict[str, Any] = model
+    base, now = manifest.get("model", {}), cast("ModelFacts", model)
     changed += [
         f"the base model's {name}"
         for name in ("fingerprint", "template_hash", "precision")

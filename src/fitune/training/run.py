@@ -235,13 +235,13 @@ def _train(
     log_memory(run, predicted_run(setup, trainer.layout, total), measured)
     whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
     write_pages(run, Settings().model_dump(mode="json"))
-    before = whole["results"].get("before")
+    before = whole.get("results", {}).get("before")
     return RunResult(
         folder=run.path,
         status="finished",
         steps=step,
         saved=saved,
-        best_step=results["best_step"],
+        best_step=results.get("best_step"),
         before=before,
         after=results.get("after"),
     )

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainingArguments
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
+from fitune.adapters.locate import Facts
 from fitune.console import warn
 from fitune.data.rows import PairRow
 from fitune.methods.adapt import adapt as adapt_plainly
@@ -146,7 +147,7 @@ def save(run: RunContext, trainer: RewardTrainer, model: nn.Module) -> Path:
         "length_correlation": follows,
     }
     base, folder = run.base, run.folder.adapter
-    facts = {**base_facts(base), "reward": scale}
+    facts: Facts = {**base_facts(base), "reward": scale}
     head = {HEAD_FILE: head_tensors(head_of(model))}
     save_adapter(cast(PeftModel, model), base.tokenizer, base.template, folder, facts, beside=head)
     return folder

@@ -41,12 +41,12 @@ PRICES: dict[tuple[str, Value], tuple[str, str]] = {
 }
 
 
-def price_of(key: str, value: Any) -> tuple[str, str]:
+def price_of(key: str, value: Value) -> tuple[str, str]:
     """What a concession is called, and what it costs in quality, for those whose price does not depend on the rows."""
     if key == OPTIMIZER:
-        return OPTIMIZERS[value].rung
+        return OPTIMIZERS[str(value)].rung
     if key == QUANTIZATION:
-        rung = QUANTIZATIONS[value].rung
+        rung = QUANTIZATIONS[str(value)].rung
         assert rung is not None
         return rung
     return PRICES[key, value]

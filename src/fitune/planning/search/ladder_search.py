@@ -91,7 +91,7 @@ class _Search:
         if key == CHECKPOINTING:
             return [False, True] if not now else [True]
         if key == OPTIMIZER:
-            return [now, lighter] if (lighter := OPTIMIZERS[now].lighter) else [now]
+            return [now, lighter] if (lighter := OPTIMIZERS[str(now)].lighter) else [now]
         if key == TUNING:
             return [now, "lora"] if now == "full" else [now]
         if key == QUANTIZATION:
