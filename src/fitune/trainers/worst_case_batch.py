@@ -42,7 +42,7 @@ class Batches:
     mode: str = "off"
     """tree, rows or off, as `Packing.mode`."""
 
-    def max_tokens(self, rows: Sequence[Row]) -> int:
+    def max_tokens(self, rows: Sequence[TokenRow]) -> int:
         """Computed tokens of a pack at most (packing.choose_packing)."""
         return self.micro_rows * max((len(row.input_ids) for row in rows), default=1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from torch import nn
 
@@ -12,19 +11,11 @@ from fitune.console import log, warn
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import is_complete, step_of
 from fitune.runs.html_report import write_report
+from fitune.runs.manifest import Results
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.base import FituneTrainer
 from fitune.training.memory_report import compare
-
-
-class Results(TypedDict):
-    """What the manifest keeps of a run's end."""
-
-    steps: int
-    best_step: int
-    final_loss: float | None
-    after: NotRequired[dict[str, float]]
 
 
 def finish(

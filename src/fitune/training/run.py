@@ -244,7 +244,7 @@ def _train(
         status="finished",
         steps=step,
         saved=saved,
-        best_step=results["best_step"],
+        best_step=results.get("best_step"),
         before=before,
         after=results.get("after"),
     )

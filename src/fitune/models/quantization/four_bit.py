@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from fitune.models.quantization.quantization import Layer, Quantization
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from fitune.models.quantization.quantization import Device
 
 BLOCK = 64  # bitsandbytes' default
 
@@ -46,7 +48,7 @@ def _layers() -> Any:
     return bitsandbytes.nn
 
 
-def _make_layer(name: str, layer: Layer) -> Any:
+def _make_layer(name: str, layer: Layer) -> nn.Module:
     bnb = _layers()
     return bnb.Linear4bit(
         layer.inputs, layer.outputs, layer.bias, layer.compute,
@@ -54,9 +56,9 @@ def _make_layer(name: str, layer: Layer) -> Any:
     )  # fmt: skip
 
 
-def _pack(weight: Tensor, layer: Any, device: Any) -> Any:
+def _pack(weight: Tensor, layer: nn.Module, device: Device) -> nn.Parameter:
     bnb = _layers()
-    empty = layer.weight
+    empty: Any = layer.weight
     made = bnb.Params4bit(
         weight, requires_grad=False, compress_statistics=empty.compress_statistics, quant_type=empty.quant_type,
         quant_storage=empty.quant_storage, module=layer,
@@ -64,29 +66,34 @@ def _pack(weight: Tensor, layer: Any, device: Any) -> Any:
     return made._quantize(device)  # `to` packs on real devices alone, and the plan packs on meta
 
 
-def _holds(name: str, module: Any) -> bool:
-    weight = module._parameters.get("weight")
+def _holds(name: str, module: nn.Module) -> bool:
+    weight: Any = module._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]
     return type(weight).__name__ == "Params4bit" and weight.quant_type == name
 
 
-def _state(layer: Any) -> Any:
+def _state(layer: nn.Module) -> object:
     import copy
 
-    return copy.copy(layer.weight.quant_state)
+    weight: Any = layer.weight
+    return copy.copy(weight.quant_state)
 
 
-def _unpack(weight: Tensor, state: Any) -> Tensor:
+def _unpack(weight: Tensor, state: object) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight, state)
+    kept: Any = state
+    return dequantize_4bit(weight, kept)
 
 
-def _scales(state: Any) -> list[Tensor]:
-    found = [state.absmax, state.code]
-    return [*found, state.offset, state.state2.absmax, state.state2.code] if state.nested else found
+def _scales(state: object) -> list[Tensor]:
+    kept: Any = state
+    found = [kept.absmax, kept.code]
+    return [*found, kept.offset, kept.state2.absmax, kept.state2.code] if kept.nested else found
 
 
-def _put_back(layer: Any, parameter: Any, state: Any) -> None:
+def _put_back(layer: nn.Module, parameter: nn.Parameter, state: object) -> None:
     # PEFT 0.21 marks the old weight as not quantized when it merges.
-    parameter.quant_state, parameter.bnb_quantized = state, True
-    layer.quant_state = state
+    stored: Any = parameter
+    stored.quant_state, stored.bnb_quantized = state, True
+    owner: Any = layer
+    owner.quant_state = state

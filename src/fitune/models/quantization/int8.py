@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fitune.models.quantization.quantization import Layer, Quantization
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from fitune.models.quantization.quantization import Device
 
 OUTLIERS_FROM = 6.0  # BitsAndBytesConfig's default of llm_int8_threshold
 
@@ -19,40 +21,43 @@ def _layers() -> Any:
     return bitsandbytes.nn
 
 
-def _make_layer(layer: Layer) -> Any:
+def _make_layer(layer: Layer) -> nn.Module:
     bnb = _layers()
     return bnb.Linear8bitLt(
         layer.inputs, layer.outputs, layer.bias, has_fp16_weights=False, threshold=OUTLIERS_FROM
     )  # fmt: skip
 
 
-def _pack(weight: Tensor, layer: Any, device: Any) -> Any:
+def _pack(weight: Tensor, layer: nn.Module, device: Device) -> nn.Parameter:
     bnb = _layers()
     made = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     return made._quantize(device)  # `to` packs on real devices alone, and the plan packs on meta
 
 
-def _holds(module: Any) -> bool:
-    return type(module._parameters.get("weight")).__name__ == "Int8Params"
+def _holds(module: nn.Module) -> bool:
+    return type(module._parameters.get("weight")).__name__ == "Int8Params"  # pyright: ignore[reportPrivateUsage]
 
 
-def _state(layer: Any) -> Any:
-    return layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
+def _state(layer: nn.Module) -> object:
+    owner: Any = layer
+    return owner.state.SCB if owner.state.SCB is not None else owner.weight.SCB
 
 
-def _unpack(weight: Tensor, state: Any) -> Tensor:
+def _unpack(weight: Tensor, state: object) -> Tensor:
     from bitsandbytes.functional import int8_vectorwise_dequant
 
-    return int8_vectorwise_dequant(weight, state)
+    return int8_vectorwise_dequant(weight, cast("Tensor", state))
 
 
-def _scales(state: Any) -> list[Tensor]:
-    return [] if state is None else [state]
+def _scales(state: object) -> list[Tensor]:
+    return [] if state is None else [cast("Tensor", state)]
 
 
-def _put_back(layer: Any, parameter: Any, state: Any) -> None:
-    parameter.CB, parameter.SCB = parameter.data, state
-    layer.state.CB = layer.state.SCB = None  # taken from the weight again at the next forward pass
+def _put_back(layer: nn.Module, parameter: nn.Parameter, state: object) -> None:
+    stored: Any = parameter
+    owner: Any = layer
+    stored.CB, stored.SCB = parameter.data, state
+    owner.state.CB = owner.state.SCB = None  # taken from the weight again at the next forward pass
 
 
 INT8 = Quantization(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    Device = torch.device | str | int
 
 SCALE_BITS = 32
 SCALES_IN_A_BLOCK = 256  # of scales that are quantized themselves: 8 bits each, and one scale in fp32 for so many
@@ -66,18 +68,18 @@ class Quantization:
     block: int
     double_quant: bool = False
     rung: tuple[str, str] | None = None
-    loader: Mapping[str, Any] = field(default_factory=dict)
+    loader: Mapping[str, bool | float | str] = field(default_factory=dict[str, bool | float | str])
     trains_on_cpu: bool = True
     dora_on_cpu: bool = True
     cpu_inputs: int = 1
     merges: bool = True
     make_layer: Callable[[Layer], nn.Module]
-    pack: Callable[[Tensor, Any, Any], nn.Parameter]
+    pack: Callable[[Tensor, nn.Module, Device], nn.Parameter]
     holds: Callable[[nn.Module], bool]
-    state: Callable[[Any], Any]
-    unpack: Callable[[Tensor, Any], Tensor]
-    scales: Callable[[Any], list[Tensor]]
-    put_back: Callable[[Any, Any, Any], None]
+    state: Callable[[nn.Module], object]
+    unpack: Callable[[Tensor, object], Tensor]
+    scales: Callable[[object], list[Tensor]]
+    put_back: Callable[[nn.Module, nn.Parameter, object], None]
 
     def bits_per_weight(self, inputs: int, double_quant: bool = False) -> float:
         """Bits that a weight takes, its share of the scales among them.

@@ -11,9 +11,9 @@ is trained is lifted where adapters are attached. The memory plan's `kbit_prepar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,6 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer, Quantization
-
-
-class QuantizationValues(TypedDict, total=False):
-    """A `Quantization` in the manifest and in the adapter's `fitune.json`."""
-
-    kind: str
-    double_quant: bool
-    unquantized: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,16 @@ class QuantizationConfig:
         """In words: ``nf4 with double quantization``."""
         return f"{self.kind} with double quantization" if self.double_quant else self.kind
 
-    def to_dict(self) -> QuantizationValues:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for the manifest and for the adapter's `fitune.json`."""
         return {"kind": self.kind, "double_quant": self.double_quant, "unquantized": list(self.unquantized)}
 
     @classmethod
-    def from_dict(cls, values: QuantizationValues | None) -> QuantizationConfig:
+    def from_dict(cls, values: Mapping[str, object] | None) -> QuantizationConfig:
         """What `to_dict` gave; nothing gives no quantization."""
         values = values or {}
-        return cls(values.get("kind", "none"), values.get("double_quant", False), tuple(values.get("unquantized", ())))
+        unquantized = cast("Sequence[str]", values.get("unquantized", ()))
+        return cls(str(values.get("kind", "none")), bool(values.get("double_quant", False)), tuple(unquantized))
 
 
 NO_QUANTIZATION = QuantizationConfig()
@@ -117,7 +110,8 @@ def bnb_config(
         "bnb_4bit_use_double_quant": quantization.double_quant,
         "bnb_4bit_compute_dtype": compute,
     }
-    return BitsAndBytesConfig(**options, **quantization.facts.loader)
+    options |= quantization.facts.loader
+    return BitsAndBytesConfig(**options)
 
 
 def broken_on_cpu(model: nn.Module, kind: Quantization) -> list[str]:
@@ -190,10 +184,11 @@ def quantize_in_place(
     return dense
 
 
-def tell_peft(model: Any, kind: Quantization) -> None:
+def tell_peft(model: nn.Module, kind: Quantization) -> None:
     """Set what PEFT chooses its LoRA layers by, as transformers' loader does."""
-    model.is_loaded_in_8bit = bool(kind.loader.get("load_in_8bit"))
-    model.is_loaded_in_4bit = bool(kind.loader.get("load_in_4bit"))
+    marked: Any = model  # the names are no module's
+    marked.is_loaded_in_8bit = bool(kind.loader.get("load_in_8bit"))
+    marked.is_loaded_in_4bit = bool(kind.loader.get("load_in_4bit"))
 
 
 def keep_standard_layout(model: nn.Module) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.ops.optimizers.optimizer import Optimizer, Shape, States, count_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 ROOT_MEAN_SQUARE = 4  # of the weights, an fp32 number
 
@@ -15,7 +19,7 @@ def _states(shape: Shape, itemsize: int) -> States:
     return States((*(itemsize * count_of(factor) for factor in factors), ROOT_MEAN_SQUARE))
 
 
-def _made(parameters: Sequence[Any], rate: float) -> Any:
+def _made(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     from transformers.optimization import Adafactor
 
     return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.ops.optimizers.optimizer import Optimizer, Shape, States, count_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 STEP = 4  # the fused kernel keeps its step count, an fp32 number, on the device
 
@@ -26,10 +30,12 @@ def _root_and_quotient(sizes: Sequence[int]) -> Iterable[Sequence[int]]:
     return [(size, size) for size in sizes]  # _single_tensor_adam: sqrt, then its quotient
 
 
-def _made(parameters: Sequence[Any], rate: float, **kind: Any) -> Any:
+def _made(
+    parameters: Sequence[nn.Parameter], rate: float, fused: bool | None = None, foreach: bool | None = None
+) -> torch.optim.Optimizer:
     import torch
 
-    return torch.optim.AdamW(parameters, lr=rate, **kind)
+    return torch.optim.AdamW(parameters, lr=rate, fused=fused, foreach=foreach)
 
 
 ADAMW = Optimizer(

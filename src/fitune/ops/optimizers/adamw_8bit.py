@@ -6,9 +6,13 @@ Sizes follow bitsandbytes/optim/optimizer.py (0.45 to 0.50).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.ops.optimizers.optimizer import Optimizer, Shape, States, count_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PAGED_FROM = 100_000  # Optimizer8bit.get_state_buffer: smaller tensors are not paged
 SMALLEST_8BIT = 4096  # min_8bit_size: smaller tensors keep fp32 states
@@ -39,7 +43,7 @@ def _scales(count: int) -> tuple[int, ...]:
     return (4 * -(-count // BLOCK),) * 2
 
 
-def _made(kind: str, parameters: Sequence[Any], rate: float) -> Any:
+def _made(kind: str, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     import bitsandbytes.optim
 
     return getattr(bitsandbytes.optim, kind)(parameters, lr=rate)

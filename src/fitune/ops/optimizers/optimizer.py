@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Shape = Sequence[int]
 # A side of the matrix by which the bytes of a value are told: large enough for every threshold of an optimizer.
@@ -67,9 +71,9 @@ class Optimizer:
     on_cpu: str = ""
     lighter: str = ""
     rung: tuple[str, str] = ("", "")
-    make: Callable[[Sequence[Any], float], Any]
+    make: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer]
 
-    def states_of(self, tensors: Iterable[Any]) -> States:
+    def states_of(self, tensors: Iterable[Tensor]) -> States:
         """What is kept of all these tensors together."""
         found = [self.states(tuple(tensor.shape), tensor.element_size()) for tensor in tensors]
         return States((*self.once, *(size for one in found for size in one.held)), sum(one.paged for one in found))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fitune.ops.optimizers.optimizer import Optimizer, Shape, States
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def _no_states(shape: Shape, itemsize: int) -> States:
     return States()
 
 
-def _made(parameters: Sequence[Any], rate: float) -> Any:
+def _made(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     import torch
 
     return torch.optim.SGD(parameters, lr=rate)
