@@ -139,7 +139,7 @@ def put_back(copies: Copies) -> None:
             layer.weight.data = state.weight.to(layer.weight.device)
             continue
         packed.parameter.data = state.weight
-        packed.kind.put_back(layer, packed.parameter, packed.state)
+        packed.kind.put_back(layer, cast("nn.Parameter", packed.parameter), packed.state)
         layer.weight = packed.parameter
 
 

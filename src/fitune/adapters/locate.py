@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from fitune.errors import ModelError, RunError, did_you_mean
 
 if TYPE_CHECKING:
-    from fitune.models.quantization.quantize import QuantizationValues
     from fitune.models.source import Origin
 
 MERGED = "merged"
@@ -48,7 +47,7 @@ class Facts(TypedDict, total=False):
     weights: str | None
     template: TemplateFacts
     precision: str
-    quantization: QuantizationValues | None
+    quantization: Mapping[str, object] | None
     merged: list[dict[str, str]]
     init: str
     reward: dict[str, float]
