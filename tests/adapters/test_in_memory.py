@@ -187,7 +187,7 @@ def test_refusals(folder: Path, saved: Callable[..., Path]):
     model = both(folder, saved)
     for attempt, reason in [
         (lambda: in_memory.use(model, "secnd"), r'no adapter "secnd" \(did you mean "second"\?\)'),
-        (lambda: in_memory.add(model, saved(2), "second"), 'an adapter "second" already'),
+        (lambda: in_memory.add(model, saved(2), "second"), 'already an adapter "second"'),
         (lambda: in_memory.rename(model, "second", "default"), "taken"),
         (lambda: in_memory.unmerge(model), "no adapter is merged"),
     ]:

@@ -154,7 +154,7 @@ def test_it_opens_over_the_base_that_any_run_quantizes(folder: Path, tmp_path: P
     torch.testing.assert_close(logits(plain), after, atol=0, rtol=0)
     assert json.loads((tmp_path / "a" / "fitune.json").read_text())["init"] == "loftq"
     for other in (NO_QUANTIZATION, QuantizationConfig("nf4"), QuantizationConfig("int8")):
-        with pytest.raises(ModelError, match="begun with LoftQ over nf4 with double quantization"):
+        with pytest.raises(ModelError, match="initialised with LoftQ over nf4 with double quantization"):
             load_adapter(open_base(folder, other).model, tmp_path / "a")
 
 
@@ -166,7 +166,7 @@ def test_dora_begins_at_the_approximation(folder: Path):
 
 
 def test_faults(folder: Path):
-    with pytest.raises(SettingsError, match=r"is loftq, which starts from the error of a quantization, and .* none"):
+    with pytest.raises(SettingsError, match=r"is loftq, which begins with the error of a quantization, and .* none"):
         load_settings(None, {"lora.init": "loftq"})
     base = open_base(folder, NO_QUANTIZATION)
     with pytest.raises(ModelError, match="none of the adapted layers is quantized"):

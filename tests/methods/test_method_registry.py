@@ -187,7 +187,7 @@ print(json.dumps({{
     found: dict[str, Any] = json.loads(run_python(asks, newpo))
     assert found["choices"] == found["schema"] == [*METHODS, "newpo"] and found["default"] == 2.0
     assert 'did you mean "newpo"' in found["unknown"][0]
-    assert found["unread"] == ["--newpo.beta is set, and method is sft, which does not read it; remove it"]
+    assert found["unread"] == ["--newpo.beta is set, and method is sft, which does not use it; remove it"]
     assert found["wrong"] == ["--newpo.beta is -1; use above 0, for example 2"]
     assert "use one of loss, accuracy, exact_match, word_accuracy, chrf" in found["unmeasured"][0]
     assert "compares whole answers" in found["loss_on"][0]

@@ -125,7 +125,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(settings_of, pairs_file, cut
     [
         ({"orpo.weight": "-1"}, "0 or more"),
         ({"orpo.sft_on": "prompt"}, "answer"),
-        ({"dpo.beta": "0.2"}, "does not read"),
+        ({"dpo.beta": "0.2"}, "does not use"),
     ],
 )
 def test_settings_that_do_not_fit(given, says):
