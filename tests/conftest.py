@@ -70,6 +70,7 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 GROUPED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
+SPARSE: dict[str, Any] = {**GROUPED, "hidden_size": 16, "intermediate_size": 32, "num_experts_per_tok": 2}
 # What each family needs beside SMALL, under its own names.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
@@ -83,6 +84,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {**SMALL, "rotary_pct": 0.25},
     "gpt2": {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "opt": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "mixtral": {**SPARSE, "num_local_experts": 4},
+    "qwen3_moe": {**SPARSE, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24},
+    "olmoe": {**SPARSE, "num_experts": 4},
+    "glm4_moe": {
+        **SPARSE,
+        "head_dim": 8,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+    },
+    "minimax": {
+        **SPARSE,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "layer_types": ["full_attention", "linear_attention"],
+        "block_size": 8,
+    },
+    "qwen2_moe": {
+        **SPARSE,
+        "num_experts": 4,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
+    "granitemoe": {**SPARSE, "num_local_experts": 4},
+    "gpt_oss": {
+        **SPARSE,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     "falcon": {**SMALL, "new_decoder_architecture": False, "multi_query": True},
 }
 

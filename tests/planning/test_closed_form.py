@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from fitune.planning.closed_form import (
     weight_values,
 )
 from fitune.planning.predict import Plan
+from fitune.planning.report.plan_report import View, advice, as_dict, verdict
 from fitune.planning.scenario import Scenario
 
 # The course's worked models: hidden, tokens, heads, layers, then by hand: values of the weights (L·12·h²), bytes of the
@@ -33,6 +36,16 @@ WORKED = {
     "Mistral 8B": (4096, 32768, 32, 32, 6_442_450_944, 146_028_888_064, 5_643_587_026_944),
     "Qwen-2.5 7B": (3584, 32768, 28, 28, 4_315_938_816, 111_803_367_424, 4_320_871_317_504),
     "OLMo 7B": (4096, 2048, 32, 32, 6_442_450_944, 9_126_805_504, 30_601_641_984),
+}
+# Parameters of published mixtures, as their model cards and weight files count them.
+CONFIGS = Path(__file__).parent / "configs"
+PUBLISHED = {
+    "gpt-oss-20b": 20_914_757_184,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
+    "olmoe-1b-7b": 6_919_161_856,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "glm-4.5": 352_797_829_120,  # without the layer that predicts a token further, which transformers does not load
 }
 VALUES = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "vocab_size": 50272}
 GPU: Any = SimpleNamespace(usable_bytes=16 * 2**30, context_bytes=2**29, capability=(8, 9))
@@ -101,9 +114,27 @@ def test_the_comparison_covers_the_whole_peak() -> None:
 def test_a_model_that_cannot_be_traced_is_answered_and_labelled() -> None:
     made = untraced_plan(VALUES, Scenario(seq_len=512), GPU, "the code of x does not run: boom")
     assert "BY THE CLOSED FORM ONLY" in made.notes[0] and "boom" in made.notes[0]
-    assert sum(made.parts.values()) == made.allocated_peak_bytes < made.smi_peak_bytes and made.fits
+    assert sum(made.parts.values()) == made.allocated_peak_bytes < made.smi_peak_bytes and not made.fits
     tight = untraced_plan(VALUES, Scenario(seq_len=512, tuning="full", weights="fp32"), GPU, "boom")
     assert tight.trained_parameters == tight.total_parameters == 301_989_888 + 2 * 50272 * 1024
     assert tight.parts["optimizer states"] == 8 * tight.trained_parameters
     with pytest.raises(PlanError, match="boom; and the config has no"):
         untraced_plan({"model_type": "x"}, Scenario(), GPU, "boom")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_experts_are_counted(name: str) -> None:
+    values = json.loads((CONFIGS / f"{name}.json").read_text())
+    made = untraced_plan(values, Scenario(seq_len=512, weights="nf4"), GPU, "boom")
+    whole = made.total_parameters - made.trained_parameters
+    assert whole == pytest.approx(PUBLISHED[name], rel=0.1)
+    assert made.parts["weights"] > 1.5 * PUBLISHED[name]  # routed experts stay in 16 bits
+    assert not made.fits
+
+
+def test_no_verdict_by_the_closed_form() -> None:
+    made = untraced_plan(VALUES, Scenario(seq_len=512), GPU, "boom")
+    view = View("x", "one row", made, "a card", GPU.usable_bytes, GPU.context_bytes)
+    assert verdict(view).startswith("by the closed form only, not traced: no verdict for a card: about ")
+    assert as_dict(view)["fits"] is None
+    assert advice(view) == []

@@ -66,14 +66,21 @@ class Stored:
 
 @dataclass
 class Copies:
-    """What the layers held before a merge: {name: (layer, its stored tensors)}."""
+    """What the layers held before a merge: {name: (layer, its stored tensors)}; of experts {name: (module, parameters)}."""
 
     layers: dict[str, tuple[nn.Linear, Stored]] = field(default_factory=dict[str, tuple[nn.Linear, "Stored"]])
+    experts: dict[str, tuple[nn.Module, dict[str, Tensor]]] = field(
+        default_factory=dict[str, tuple[nn.Module, dict[str, Tensor]]]
+    )
+
+    def __len__(self) -> int:
+        return len(self.layers) + len(self.experts)
 
     @property
     def num_bytes(self) -> int:
         """Memory that the copies take."""
-        return sum(_num_bytes(state) for _, state in self.layers.values())
+        fused = [tensor for _, held in self.experts.values() for tensor in held.values()]
+        return sum(_num_bytes(state) for _, state in self.layers.values()) + sum(tensor.nbytes for tensor in fused)
 
 
 def _num_bytes(state: Stored) -> int:
@@ -126,12 +133,19 @@ def copy_layers(model: nn.Module) -> Copies:
     """The stored weights of the adapted layers, beside the model: on the CPU, or for a quantized layer where it is."""
     copies = Copies()
     for name, layer in adapted_layers(model):
-        copies.layers[name] = (layer, _stored(layer))
+        if getattr(layer, "weight", None) is not None:
+            copies.layers[name] = (layer, _stored(layer))
+        elif name not in copies.experts:  # wrapped once for each of their parameters
+            fused = layer.named_parameters(recurse=False)
+            copies.experts[name] = (layer, {own: weight.detach().to("cpu", copy=True) for own, weight in fused})
     return copies
 
 
 def put_back(copies: Copies) -> None:
     """Give each layer what it held when it was copied."""
+    for layer, fused in copies.experts.values():
+        for own, tensor in fused.items():
+            layer.get_parameter(own).data = tensor.to(layer.get_parameter(own).device)
     for layer, state in copies.layers.values():
         if state.bias is not None:
             layer.bias.data = state.bias.to(layer.bias.device)
@@ -146,15 +160,24 @@ def put_back(copies: Copies) -> None:
 def compare(copies: Copies) -> Restored:
     """The layers as they are against what they were when copied."""
     worst, name_of_worst, exact = math.inf, None, True
-    for name, (layer, state) in copies.layers.items():
-        now, then = dense_weight(layer).float().cpu(), _dense(state).float().cpu()
+    for name, now, then in _beside(copies):
         largest, error = then.abs().max().item(), (now - then).abs().max().item()
-        if is_quantized(layer):
-            exact &= torch.equal(layer.weight.data.cpu(), state.weight.cpu()) and error == 0
         exact &= error == 0
         if error > 0 and (bits := math.log2(largest / error)) < worst:
             worst, name_of_worst = bits, name
-    return Restored(exact, None if exact else worst, len(copies.layers), name_of_worst)
+    for layer, state in copies.layers.values():
+        if is_quantized(layer):
+            exact &= torch.equal(layer.weight.data.cpu(), state.weight.cpu())
+    return Restored(exact, None if exact else worst, len(copies), name_of_worst)
+
+
+def _beside(copies: Copies) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, weights as they are, as they were), in fp32; of experts each parameter by itself."""
+    for name, (layer, state) in copies.layers.items():
+        yield name, dense_weight(layer).float().cpu(), _dense(state).float().cpu()
+    for name, (layer, fused) in copies.experts.items():
+        for own, tensor in fused.items():
+            yield f"{name}.{own}", layer.get_parameter(own).detach().float().cpu(), tensor.float()
 
 
 def _stored(layer: nn.Linear) -> Stored:

@@ -16,17 +16,21 @@ magnitude_prune  small values dropped, then added
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor
+from torch.nn import functional
 
 from fitune.adapters.in_memory import BASE, active, config_of, merged, names, tuner
 from fitune.errors import ModelError, did_you_mean
+from fitune.models.mixture.experts import experts_of_a, experts_of_b, saved_a, saved_b
 
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 KINDS = ("cat", "svd", *EQUAL_RANKS, "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
@@ -84,12 +88,14 @@ def combine(
         options |= {"svd_rank": rank, "svd_full_matrices": False}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message="The density 1.0 is greater than or equal to 1")  # asked for
-        tuner(model).add_weighted_adapter(
-            [name for name, _ in ordered], [weight for _, weight in ordered], new, **options
-        )
+        with _without_experts(model, chosen):
+            tuner(model).add_weighted_adapter(
+                [name for name, _ in ordered], [weight for _, weight in ordered], new, **options
+            )
         if kind == "cat":
             _unrounded(model, ordered, new)
         _fill_rank(model, new)
+        _add_experts(model, ordered, new, kind, options.get("density"))
         _plain_scale(model, new)
         _add_full_parts(model, parts, new)
     model.requires_grad_(False)
@@ -114,6 +120,10 @@ def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int |
         raise ModelError(f'there is no combination "{kind}"{did_you_mean(kind, KINDS)}; there are: {", ".join(KINDS)}')
     if rank is not None and not kind.endswith("svd"):
         raise ModelError(f"{kind} decides the rank by itself; --rank goes with svd and the …_svd combinations")
+    if kind.endswith("_svd") and (over := [name for name in chosen if _over_experts(model, name)]):
+        raise ModelError(
+            f"{over[0]} lies over experts, which {kind} does not know; use {kind.removesuffix('_svd')}, cat or svd"
+        )
     if density is not None and not _prunes(kind):
         raise ModelError(f"{kind} keeps every value; --density goes with ties, dare and magnitude_prune")
     if density is not None and not 0 < density <= 1:
@@ -136,6 +146,12 @@ def _check(model: PeftModel, chosen: list[str], new: str, kind: str, rank: int |
         )
 
 
+def _over_experts(model: PeftModel, name: str) -> bool:
+    """Whether an adapter lies over fused parameters."""
+    config: Any = model.peft_config[name]
+    return bool(config.target_parameters)
+
+
 def _prunes(kind: str) -> bool:
     return any(word in kind for word in ("ties", "dare", "magnitude"))
 
@@ -149,7 +165,7 @@ def _modules_in_full(model: PeftModel, name: str) -> list[str]:
 def _unrounded(model: PeftModel, parts: Sequence[tuple[str, float]], new: str) -> None:
     """PEFT 0.21 writes a concatenation into the type of the base; here it is in fp32, as the parts are."""
     for module in model.modules():
-        if not isinstance(module, LoraLayer) or new not in module.lora_A:
+        if not isinstance(module, LoraLayer) or isinstance(module, ParamWrapper) or new not in module.lora_A:
             continue
         layer: Any = module
         held = [(name, weight * layer.scaling[name]) for name, weight in parts if name in layer.lora_A]
@@ -171,6 +187,62 @@ def _fill_rank(model: PeftModel, new: str) -> None:
         a, b = layer.lora_A[new].weight, layer.lora_B[new].weight
         if missing := layer.r[new] - len(a):
             a.data, b.data = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
+
+
+@contextmanager
+def _without_experts(model: PeftModel, chosen: Sequence[str]) -> Generator[None, None, None]:
+    """PEFT 0.21 refuses to combine adapters over fused parameters; within it takes these for adapters without."""
+    configs: list[Any] = [model.peft_config[name] for name in chosen]
+    held = [config.target_parameters for config in configs]
+    for config in configs:
+        config.target_parameters = None
+    try:
+        yield
+    finally:
+        for config, names in zip(configs, held, strict=True):
+            config.target_parameters = names
+
+
+def _add_experts(
+    model: PeftModel, parts: Sequence[tuple[str, float]], new: str, kind: str, density: float | None
+) -> None:
+    """The new adapter over the experts, each of them combined by itself (cat, svd), or all at once where A is added to A
+    and B to B, as PEFT does with a linear layer."""
+    configs: Any = model.peft_config
+    held_in = [name for name, _ in parts if configs[name].target_parameters]
+    if not held_in:
+        return
+    made, inner = configs[new], tuner(model)
+    made.target_parameters = configs[held_in[0]].target_parameters
+    for module in model.modules():
+        if not isinstance(module, ParamWrapper):
+            continue
+        layer: Any = module
+        layer.update_layer(new, made.r, lora_alpha=made.r, config=made)
+        held = [(name, weight) for name, weight in parts if name in layer.lora_A]
+        if kind in ("cat", "svd"):
+            a, b = _experts_added(layer, held, made.r, kind == "svd")
+        else:
+            names, weights = [name for name, _ in held], [weight for _, weight in held]
+            together = inner._generalized_task_arithmetic_weighted_adapter  # pyright: ignore[reportPrivateUsage]
+            a, b = together(kind, names, weights, layer, density, "total")
+        layer.lora_A[new].weight.data, layer.lora_B[new].weight.data = a.float(), b.float()
+
+
+def _experts_added(layer: Any, held: Sequence[tuple[str, float]], rank: int, best: bool) -> tuple[Tensor, Tensor]:
+    """A and B of Σ w·ΔW for each expert: ranks side by side with zeros behind them, or the best approximation of a rank."""
+    all_a: list[Tensor] = []
+    all_b: list[Tensor] = []
+    for name, weight in held:
+        all_a.append(weight * layer.scaling[name] * experts_of_a(layer.lora_A[name].weight.float(), layer.r[name]))
+        all_b.append(experts_of_b(layer.lora_B[name].weight.float(), layer.r[name]))
+    a, b = torch.cat(all_a, 1), torch.cat(all_b, 2)
+    if best:
+        left, sigma, right = torch.linalg.svd(b @ a, full_matrices=False)
+        root = sigma[:, :rank].sqrt()
+        a, b = root[:, :, None] * right[:, :rank], left[:, :, :rank] * root[:, None, :]
+    missing = rank - a.shape[1]
+    return saved_a(functional.pad(a, (0, 0, 0, missing))), saved_b(functional.pad(b, (0, missing)))
 
 
 def _plain_scale(model: PeftModel, new: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -126,9 +127,15 @@ def _check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.
         place, mark, _ = name.removeprefix("base_model.model.").partition(".lora_")
         if not mark or tensor.ndim != 2:
             continue
+        place = place.replace(".base_layer", "")  # of experts: a wrapper around the wrapper of another parameter
         layer = layers.get(place)
         if layer is None:
             raise ModelError(f"the adapter in {folder} belongs to another base: this model has no layer {place}")
+        if isinstance(layer, ParamWrapper):
+            layer = layer.get_base_layer()
+        if fused := [weight for _, weight in layer.named_parameters(recurse=False) if weight.ndim == 3]:
+            _check_experts(folder, name, tensor, fused)
+            continue
         sizes = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
         if None in sizes or is_quantized(layer) or ".lora_embedding" in name:
             continue
@@ -138,3 +145,17 @@ def _check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.
                 f"the adapter in {folder} belongs to another base: {name} is {tuple(tensor.shape)}, and {place} of "
                 f"this model has {sizes[0]} inputs and {sizes[1]} outputs"
             )
+
+
+def _check_experts(folder: Path, name: str, tensor: torch.Tensor, fused: list[torch.nn.Parameter]) -> None:
+    """Raises ModelError for a LoRA matrix that fits none of a layer's fused parameters, (E, out, in) or (E, in, out).
+
+    Of E experts of rank R, A is (E·R, in) and B is (out, R·E).
+    """
+    size, directions = (tensor.shape[1], tensor.shape[0]) if ".lora_A" in name else (tensor.shape[0], tensor.shape[1])
+    if not any(size in weight.shape[1:] and directions % weight.shape[0] == 0 for weight in fused):
+        shapes = " and ".join(str(tuple(weight.shape)) for weight in fused)
+        raise ModelError(
+            f"the adapter in {folder} belongs to another base: {name} is {tuple(tensor.shape)}, and the experts of this "
+            f"model are {shapes}"
+        )

@@ -134,7 +134,7 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
     # Without the copies, some values of each layer are held for the report alone.
     model.fitune_copies = copies if keep else None  # type: ignore[assignment]
     quantized = sum(is_quantized(layer) for layer, _ in copies.layers.values())
-    return Merged(chosen, len(copies.layers), copies.num_bytes if keep else 0, quantized)
+    return Merged(chosen, len(copies), copies.num_bytes if keep else 0, quantized)
 
 
 def unmerge(model: PeftModel, reference: Copies | None = None) -> Restored:

@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from fitune.adapters.low_rank_start import above_rounding, begin
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load_base import input_weight
+from fitune.models.mixture.experts import FUSED, expert_parameters, is_router
 from fitune.models.quantization.nf4 import NF4
 from fitune.models.quantization.quantize import is_quantized, kind_of, numel
 from fitune.ops.fused_layers import use_lean_layers
@@ -58,8 +60,9 @@ def lora_config(
     """
     if dora and init == "pissa":
         raise ModelError("lora.init pissa with lora.dora cannot be saved as an adapter over the base; choose one")
-    if not isinstance(targets, str):
-        _check_names("lora.targets", targets, linear_names(model), "linear layers")
+    modules, experts = adapted_names(model, targets)
+    if experts:
+        _refuse_on_experts(dropout, dora, init)
     _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
     ends = {name.split(".")[-1] for name in modules_to_save}
     _refuse_quantized(model, ends, init)
@@ -69,7 +72,8 @@ def lora_config(
         r=rank,
         lora_alpha=cast(int, alpha),
         lora_dropout=dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=modules,
+        target_parameters=experts or None,
         bias=cast(Literal["none", "all", "lora_only"], bias),
         use_rslora=rslora,
         use_dora=dora,
@@ -80,6 +84,106 @@ def lora_config(
         ensure_weight_tying=_ties(model, ends),
         task_type="CAUSAL_LM",
     )
+
+
+def adapted_names(model: PreTrainedModel, targets: Sequence[str] | str) -> tuple[list[str] | str, list[str]]:
+    """(linear layers as PEFT takes them, full names of the fused parameters of experts) that `targets` stands for.
+
+    all-linear is every linear layer and every expert; what chooses the experts is left alone. In a list the experts go by
+    the names of their parameters (gate_up_proj, down_proj; experts.down_proj where a linear layer has the name too), or by
+    those that they were fused from.
+
+    Raises:
+        ModelError: a target that the model does not have.
+    """
+    experts, linear = list(expert_parameters(model)), linear_names(model)
+    if not experts:
+        if not isinstance(targets, str):
+            _check_names("lora.targets", targets, linear, "linear layers")
+        return targets if isinstance(targets, str) else list(targets), []
+    taken = _taken_for_experts(model, linear)
+    if isinstance(targets, str):
+        return sorted(_unrouted(model) - taken), experts
+    fused = {name.split(".")[-1] for name in experts}
+    _check_names("lora.targets", targets, linear | fused | {old for old in FUSED if FUSED[old] in fused}, "layers")
+    modules = [name for name in targets if name.split(".")[-1] in linear - taken and ".experts." not in f".{name}"]
+    wanted = tuple(f".{_fused_name(name)}" for name in targets if name not in modules)
+    return modules, [name for name in experts if name.endswith(wanted)]
+
+
+def _fused_name(name: str) -> str:
+    """The name of an expert's product as it is today: experts.gate_up_proj of experts.w1."""
+    before, dot, last = name.rpartition(".")
+    return f"{before}{dot}{FUSED.get(last, last)}"
+
+
+def _unrouted(model: PreTrainedModel) -> set[str]:
+    """As `linear_names`, less the names that routers alone have."""
+    head = model.get_output_embeddings()
+    return {
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not is_router(name)
+    }
+
+
+def _taken_for_experts(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Names of linear layers that PEFT reads as those of experts, and would not adapt.
+
+    PEFT 0.21 opens adapters of transformers 4, whose experts were linear layers of these names, so that a layer that still
+    has one (a shared expert, the dense first layers) cannot be named to it.
+    """
+    probe = LoraConfig(target_modules=sorted(names), target_parameters=[])
+    convert_peft_config_for_transformers(probe, model, None)
+    return names - set(cast("set[str]", probe.target_modules))
+
+
+def _refuse_on_experts(dropout: float, dora: bool, init: str) -> None:
+    """Raises ModelError for what PEFT does not compute over a fused parameter."""
+    for is_set, what, remedy in (
+        (dropout > 0, f"lora.dropout is {dropout:g}", "lora.dropout 0"),
+        (dora, "lora.dora is on", "lora.dora false"),
+        (init == "pissa", "lora.init is pissa", "lora.init default"),
+    ):
+        if is_set:
+            raise ModelError(
+                f"{what}, which PEFT does not compute over this model's experts (they are fused parameters); set {remedy}, "
+                "or name linear layers alone in lora.targets, such as q_proj, k_proj, v_proj, o_proj"
+            )
+
+
+def experts_note(model: nn.Module) -> str | None:
+    """One line on what of a mixture is adapted; None for a model without experts."""
+    experts = expert_parameters(model)
+    if not experts:
+        return None
+    adapted, left = _adapted(model)
+    total = sum(numel(parameter) for name, parameter in model.named_parameters() if ".lora_" not in name)
+    share = sum(numel(parameter) for parameter in adapted.values()) / total
+    own = sum(numel(parameter) for parameter in experts.values()) / total
+    if not any(id(parameter) in adapted for parameter in experts.values()):
+        return (
+            f"the experts, {own:.1%} of the parameters, are not adapted: lora.targets names none of them; LoRA lies over "
+            f"{share:.1%} of the parameters"
+        )
+    beside = f"; {', '.join(left)} of shared experts and dense layers are not adapted beside them" if left else ""
+    return f"LoRA lies over {share:.1%} of the parameters, the experts ({own:.1%}) among them{beside}; the router is left alone"
+
+
+def _adapted(model: nn.Module) -> tuple[dict[int, nn.Parameter], list[str]]:
+    """Weights that LoRA lies over, by id, and the last names of the layers that PEFT would take for experts."""
+    found: dict[int, nn.Parameter] = {}
+    left: set[str] = set()
+    for name, module in model.named_modules():
+        last = name.split(".")[-1]
+        if isinstance(module, ParamWrapper):
+            found[id(module.get_param())] = module.get_param()
+        elif isinstance(module, LoraLayer):
+            weight = cast(nn.Parameter, cast(Any, module.get_base_layer()).weight)
+            found[id(weight)] = weight
+        elif isinstance(module, nn.Linear) and last in (*FUSED, *FUSED.values()):
+            left.add(last)
+    return found, sorted(left)
 
 
 def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

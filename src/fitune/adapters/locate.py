@@ -121,11 +121,14 @@ def lora_options(folder: Path) -> LoraOptions:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"the adapter in {folder} is of kind {config.get('peft_type')}; fitune trains LoRA")
     targets = config["target_modules"]
+    if not isinstance(targets, str):  # experts by the names of their parameters, as lora.targets has them
+        fused = {".".join(name.split(".")[-2:]) for name in config.get("target_parameters") or ()}
+        targets = sorted({*targets, *fused})
     return {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
         "dropout": config.get("lora_dropout", 0.0),
-        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "targets": targets,
         "bias": config.get("bias", "none"),
         "rslora": config.get("use_rslora", False),
         "dora": config.get("use_dora", False),

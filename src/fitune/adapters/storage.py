@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from fitune.adapters.locate import (
     CONFIG,
@@ -279,20 +279,34 @@ def _module(name: str) -> str:
 
 
 def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer → (s·B, A) in fp32; a DoRA layer's direction alone."""
+    """Layer → (s·B, A) in fp32, each expert by itself; a DoRA layer's direction alone."""
     from safetensors.torch import load_file
+
+    from fitune.models.mixture.experts import experts_of_a, experts_of_b
 
     config = read_config(folder)
     tensors = load_file(folder / WEIGHTS)
+    fused = _expert_modules(config)
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, a in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue
         layer = name.removesuffix(".lora_A.weight")
-        alpha, rank = config["lora_alpha"], a.shape[0]
+        b = tensors[f"{layer}.lora_B.weight"].float()
+        of_experts = layer.removeprefix("base_model.model.").replace(".base_layer", "") in fused
+        alpha, rank = config["lora_alpha"], config["r"] if of_experts else a.shape[0]
         scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-        found[layer] = (scale * tensors[f"{layer}.lora_B.weight"].float(), a.float())
+        if not of_experts:
+            found[layer] = (scale * b, a.float())
+            continue
+        for expert, pair in enumerate(zip(experts_of_b(b, rank), experts_of_a(a.float(), rank), strict=True)):
+            found[f"{layer}.lora_{expert}"] = (scale * pair[0], pair[1])
     return found
+
+
+def _expert_modules(config: dict[str, Any]) -> set[str]:
+    """Names of the modules whose fused parameters an adapter lies over."""
+    return {name.rpartition(".")[0] for name in config.get("target_parameters") or ()}
 
 
 def _product(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None) -> float:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from fitune.adapters.adapter_folder import add_adapter, continue_adapter
-from fitune.adapters.inject import attach, lora_config
+from fitune.adapters.inject import attach, experts_note, lora_config
 from fitune.adapters.locate import lora_options
 from fitune.adapters.low_rank_start import start_loftq
 from fitune.adapters.reference import REFERENCE
@@ -29,12 +29,19 @@ def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
         options = lora_options(run.start)
         log(f"continuing the adapter in {run.start}: rank {options['rank']}, alpha {options['alpha']:g}")
         _warn_trained_bias(options["bias"])
-        return continue_adapter(base, run.start)
+        return _told(continue_adapter(base, run.start))
     _warn_trained_bias(run.lora["bias"])
     model = attach(base.model, lora_config(base.model, **run.lora, new_token_ids=base.new_token_ids))
     if run.lora["init"] == "loftq":
         log(str(start_loftq(model, base.dense)))
         base.dense.clear()  # as large as the base before quantization
+    return _told(model)
+
+
+def _told(model: PeftModel) -> PeftModel:
+    """The model, once it is said how much of a mixture the adapter lies over."""
+    if note := experts_note(model):
+        log(note)
     return model
 
 

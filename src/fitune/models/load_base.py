@@ -19,6 +19,7 @@ from fitune.models.quantization.quantize import (
     bnb_config,
     broken_on_cpu,
     describe,
+    experts_left,
     keep_standard_layout,
     only_plain_linear,
     quantize_in_place,
@@ -154,6 +155,8 @@ def load_base(
         if device == "cpu":
             refuse_on_cpu(model, source.name)
         notes.append(describe(model, quantization, precision.name, precision.dtype.itemsize))
+        if told := experts_left(model, precision.name):
+            notes.append(told)
         if quantization.on and device == "cpu" and (left := broken_on_cpu(model, quantization.facts)):
             kind = quantization.facts
             notes.append(

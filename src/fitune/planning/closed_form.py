@@ -9,6 +9,9 @@ Weights L·12·h² values: four h×h matrices of attention, two h×4h of the fee
 L·(34·h·b·s + β·a·b·s²) bytes, β = 5 where the scores are held (eager), 0 where they are not: Korthikanti et al.,
 "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), section 4.1, for 16-bit values; with
 checkpointing 2·h·b·s a layer stay (section 5), and one layer is recomputed.
+
+In a mixture the experts take the place of the feed-forward part: 3·h·i values each (gate, up, down; i their inner size),
+routed ones and shared ones. A quantization leaves the routed ones in 16 bits.
 """
 
 from __future__ import annotations
@@ -45,6 +48,52 @@ class Sizes:
     hidden: int
     heads: int
     vocabulary: int
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The feed-forward part of a mixture.
+
+    Attributes:
+        layers: layers that have experts.
+        routed: experts of such a layer among which the router chooses.
+        inner: their inner size.
+        shared: inner size of all shared experts of a layer together.
+        dense: inner size of the feed-forward part of the other layers.
+    """
+
+    layers: int
+    routed: int
+    inner: int
+    shared: int
+    dense: int
+
+    def routed_values(self, hidden: int) -> int:
+        """Values of all routed experts."""
+        return self.layers * self.routed * 3 * hidden * self.inner
+
+    def beside_values(self, layers: int, hidden: int) -> int:
+        """Values of shared experts, and of the dense layers' feed-forward parts."""
+        return 3 * hidden * (self.layers * self.shared + (layers - self.layers) * self.dense)
+
+
+def experts_of(values: Mapping[str, object], layers: int) -> Experts | None:
+    """The experts in a config, under the names that families give them; None for a model without."""
+
+    def first(*names: str) -> int:
+        found = (values.get(name) for name in names)
+        return next((int(value) for value in found if isinstance(value, int | float) and value), 0)
+
+    routed = first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    if routed < 2:
+        return None
+    dense = first("intermediate_size", "ffn_hidden_size")
+    inner = first("moe_intermediate_size", "expert_intermediate_size") or dense
+    shared = first("shared_expert_intermediate_size", "shared_intermediate_size")
+    shared = shared or inner * first("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+    without = first("first_k_dense_replace") or len(cast("list[int]", values.get("mlp_only_layers") or ()))
+    return Experts((layers - without) // (first("decoder_sparse_step") or 1), routed, inner, shared, dense)
 
 
 def sizes_of(values: Mapping[str, object]) -> Sizes:
@@ -61,12 +110,23 @@ def sizes_of(values: Mapping[str, object]) -> Sizes:
         )
         if not found[size]:
             raise PlanError(f"the config has no {names[0]}, which the closed form needs; write it into the config.json")
-    return Sizes(**found)
+    text = cast("Mapping[str, object]", values.get("text_config") or values)
+    return Sizes(**found, experts=experts_of(text, found["layers"]))
 
 
 def weight_values(layers: int, hidden: int) -> int:
     """L·12·h²: values in the layers; embeddings and head not counted."""
     return layers * 12 * hidden**2
+
+
+def layer_values(model: Sizes) -> tuple[int, int]:
+    """Values in the layers: (all but routed experts, routed experts)."""
+    if model.experts is None:
+        return weight_values(model.layers, model.hidden), 0
+    attention = model.layers * 4 * model.hidden**2
+    return attention + model.experts.beside_values(model.layers, model.hidden), model.experts.routed_values(
+        model.hidden
+    )
 
 
 def activation_bytes(layers: int, hidden: int, heads: int, batch: int, tokens: int, eager: bool) -> int:
@@ -89,6 +149,14 @@ def activation_ratio(
 def lora_values(layers: int, hidden: int, rank: int) -> int:
     """L·18·r·h: two factors beside each of the four h×h matrices (2·r·h) and the two h×4h ones (5·r·h)."""
     return layers * 18 * rank * hidden
+
+
+def adapter_values(model: Sizes, rank: int) -> int:
+    """As `lora_values`; in a mixture beside the four h×h matrices and the fused products of each routed expert."""
+    if model.experts is None:
+        return lora_values(model.layers, model.hidden, rank)
+    h, i = model.hidden, model.experts.inner
+    return rank * (model.layers * 8 * h + model.experts.layers * model.experts.routed * (2 * h + 3 * i))
 
 
 def stored_bytes(scenario: Scenario, hidden: int) -> float:
@@ -134,9 +202,9 @@ def closed_form(values: Mapping[str, object], scenario: Scenario) -> ClosedForm:
     L, h, a = model.layers, model.hidden, model.heads
     batch, tokens, eager = scenario.batch, scenario.seq_len, scenario.attention == "eager"
     wide = 2 if (scenario.autocast == "none" and scenario.weights == "fp32") else 1
-    count = weight_values(L, h)
-    lora = scenario.tuning == "lora"
-    trained = lora_values(L, h, scenario.rank) if lora else count
+    plain, routed = layer_values(model)
+    count, lora = plain + routed, scenario.tuning == "lora"
+    trained = adapter_values(model, scenario.rank) if lora else count
     each = PRECISIONS["fp32" if scenario.trained_dtype == "fp32" else scenario.dense_type]
     stored = stored_bytes(scenario, h)
     linear = wide * activation_bytes(L, h, a, batch, tokens, False)
@@ -145,7 +213,7 @@ def closed_form(values: Mapping[str, object], scenario: Scenario) -> ClosedForm:
         kept = wide * L * 2 * h * batch * tokens
         linear, scores = kept + linear // L, scores // L
     parts = {
-        "weights": round(count * stored),
+        "weights": round(plain * stored) + routed * PRECISIONS[scenario.dense_type],
         "adapters": round(trained * each) if lora else 0,
         "gradients": round(trained * each),
         "optimizer states": round(trained * PLANNED[scenario.optimizer].bytes_per_value(each)),
@@ -283,13 +351,13 @@ def untraced_plan(values: Mapping[str, object], scenario: Scenario, gpu: Card | 
         parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
         moment=moment,
         phases={"step 2": phase},
-        fits=smi <= gpu.usable_bytes,
+        fits=False,
         trained_parameters=trained,
         total_parameters=found["weight_values"] + beside + (trained if scenario.tuning == "lora" else 0),
         traced=False,
         notes=(
             f"BY THE CLOSED FORM ONLY, NOT TRACED: {reason}",
-            "the closed form takes a GPT-like layer for this model's and knows no fragmentation: it may be off by half; "
-            "evaluation and generation are not in it",
+            "the closed form takes a GPT-like layer for this model's and knows no fragmentation: it may be off by half, so it "
+            "gives no verdict; evaluation and generation are not in it",
         ),
     )

@@ -49,7 +49,7 @@ class Plan:
     phases: dict[str, dict[str, int | str]]
     """Phase → {allocated_bytes, reserved_bytes, moment}: load, step 1, step 2, evaluation, generation, checkpoint."""
     fits: bool
-    """Whether the card holds it; the allocator gives cached blocks back before it fails."""
+    """Whether the card holds it; the allocator gives cached blocks back before it fails. False where it is not known."""
     trained_parameters: int = 0
     total_parameters: int = 0
     work: dict[str, list[list[str | int]]] = field(default_factory=dict[str, list[list[str | int]]])

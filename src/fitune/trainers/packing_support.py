@@ -6,16 +6,17 @@ Knows nothing of settings or trainers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import nn
 
 from fitune.data.packing.bins import Mode
+from fitune.data.packing.config_refusal import carries_a_state, refused_by_config
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.models.base_model import attention_of, base_model_of
@@ -32,11 +33,6 @@ TOKENS_TRIED = 2_048
 # int8 outlier column sees moves with them. Elsewhere they do not move by a bit.
 FP32_LEAK = 1e-6
 LOW_PRECISION_LEAK = 3e-3
-# Of the names that transformers allows in a config's ``layer_types`` (configuration_utils.ALLOWED_ATTN_LAYER_TYPES), those
-# that mix tokens outside attention: linear attention and state spaces, short convolutions, and both beside attention.
-RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
-# What models call the dropout of attention weights in their configs.
-ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True)
@@ -92,29 +88,8 @@ def _refusal(model: nn.Module, processes: int) -> str | None:
         module
     ) in text.modules():  # older than layer_types: a causal convolution over the sequence stands beside the state
         if any(isinstance(part, nn.Conv1d) for part in module.children()):
-            return _carries_a_state(type(module).__name__)
+            return carries_a_state(type(module).__name__)
     return None
-
-
-def refused_by_config(value_of: Callable[[str], object]) -> str | None:
-    """Why a model cannot be packed, as far as its text config says; None when it says nothing against it.
-
-    A pack keeps its rows apart in attention alone: layers that mix tokens otherwise carry their state into the next row.
-
-    Args:
-        value_of: name in the text config → its value, None where there is none.
-    """
-    for kind in cast("Sequence[str] | None", value_of("layer_types")) or ():
-        if kind in RECURRENT_LAYERS:
-            return _carries_a_state(kind)
-    for name in ATTENTION_DROPOUTS:
-        if value_of(name):
-            return f"the model drops attention weights ({name} is {value_of(name)})"
-    return None
-
-
-def _carries_a_state(layer: str) -> str:
-    return f"its {layer} layers carry a state from token to token, which would carry over from one row into the next"
 
 
 def _candidates(model: nn.Module, wanted: str) -> tuple[list[Mode], list[str]]:

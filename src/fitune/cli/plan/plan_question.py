@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import click
 
@@ -127,6 +127,7 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
     gpu, card, notes = _card(
         given["gpu_name"], given["budget"] or (None if given["gpu_name"] else settings.memory.budget)
     )
+    settings, unpacked = _as_packed(settings, config)
     if given["gpu_name"] and settings.memory.budget:
         gpu = replace(gpu, usable_bytes=min(gpu.usable_bytes, parse_bytes(settings.memory.budget)))
     has_data = given["data_file"] or recipes or "data.train" in overrides
@@ -144,8 +145,20 @@ def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given:
         gpu=gpu,
         card=card,
         expandable=given["expandable_segments"],
-        notes=(*notes, *note),
+        notes=(*notes, *note, *unpacked),
     )
+
+
+def _as_packed(settings: Settings, config: ModelConfig) -> tuple[Settings, tuple[str, ...]]:
+    """The settings with rows padded where the model's config says that they cannot be packed, and why."""
+    from fitune.data.packing.config_refusal import refused_by_config
+    from fitune.training.plan_scenario import packs_rows, with_changes
+
+    values = cast("Mapping[str, object]", config.values.get("text_config") or config.values)
+    refusal = refused_by_config(values.get)
+    if refusal is None or not packs_rows(settings):
+        return settings, ()
+    return with_changes(settings, {"data.packing": "off"}), (f"rows are padded, not packed: {refusal}",)
 
 
 def _card(name: str | None, budget: str | None) -> tuple[Gpu, str | None, tuple[str, ...]]:

@@ -23,6 +23,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fitune.errors import ModelError, did_you_mean
+from fitune.models.mixture.experts import expert_parameters
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer, Quantization
 
@@ -280,6 +281,21 @@ def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str
     return (
         f"{count} linear layers are stored in {how}: the base takes {stored_bytes(model) / 1e6:,.1f} MB "
         f"instead of {total * dense_itemsize / 1e6:,.1f} MB; {', '.join(kinds)} stay in {dtype_name}"
+    )
+
+
+def experts_left(model: nn.Module, dtype_name: str) -> str | None:
+    """One line on the experts of a quantized base, which stay in 16 bits; None for a model without.
+
+    bitsandbytes 0.50 quantizes linear layers, and transformers 5 keeps experts as fused 3-D parameters.
+    """
+    kept = sum(parameter.nbytes for parameter in expert_parameters(model).values())
+    if not kept:
+        return None
+    size = f"{kept / 1e9:,.1f} GB" if kept >= 1e9 else f"{kept / 1e6:,.1f} MB"
+    return (
+        f"the experts, {size} of the base, stay in {dtype_name}: bitsandbytes quantizes linear layers, and experts are "
+        "fused parameters"
     )
 
 

@@ -101,6 +101,8 @@ def _verdict(view: View) -> str:
     if view.card is None or view.usable_bytes is None or view.spare_bytes is None:
         return f"needs {needs}; no GPU here and none named, so no verdict (--gpu NAME or --budget 16GiB)"
     usable = size_in(view.usable_bytes, whole)
+    if not plan.traced:
+        return f"no verdict for {view.card}: about {needs} of {usable}, which may be off by half"
     if plan.fits and view.spare_bytes >= 0:
         return f"fits {view.card}: needs {needs} of {usable}, {size_in(view.spare_bytes, whole)} to spare"
     if plan.fits:
@@ -111,7 +113,7 @@ def _verdict(view: View) -> str:
 def advice(view: View) -> list[str]:
     """What to do when it does not fit."""
     load = view.plan.phases.get("load")
-    if view.usable_bytes is None or view.plan.fits:
+    if view.usable_bytes is None or view.plan.fits or not view.plan.traced:
         return []
     if load is not None and float(load["smi_bytes"]) > view.usable_bytes:
         least = size_in(float(load["smi_bytes"]), scale(view))
@@ -177,7 +179,7 @@ def as_dict(view: View) -> dict[str, object]:
         "model": view.model,
         "card": view.card,
         "usable_bytes": view.usable_bytes,
-        "fits": None if view.card is None else view.plan.fits,
+        "fits": None if view.card is None or not view.plan.traced else view.plan.fits,
         "spare_bytes": view.spare_bytes,
         "smi_parts": sizes,
         **{key: value for key, value in view.plan.to_dict().items() if key not in ("fits", "notes", "work")},

@@ -52,7 +52,7 @@ class _Sheet:
 def svg(view: View) -> str:
     """The picture: bar of the peak against the card, the three figures, the parts, the phases."""
     sheet = _Sheet()
-    kind = "" if view.card is None else " good" if view.plan.fits else " bad"
+    kind = "" if view.card is None or not view.plan.traced else " good" if view.plan.fits else " bad"
     for line in wrap(verdict(view), 88):
         sheet.y += 22
         sheet.text(LEFT, line, f"head{kind}")

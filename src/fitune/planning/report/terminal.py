@@ -23,7 +23,7 @@ def print_plan(console: Console, view: View) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    good = view.plan.fits if view.card is not None else None
+    good = view.plan.fits if view.card is not None and view.plan.traced else None
     style = {True: "bold green", False: "bold red", None: "bold"}[good]
     console.print(Text(verdict(view), style=style))
     for line in advice(view):

@@ -19,7 +19,7 @@ from fitune.planning.trace.cpu_memory_rules import int8_kernels
 from fitune.planning.trace.dry_run import DTYPES, Program
 from fitune.planning.trace.packs import meta_pack, rows_of
 from fitune.planning.trace.recorder import Recorder
-from fitune.planning.trace.trace import Trace, kernels_of, record
+from fitune.planning.trace.trace import Trace, kernels_of, notes_of, record
 from fitune.planning.trace.upstream_patches import autocast_on_meta, cpu_attention, cpu_int8_products
 
 if TYPE_CHECKING:
@@ -91,4 +91,5 @@ def trace_cpu(config: PretrainedConfig, scenario: Scenario, row_tokens: int | No
         phases=recorder.phases,
         trained_parameters=sum(p.numel() for p in program.trained()),
         total_parameters=total,
+        notes=notes_of(program),
     )

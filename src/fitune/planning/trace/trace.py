@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, cast
 
-from fitune.models.quantization.quantize import numel
+from fitune.models.quantization.quantize import experts_left, numel
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import MetaAutocast
 from fitune.planning.trace.cuda_memory_rules import table
@@ -101,7 +101,15 @@ def trace(config: PretrainedConfig, scenario: Scenario, capability: tuple[int, i
         total_parameters=total,
         managed_bytes=managed,
         work={"operators": [[*operator, count] for operator, count in work.items()]},
+        notes=notes_of(program),
     )
+
+
+def notes_of(program: Program) -> tuple[str, ...]:
+    """What of the base is stored otherwise than the scenario's words say."""
+    scenario = program.scenario
+    left = experts_left(program.model, scenario.dense_type) if scenario.quantized else None
+    return () if left is None else (left,)
 
 
 def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> tuple[int, Work]:

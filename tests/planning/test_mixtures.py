@@ -1,0 +1,71 @@
+"""Plans of published mixtures from their config.json: traced, with the parameters that they are published with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fitune.planning.scenario import Scenario
+from fitune.planning.trace.dry_run import build_skeleton
+from fitune.planning.trace_cache import cached_trace
+
+CONFIGS = Path(__file__).parent / "configs"
+# As their model cards and the indexes of their weight files count them.
+PUBLISHED = {
+    "gpt-oss-20b": 20_914_757_184,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
+    "olmoe-1b-7b": 6_919_161_856,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "glm-4.5": 352_797_829_120,  # without the layer that predicts a token further, which transformers does not load
+}
+
+
+def values_of(name: str, **changed: object) -> dict[str, object]:
+    values = json.loads((CONFIGS / f"{name}.json").read_text())
+    values.pop("quantization_config", None)
+    return {**values, **changed}
+
+
+def config_of(name: str):
+    from transformers import AutoConfig
+
+    values = values_of(name)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_published(name):
+    model = build_skeleton(config_of(name), Scenario(attention="sdpa"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_they_are_traced(name):
+    traced = cached_trace(values_of(name), Scenario(weights="nf4", rows="padded", seq_len=256), (8, 0))
+    base = traced["total_parameters"] - traced["trained_parameters"]
+    assert base == pytest.approx(PUBLISHED[name], rel=0.01)
+    weights = sum(size for size, kind in zip(traced["sizes"], traced["categories"], strict=True) if kind == "weights")
+    assert weights > 1.8 * base  # nearly all of it experts, which stay in 16 bits
+    assert any("experts" in note and "stay in bf16" in note for note in traced["notes"])
+
+
+def test_gpt_oss_is_traced_padded_and_says_why(tmp_path):
+    from fitune.cli.plan.plan_question import ask
+
+    path = tmp_path / "config.json"
+    few = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    path.write_text(json.dumps(values_of("gpt-oss-20b", **few)))
+    given = {"data_file": None, "gpu_name": "RTX 4090", "budget": None, "seq_len": 128, "expandable_segments": False}
+    asked = ask(str(path), [], {"model.quantization": "nf4"}, given)
+    scenario = asked.scenario()
+    made = asked.plan(scenario)
+    assert scenario.rows == "padded"
+    assert any("sinks" in note for note in asked.notes)
+    assert made.traced
+    stay = 2 * 32 * (3 * 2880 * 2880 + 3 * 2880) * 2
+    assert made.parts["weights"] > stay
+    assert made.notes[0].startswith(f"the experts, {stay / 1e9:.1f} GB of the base, stay in bf16: ")
