@@ -219,6 +219,10 @@ class FituneTrainer(Trainer):
             losses.append(loss)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def no_signal(self) -> str | None:
+        """Why the step just taken had nothing to learn from, beside gradients of 0; None when it had."""
+        return None
+
     def drop_gradients(self) -> None:
         """As at the beginning of the step."""
         model: Any = self.model

@@ -13,6 +13,7 @@ from fitune.runs.html_report import write_report
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.base import FituneTrainer
+from fitune.trainers.listeners.learning_signal import SIGNAL
 from fitune.training.memory_report import compare
 
 
@@ -36,6 +37,8 @@ def finish(
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = {"steps": trainer.state.global_step, "best_step": kept_step, "final_loss": losses[-1] if losses else None}
+    if without := trainer.extra_state.get(SIGNAL, {}).get("without"):
+        results["steps_without_signal"] = without
     return saved, results if after is None else {**results, "after": after}
 
 

@@ -52,6 +52,8 @@ class GrpoOptions:
 class GrpoTrainer(OnlineRLTrainer):
     """Group-relative policy optimization."""
 
+    compares_groups = True
+
     def __init__(self, *args: Any, options: GrpoOptions, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.options = options
