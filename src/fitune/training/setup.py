@@ -26,7 +26,7 @@ from fitune.models.hardware import Precision, choose_precision, detect
 from fitune.models.load_base import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
-from fitune.models.tokenizer import load_tokenizer, stop_ids
+from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.trainers.generation_eval import questions_of
 from fitune.training.autofit import autofit_run
@@ -192,6 +192,7 @@ def check_best_metric(settings: Settings, data: PreparedData) -> None:
 
 def make_renderer(tokenizer: Any, template: Template, config: Any, data: DataSettings) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
+    check_vocabulary(tokenizer, config, template)
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
