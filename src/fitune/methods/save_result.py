@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.adapters.compatibility import check_belongs, check_shapes
 from fitune.data.render.asking import thinking_of
-from fitune.methods.context import RunContext
 from fitune.errors import ModelError, RunError
+from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of
 from fitune.models.load_base import LoadedBase, input_weight
 from fitune.models.safetensors_check import check_weight_files
