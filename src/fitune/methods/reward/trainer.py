@@ -47,7 +47,8 @@ def adapt(run: RunContext) -> Any:
 
 def make_trainer(run: RunContext, model: Any) -> RewardTrainer:
     """The trainer with everything that listens to it."""
-    packing = lay_out(run, model, sides(run.data.train))
+    longest = max(row.num_tokens for row in sides([*run.data.train, *run.data.eval]))
+    packing = lay_out(run, model, sides(run.data.train), longest)
     return RewardTrainer(
         model,
         run.arguments,
