@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
-from fitune.data.counting import Lengths, named, num_duplicates, span
+from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Judged, TokenRow
 
@@ -113,6 +113,7 @@ def check_judged(
         errors=tuple(errors),
         warnings=(),
     )
+    warnings += odd_tokens(rows, renderer, num_duplicates(repr((one.prompt, one.completion)) for one in judged))
     return replace(report, warnings=(*warnings, *_warnings(report, judged))), kept
 
 
