@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fitune.errors import ModelError
 from fitune.models.gguf_reader import load_dense
@@ -33,6 +42,14 @@ from fitune.models.tokenizer import stop_ids, unreachable
 
 # Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
 OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
+
+# Tensors that files hold and text models need not take: buffers that are computed, heads for other uses, layers that
+# predict tokens further ahead, and the parts of a model for pictures and sound.
+KNOWN_UNUSED = re.compile(
+    r"inv_freq$|position_ids$|\.(attn|attention|self_attn)\.(masked_)?bias$|^(lm_head|embed_out)\.weight$"
+    r"|^(v_head|value_head|score|reward_head|classifier)\.|(^|\.)(mtp|nextn|eh_proj|enorm|hnorm)(\.|_|$)"
+    r"|(^|\.)(vision|visual|image|audio|speech|multi_modal|mm_|multimodal)[a-z_]*\."
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,7 @@ def load_base(
     quantization: QuantizationConfig = NO_QUANTIZATION,
     keep_dense: bool = False,
     config: PretrainedConfig | None = None,
+    allow_unused: bool | None = None,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
@@ -99,9 +117,10 @@ def load_base(
         keep_dense: with a quantization, the weights of its layers as they were, in `LoadedBase.dense` (LoftQ); they
             take as much of the host's memory as the model without quantization.
         config: what `load_config` found; None reads it.
+        allow_unused: take a model that leaves tensors of its files unused: False refuses it, None and True note it.
 
     Raises:
-        ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
+        ModelError: weights missing, unused, damaged, or pickled; a quantization of a base that is quantized already.
     """
     if hardware.device == "cpu":
         settle_cpu()
@@ -145,7 +164,12 @@ def load_base(
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
     if quantization.on and "quantization_config" not in options:
         dense = quantize_in_place(model, quantization, precision.dtype, device, keep_dense)
+    unused = [] if source.gguf_file else unused_weights(report["unexpected_keys"])
+    if unused and allow_unused is False:
+        raise ModelError(f"{told_unused(source, unused)}; mend config.json, or set model.allow_unused_weights")
     notes = [f"precision {precision.name}: {precision.reason}"]
+    if unused:
+        notes.append(told_unused(source, unused))
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if source.pickled is not False:
@@ -172,6 +196,8 @@ def load_base(
     if not quantization.on:  # a quantized base is made where it stays
         cast(Any, model).to(hardware.device)
     model.config.use_cache = True
+    if note := settle_generation(model, source.name):
+        notes.append(note)
     stops = stop_ids(tokenizer, model.generation_config, template)
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
@@ -188,6 +214,45 @@ def load_base(
         quantization=quantization,
         dense=dense,
     )
+
+
+def unused_weights(unexpected: Iterable[str]) -> list[str]:
+    """Tensors of the files that the model does not take, in order; those known to be of no use to it left out."""
+    return sorted(name for name in unexpected if not KNOWN_UNUSED.search(name))
+
+
+def told_unused(source: ModelSource, unused: Sequence[str]) -> str:
+    """The sentence that names them."""
+    return (
+        f"unused weights: {len(unused)} tensors in the files of {source.name} belong to no layer of the model that its "
+        f"config.json describes, {', '.join(unused[:3])} first"
+    )
+
+
+def settle_generation(model: PreTrainedModel, name: str) -> str | None:
+    """Make the model's generation config one that transformers saves; returns what had to change, None for nothing.
+
+    Sampling options without ``do_sample`` (as Llama 2 chat was published) are read by `from_pretrained` and refused by
+    `save_pretrained`. They mean sampling; whatever else is refused is left out but for the special tokens.
+    """
+    config = cast("GenerationConfig | None", model.generation_config)
+    if config is None or (fault := _unsavable(config)) is None:
+        return None
+    config.do_sample = True
+    if _unsavable(config) is None:
+        return f"generation_config.json of {name} has sampling options without do_sample: do_sample is set to true"
+    ids = {kind: getattr(config, kind, None) for kind in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    return f"generation_config.json of {name} is left out but for its special tokens, since it cannot be saved: {fault}"
+
+
+def _unsavable(config: GenerationConfig) -> str | None:
+    """Why transformers would not save the config, in one line."""
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: QuantizationConfig) -> None:

@@ -12,6 +12,7 @@ What differs from transformers.Trainer:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,12 @@ from transformers import (
 )
 
 from fitune.errors import RunError, TrainingHalted
+from fitune.models.base_model import base_model_of
+from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
 from fitune.trainers.callbacks import TrainerListener
+from fitune.trainers.listeners.row_noise import RowNoise, padded_rows
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
 from fitune.trainers.sampler import Numbered, Row, ShuffledByEpoch
 
@@ -138,6 +142,13 @@ class FituneTrainer(Trainer):
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=[_EpochOrder(self), *(callbacks or [])],
         )
+        self.lengths = length_rule(base_model_of(model).config)
+        # Ours knows the rows; transformers' own is not switched on.
+        self.neftune_noise_alpha = None
+        self.noise = RowNoise(args.neftune_noise_alpha) if args.neftune_noise_alpha else None
+        if self.noise is not None:
+            self.noise.bind(self)
+            self.add_callback(self.noise)
         size = pass_size or PassSize(args.per_device_train_batch_size)
         self.recovery = OomRecovery(
             size,
@@ -212,6 +223,8 @@ class FituneTrainer(Trainer):
         if return_outputs:
             raise NotImplementedError("FituneTrainer.evaluate keeps no outputs; call the model for its logits")
         batch = {name: value for name, value in cast(Padded, inputs).items() if name != ROW_NUMBERS}
+        if self.noise is not None:
+            self.noise.rows = padded_rows(batch["attention_mask"])
         loss = label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
         # DDP averages gradients over processes; the divisor already counts the tokens of all of them.
         return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
@@ -245,17 +258,22 @@ class FituneTrainer(Trainer):
             losses.append(loss)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def no_signal(self) -> str | None:
+        """Why the step just taken had nothing to learn from, beside gradients of 0; None when it had."""
+        return None
+
     def drop_gradients(self) -> None:
         """As at the beginning of the step."""
         self.model.zero_grad(set_to_none=True)
         self.step_loss = 0.0
 
-    @staticmethod
-    def _cut(inputs: Padded, recovery: OomRecovery) -> Iterable[dict[str, Tensor]]:
+    def _cut(self, inputs: Padded, recovery: OomRecovery) -> Iterable[dict[str, Tensor]]:
         """A padded batch in passes."""
-        rows, width = inputs["input_ids"].shape
-        for here in recovery.slices(rows, width):
-            yield {name: value[here] for name, value in inputs.items()}
+        for alike in by_side(inputs, self.lengths):
+            rows, width = alike["input_ids"].shape
+            for here in recovery.slices(rows, width):
+                forget_length(self.model, self.lengths)
+                yield {name: value[here] for name, value in alike.items()}
 
     def halt(self, what: str) -> None:
         """Raise `TrainingHalted` with the place and what to try."""
@@ -301,7 +319,13 @@ class FituneTrainer(Trainer):
 
     def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
-        return {"loss": self.eval_recovery.run(self._token_loss, eval_dataset)}
+        loss = self.eval_recovery.run(self._token_loss, eval_dataset)
+        if not math.isfinite(loss):
+            raise TrainingHalted(
+                f"the loss on the held-out rows is {loss} in the evaluation at step {self.state.global_step}: "
+                "weights of the model are damaged, or overflow in its precision; try model.precision bf16 or fp32"
+            )
+        return {"loss": loss}
 
     def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
         total, tokens = 0.0, 0

@@ -12,11 +12,13 @@ from transformers import TrainingArguments
 
 from fitune.adapters.premerge import merge_into
 from fitune.config.sections import Settings
-from fitune.console import log
+from fitune.console import log, warn
+from fitune.errors import SettingsError
 from fitune.methods.context import RunContext
 from fitune.methods.registry import METHODS
 from fitune.models.load_base import LoadedBase, load_base
 from fitune.models.quantization.quantize import QuantizationConfig
+from fitune.ops.label_loss import balance_loss_left_out
 from fitune.ops.optimizers import OPTIMIZERS
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, schedule_of, training_arguments
@@ -44,6 +46,9 @@ def make_schedule(setup: RunSetup) -> Schedule:
 def make_arguments(setup: RunSetup, schedule: Schedule, run: RunFolder) -> TrainingArguments:
     """transformers' arguments of the run; faults of the ``trainer:`` section come out here."""
     settings = setup.settings
+    if settings.trainer.get("neftune_noise_alpha") and METHODS[settings.method].reads not in ("rows", "text"):
+        fault = f"trainer.neftune_noise_alpha is set, and method {settings.method} adds no noise; leave it out"
+        raise SettingsError([fault])
     return training_arguments(
         run.checkpoints,
         schedule,
@@ -58,13 +63,19 @@ def make_arguments(setup: RunSetup, schedule: Schedule, run: RunFolder) -> Train
         seed=settings.train.seed,
         mixed_precision=setup.precision.name,
         device=setup.hardware.device,
-        evaluates=bool(setup.data.eval),
+        evaluates=_evaluates(setup),
         best_metric=best_metric_of(settings),
         log_steps=settings.run.log_steps,
         report_to=list(settings.run.report_to),
         run_name=run.path.name,
         overrides=settings.trainer,
     )
+
+
+def _evaluates(setup: RunSetup) -> bool:
+    """Whether there is something to measure: held-out rows, and where all is measured on answers, some to be given."""
+    answers_only = METHODS[setup.settings.method].sampling is not None
+    return bool(setup.data.eval) and (setup.settings.eval.samples > 0 or not answers_only)
 
 
 def best_metric_of(settings: Settings) -> str:
@@ -118,10 +129,13 @@ def load(setup: RunSetup) -> LoadedBase:
         QuantizationConfig(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
         keep_dense=settings.lora.init == "loftq",
         config=setup.config,
+        allow_unused=settings.model.allow_unused_weights,
     )
     base = merge_into(base, merges_of(settings))
     for note in base.notes:
         log(note)
+    if left_out := balance_loss_left_out(base.model.config):
+        warn(left_out)
     return base
 
 
