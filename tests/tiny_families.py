@@ -51,6 +51,7 @@ SIZES: dict[str, Any] = {
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 # What a family needs beside, by its own names; a dict goes into the sub-config of that name.
 NEEDS: dict[str, dict[str, Any]] = {
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     "falcon": {"new_decoder_architecture": False, "multi_query": True},
     "gpt_neox": {"rotary_pct": 0.25},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 64},
@@ -69,7 +70,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "mamba2": {"num_heads": 8},
     "deepseek_v2": {"head_dim": 4, "num_key_value_heads": 4, "num_experts_per_tok": 2},
-    "kimi_linear": {"num_key_value_heads": 4},
+    "kimi_linear": {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_token": 2},
     "xlstm": {"hidden_size": 128, "num_heads": 2},
     "zamba2": {"n_mamba_heads": 8, "num_key_value_heads": 4, "attention_head_dim": 16, "attention_hidden_size": 64},
     **{
@@ -87,6 +88,8 @@ def tiny_config(model_type: str, vocabulary: int, ids: dict[str, int], **changed
 
 
 def _small(kind: Any, vocabulary: int, ids: dict[str, int], changed: dict[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING
+
     whole = kind()
     published = whole.to_dict()
     values = {name: value for name, value in SIZES.items() if published.get(name) is not None}
@@ -107,8 +110,10 @@ def _small(kind: Any, vocabulary: int, ids: dict[str, int], changed: dict[str, A
         for name in ("layer_types", "mlp_layer_types"):
             if name in values:
                 values[name] = (values[name] * 4)[: values["num_hidden_layers"]]
-    for name, sub in (getattr(kind, "sub_configs", None) or {}).items():
+    for name in (getattr(kind, "sub_configs", None) or {}):
         own = getattr(whole, name, None)
+        if own is None and "model_type" in changed.get(name, {}):
+            own = CONFIG_MAPPING[changed[name]["model_type"]]()
         if own is not None:
             values[name] = _small(type(own), vocabulary, ids, changed.get(name, {})).to_dict()
     subs = getattr(kind, "sub_configs", None) or {}

@@ -156,7 +156,7 @@ def check_fits(model: Any, prompt: Sequence[int], max_new_tokens: int) -> None:
     """Raises ModelError when the prompt is empty, or prompt and answer do not fit the model's context."""
     if not prompt:
         raise ModelError("the prompt has 0 tokens; give at least one word")
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and len(prompt) + max_new_tokens > context:
         raise ModelError(
             f"the prompt has {len(prompt):,} tokens and the answer may have {max_new_tokens:,}; the model's context "

@@ -15,6 +15,7 @@ from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.data.render.asking import thinking_of
 from fitune.methods.context import RunContext
 from fitune.models.load_base import LoadedBase
+from fitune.models.towers import copy_processor
 
 
 def save_result(run: RunContext, trainer: Any, model: Any) -> Path:
@@ -38,6 +39,7 @@ def save_whole_model(model: Any, base: LoadedBase, folder: Path) -> Path:
         tokenizer.chat_template = base.template.text
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
+        copy_processor(base.source, whole)
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
     return folder

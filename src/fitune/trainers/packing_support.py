@@ -19,6 +19,7 @@ from fitune.data.packing.bins import Mode
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.models.base_model import base_model_of
+from fitune.models.towers import text_model
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -87,10 +88,8 @@ def _refusal(model: Any, processes: int) -> str | None:
     config = inner.config.get_text_config()
     if refusal := refused_by_config(lambda name: getattr(config, name, None)):
         return refusal
-    text = getattr(inner, inner.base_model_prefix, inner)
-    for (
-        module
-    ) in text.modules():  # older than layer_types: a causal convolution over the sequence stands beside the state
+    # Older than layer_types: a causal convolution over the sequence stands beside the state.
+    for module in text_model(inner).modules():
         if any(isinstance(part, nn.Conv1d) for part in module.children()):
             return _carries_a_state(type(module).__name__)
     return None

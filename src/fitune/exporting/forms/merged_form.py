@@ -13,6 +13,7 @@ def _write(job: ExportJob) -> Path:
     from fitune.console import log
     from fitune.exporting.merge_weights import sixteen_bit
     from fitune.exporting.new_folder import require_space
+    from fitune.models.towers import copy_processor
 
     model, tokenizer = job.target.model, job.target.renderer.tokenizer
     dtype = sixteen_bit(job.target.source)
@@ -26,6 +27,7 @@ def _write(job: ExportJob) -> Path:
     model.save_pretrained(job.folder, max_shard_size=SHARD)
     tokenizer.chat_template = job.target.renderer.template_text
     tokenizer.save_pretrained(job.folder)
+    copy_processor(job.target.source, job.folder)
     return job.folder
 
 
