@@ -26,27 +26,46 @@ TRIED: tuple[str, ...] = (
     "biogpt", "doge", "dots1", "diffllama", "jetmoe", "minicpm3", "nanochat", "vaultgemma", "youtu", "kimi_linear",
     "afmoe", "longcat_flash",
 )  # fmt: skip
+# The most used of them.
+USED: tuple[str, ...] = (
+    "llama", "llama4_text", "mistral", "mistral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "gemma2", "gemma3",
+    "gemma3n_text", "gemma4", "phi3", "gpt_oss", "glm4", "glm4_moe", "deepseek_v2", "deepseek_v3", "granite", "smollm3",
+    "olmo2", "olmo3", "mixtral",
+)  # fmt: skip
+# Whose steps are packed as trees, by docs/families.md.
+PACKED: tuple[str, ...] = (
+
+)  # fmt: skip
+# Whose experts LoRA lies over.
+EXPERTS_ADAPTED = frozenset({"mixtral"})
 # What configs call their sizes. A name that a config lacks, or that is None there, stays away.
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "intermediate_size": 64, "n_inner": 64, "ffn_dim": 64,
-    "ffn_hidden_size": 64, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "attention_heads": 4, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "v_head_dim": 8, "kv_channels": 8,
-    "max_position_embeddings": 256, "n_positions": 256, "n_ctx": 256, "max_seq_len": 256, "num_experts": 4,
-    "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32, "shared_intermediate_size": 32, "intermediate_size_mlp": 64,
-    "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "moe_layer_start_index": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "word_embed_proj_dim": 32, "query_pre_attn_scalar": 8, "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": 400, "laurel_rank": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8, "mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_head": 8, "mamba_head_dim": 8, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_headdim": 8,
-    "mamba_n_groups": 1, "mamba_ngroups": 1, "n_groups": 1, "mamba_chunk_size": 16, "chunk_size": 16, "ssm_state_size": 8, "state_size": 8, "time_step_rank": 4, "mamba_dt_rank": 4,
-    "lru_width": 32, "attention_window_size": 64, "sliding_window": 64, "attention_chunk_size": 128, "image_size": 28, "patch_size": 14,
-    "depth": 2, "embed_dim": 32, "out_hidden_size": 32, "num_global_layers": 1, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
-    "pixel_shuffle_ratio": 1.0, "conv_hidden_size": 32, "mm_tokens_per_image": 4, "attention_hidden_size": 32, "block_multiple_of": 16,
-    "conf_num_hidden_layers": 2, "conf_num_attention_heads": 4, "sscp_conv_channel_size": (8, 4), "num_kv_shared_layers": 0, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "global_head_dim": 8,
-    "num_global_key_value_heads": 2, "activation_sparsity_pattern": 0.0, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-    "expert_layer_offset": 1, "rotary_dim": 4, "conv_dim": 32, "max_seqlen": 256, "num_memory_blocks": 1, "num_mem_heads": 4, "vision_feature_layer": -1,
-    "expert_ffn_hidden_size": 32, "zero_expert_num": 0, "num_nextn_predict_layers": 0, "n_mamba_heads": 2, "mamba_expand": 2, "dim_model_base": 32,
+    "ffn_hidden_size": 64, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2,
+    "decoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "attention_heads": 4,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "v_head_dim": 8, "kv_channels": 8, "max_position_embeddings": 256, "n_positions": 256, "n_ctx": 256,
+    "max_seq_len": 256, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32, "shared_intermediate_size": 32,
+    "intermediate_size_mlp": 64, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "moe_layer_start_index": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+    "word_embed_proj_dim": 32, "query_pre_attn_scalar": 8, "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 400, "laurel_rank": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_head": 8,
+    "mamba_head_dim": 8, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_headdim": 8, "mamba_n_groups": 1,
+    "mamba_ngroups": 1, "n_groups": 1, "mamba_chunk_size": 16, "chunk_size": 16, "ssm_state_size": 8, "state_size": 8,
+    "time_step_rank": 4, "mamba_dt_rank": 4, "lru_width": 32, "attention_window_size": 64, "sliding_window": 64,
+    "attention_chunk_size": 128, "image_size": 28, "patch_size": 14, "depth": 2, "embed_dim": 32,
+    "out_hidden_size": 32, "num_global_layers": 1, "vision_output_dim": 32, "projector_input_dim": 32,
+    "projector_output_dim": 32, "pixel_shuffle_ratio": 1.0, "conv_hidden_size": 32, "mm_tokens_per_image": 4,
+    "attention_hidden_size": 32, "block_multiple_of": 16, "conf_num_hidden_layers": 2, "conf_num_attention_heads": 4,
+    "sscp_conv_channel_size": (8, 4), "num_kv_shared_layers": 0, "index_n_heads": 2, "index_head_dim": 8,
+    "index_topk": 8, "global_head_dim": 8, "num_global_key_value_heads": 2, "activation_sparsity_pattern": 0.0,
+    "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+    "rotary_dim": 4, "conv_dim": 32, "max_seqlen": 256, "num_memory_blocks": 1, "num_mem_heads": 4,
+    "vision_feature_layer": -1, "expert_ffn_hidden_size": 32, "zero_expert_num": 0, "num_nextn_predict_layers": 0,
+    "n_mamba_heads": 2, "mamba_expand": 2, "dim_model_base": 32,
 }  # fmt: skip
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 # What a family needs beside, by its own names; a dict goes into the sub-config of that name.
@@ -110,7 +129,7 @@ def _small(kind: Any, vocabulary: int, ids: dict[str, int], changed: dict[str, A
         for name in ("layer_types", "mlp_layer_types"):
             if name in values:
                 values[name] = (values[name] * 4)[: values["num_hidden_layers"]]
-    for name in (getattr(kind, "sub_configs", None) or {}):
+    for name in getattr(kind, "sub_configs", None) or {}:
         own = getattr(whole, name, None)
         if own is None and "model_type" in changed.get(name, {}):
             own = CONFIG_MAPPING[changed[name]["model_type"]]()

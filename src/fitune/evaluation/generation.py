@@ -17,6 +17,7 @@ from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
 from fitune.errors import ModelError
+from fitune.models.base_model import base_model_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def complete(
     model: Any, renderer: Renderer, prompts: Sequence[list[int]], sampling: Sampling, batch: int = 16, label: str = ""
 ) -> list[Answer]:
     """What follows each prompt (token ids), decoded without special tokens; a `label` shows a bar on a terminal."""
-    settings = generation_settings(renderer, sampling)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [Answer("", False)] * len(prompts)
     with _asking(model):
+        settings = generation_settings(renderer, sampling, can_cache(model))
         for first in follow(range(0, len(order), batch), label):
             chosen = order[first : first + batch]
             input_ids, mask = _left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
@@ -102,7 +103,7 @@ def stream(model: Any, renderer: Renderer, prompt: list[int], sampling: Sampling
                 output = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    generation_config=generation_settings(renderer, sampling),
+                    generation_config=generation_settings(renderer, sampling, can_cache(model)),
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_When(ended)]),
                 )
@@ -138,11 +139,31 @@ def fix_seed(seed: int | None) -> None:
         torch.manual_seed(seed)
 
 
-def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationConfig:
+def can_cache(model: Any) -> bool:
+    """Whether generation may keep what it has computed.
+
+    transformers 5.24 counts a cache's tokens in its attention layers, and a model of some families without one (a hybrid
+    cut down to its linear layers) fails on its first token; Mamba, which counts by itself, does not.
+    """
+    kinds = getattr(base_model_of(model).config.get_text_config(), "layer_types", None) or ["full_attention"]
+    if any(kind not in ("linear_attention", "conv") for kind in kinds):
+        return True
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=True)
+    except ValueError as error:
+        if "get_seq_length" not in str(error):
+            raise
+        return False
+    return True
+
+
+def generation_settings(renderer: Renderer, sampling: Sampling, cache: bool = True) -> GenerationConfig:
     """transformers' settings for a choice of `sampling`; 0 for top_k takes away its unasked 50."""
     samples = sampling.temperature > 0
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
+        use_cache=cache,
         do_sample=samples,
         temperature=sampling.temperature if samples else None,
         top_p=sampling.top_p if samples else None,

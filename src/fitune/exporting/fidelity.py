@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
-from fitune.evaluation.generation import Sampling, _asking, generation_settings
+from fitune.evaluation.generation import Sampling, _asking, can_cache, generation_settings
 
 # (largest mean divergence in nats, least share of answers' tokens unchanged) that is no cause for a warning, by what was
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.
@@ -105,8 +105,9 @@ def make_probe(
 ) -> Probe:
     """The reference's greedy answers to the conversations and its logits over them."""
     prompts = [tuple(renderer.prompt_ids(list(messages))) for messages in conversations]
-    answers, settings = [], generation_settings(renderer, Sampling(max_new_tokens))
+    answers: list[tuple[int, ...]] = []
     with _asking(model):
+        settings = generation_settings(renderer, Sampling(max_new_tokens), can_cache(model))
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)

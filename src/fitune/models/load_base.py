@@ -145,7 +145,7 @@ def load_base(
     if quantization.on and "quantization_config" not in options:
         dense = quantize_in_place(model, quantization, precision.dtype, device, keep_dense)
     notes = [f"precision {precision.name}: {precision.reason}"]
-    if kept := towers_note(model):
+    if kept := towers_note(model, config):
         notes.append(kept)
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")

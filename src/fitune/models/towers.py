@@ -34,8 +34,8 @@ def auto_class(config: PretrainedConfig) -> Any:
         return AutoModelForCausalLM if text is not None else None
     if text is None:
         return AutoModelForImageTextToText if _takes_text_alone(whole) else None
-    named = config.architectures or ()
-    return AutoModelForCausalLM if text.__name__ in named else AutoModelForImageTextToText
+    alone = text is not whole and text.__name__ in (config.architectures or ())
+    return AutoModelForCausalLM if alone else AutoModelForImageTextToText
 
 
 def _known(auto: Any, config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -54,7 +54,8 @@ def text_model(model: PreTrainedModel) -> nn.Module:
     """The body that reads token ids: the text model beside the towers where there are any, else all below the head."""
     if auto_class(model.config) is AutoModelForImageTextToText:
         return cast(nn.Module, model.get_decoder())
-    return cast(nn.Module, getattr(model, model.base_model_prefix, model))
+    body = getattr(model, model.base_model_prefix, None)
+    return cast(nn.Module, model.get_decoder() if body is None else body)  # Llama 4's prefix is that of the whole
 
 
 def tower_names(model: PreTrainedModel) -> list[str]:
@@ -79,8 +80,10 @@ def tower_names(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def towers_note(model: PreTrainedModel) -> str | None:
-    """One line on what stays as it is; None for a model of text alone."""
+def towers_note(model: PreTrainedModel, config: PretrainedConfig) -> str | None:
+    """One line on what stays as it is; None for a model of text alone. `config` is the checkpoint's."""
+    if config.model_type in FAILS_ON_TEXT:
+        return "the text model is opened, and saved, without its towers: transformers fails on text in the whole model"
     names = tower_names(model)
     if not names:
         return None

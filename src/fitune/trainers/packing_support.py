@@ -106,6 +106,8 @@ def refused_by_config(value_of: Callable[[str], Any]) -> str | None:
     for kind in value_of("layer_types") or ():
         if kind in RECURRENT_LAYERS:
             return _carries_a_state(kind)
+        if kind == "chunked_attention":
+            return "its chunked_attention layers attend within chunks of a row, which packs do not know"
     for name in ATTENTION_DROPOUTS:
         if value_of(name):
             return f"the model drops attention weights ({name} is {value_of(name)})"
@@ -174,7 +176,7 @@ def self_check(
     except ModelError as error:
         fault = str(error)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"its code fails on a pack ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:
         model.train(was_training)
     if fault is not None and inner.config._attn_implementation != before:

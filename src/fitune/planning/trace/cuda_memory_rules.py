@@ -189,9 +189,7 @@ def _flash_package(recorder: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     )
 
 
-def choose_attention(
-    query: Any, key: Any, mask: Any, enable_gqa: bool, capability: tuple[int, int], value: Any
-) -> str:
+def choose_attention(query: Any, key: Any, mask: Any, enable_gqa: bool, capability: tuple[int, int], value: Any) -> str:
     """The kernel that CUDA takes: flash, efficient or math (aten/native/transformers/cuda/sdp_utils.cpp).
 
     flash: 16-bit, one head size up to 256, no mask, Ampere or later. efficient: any float, mask allowed, no shared keys.

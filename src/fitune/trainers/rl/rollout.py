@@ -18,7 +18,7 @@ from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import PromptRow, TokenRow
-from fitune.evaluation.generation import Sampling, _asking, _left_padded, generation_settings, read_answer
+from fitune.evaluation.generation import Sampling, _asking, _left_padded, can_cache, generation_settings, read_answer
 from fitune.rewards.mix import Sample
 from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
 from fitune.trainers.rl.draws import DrawsOfWholeBatch
@@ -100,9 +100,10 @@ def _answer_batch(
         put_back(start)
         part = asked[rows]
         input_ids, mask = _left_padded(part, renderer.tokenizer.pad_token_id)
-        settings, draws = generation_settings(renderer, sampling), LogitsProcessorList()
+        cached = can_cache(model)
+        settings, draws = generation_settings(renderer, sampling, cached), LogitsProcessorList()
         if len(part) < len(asked) and sampling.temperature > 0:
-            settings = generation_settings(renderer, Sampling(sampling.max_new_tokens))
+            settings = generation_settings(renderer, Sampling(sampling.max_new_tokens), cached)
             draws.append(DrawsOfWholeBatch(sampling, rows, len(asked)))
         output = model.generate(
             input_ids=input_ids.to(model.device),
