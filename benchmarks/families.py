@@ -56,8 +56,9 @@ class Outcome:
 
 def try_family(family: str, folder: Path) -> Outcome:
     """Everything that is tried, on a model made in `folder`."""
-    from fitune.errors import FituneError
     from tiny_families import make_family
+
+    from fitune.errors import FituneError
 
     made = Outcome(family)
 
@@ -132,9 +133,8 @@ def adapted_names(adapter: Path) -> str:
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as tensors:
-        return ", ".join(
-            sorted({name.split(".lora_")[0].split(".")[-1] for name in tensors.keys() if ".lora_" in name})
-        )  # noqa: SIM118
+        names = [name.split(".lora_")[0] for name in tensors.keys() if ".lora_" in name]  # noqa: SIM118
+    return ", ".join(sorted({name.removesuffix(".base_layer").split(".")[-1] for name in names}))
 
 
 def reopen(run: Path) -> str:
@@ -259,9 +259,10 @@ def _child(family: str, folder: Path) -> None:
 
 HEAD = """# Model families
 
-Made by `python benchmarks/families.py` on {day} with {versions}: do not edit. A tiny random model of each family takes two
-steps of LoRA in fp32 on a CPU, is asked before and after, opened again, merged, planned and written as GGUF; a tiny model
-shows whether the code of a family works, not whether a real one learns.
+Made by `python benchmarks/families.py` on {day} with {versions}: do not edit.
+
+A tiny random model of each family takes two steps of LoRA in fp32 on a CPU, is asked before and after, opened again, merged,
+planned and written as GGUF; a tiny model shows whether the code of a family works, not whether a real one learns.
 
 - **packs**: how the rows of a step are laid out, as chosen before step one by comparing losses with the plain forward pass.
   `tree`: rows share what they begin with; `rows`: side by side; otherwise padded, and why.
@@ -270,8 +271,8 @@ shows whether the code of a family works, not whether a real one learns.
 - **plans**: `traced`: the memory plan runs the model's own code; otherwise it counts by the closed form, and says so.
 - **GGUF**: written by fitune's own writer and read back.
 
-Of {tried} families: {trains} train, {packs} of them packed ({tree} as a tree), {reopens} open again, {merges} merge, {plans} have a traced
-plan, {gguf} go to GGUF; {refused} are refused with a sentence and {faults} fail in another way.
+Of {tried} families: {trains} train, {packs} of them packed ({tree} as a tree), {reopens} open again, {merges} merge,
+{plans} have a traced plan, {gguf} go to GGUF; {refused} are refused with a sentence and {faults} fail in another way.
 
 | family | trains | packs | LoRA on | merges | plans | GGUF |
 |---|---|---|---|---|---|---|

@@ -40,7 +40,7 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 def _known(auto: Any, config: PretrainedConfig) -> type[PreTrainedModel] | None:
     classes = auto._model_mapping
-    return classes[type(config)] if type(config) in classes else None
+    return classes.get(type(config), None)
 
 
 def _takes_text_alone(kind: type[PreTrainedModel]) -> bool:
