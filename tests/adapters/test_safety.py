@@ -79,6 +79,14 @@ def test_the_trap_works(tmp_path: Path):
     assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_begins_like_a_pickle_is_none(length: int, tmp_path: Path) -> None:
+    body = b'{"__metadata__":{"format":"pt"}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + body.ljust(length))
+    check_safetensors(path)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "torch.save"])
 def test_a_pickle_in_disguise_is_not_opened(base_folder: Path, adapter: Path, tmp_path: Path, kind: str):
     mark = tmp_path / "mark"

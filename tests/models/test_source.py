@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, Blip2Config, T5Config
 
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
@@ -171,6 +171,13 @@ def test_not_a_causal_model(tiny_llama: Path, tmp_path: Path):
     bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=32)
     BertForMaskedLM(bert).save_pretrained(folder)
     with pytest.raises(ModelError, match="is a BertForMaskedLM, not a causal language model"):
+        load_config(resolve(str(folder)))
+
+
+def test_a_model_that_reads_no_text_without_a_picture(tiny_llama: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "blip"))
+    Blip2Config(architectures=["Blip2ForConditionalGeneration"]).save_pretrained(folder)
+    with pytest.raises(ModelError, match="is a blip-2 model, not a causal language model"):
         load_config(resolve(str(folder)))
 
 

@@ -52,6 +52,26 @@ def test_loss_and_gradients_equal_pefts(base):
         assert (fast_grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
 
 
+def test_a_model_may_change_the_result_in_place():
+    torch.manual_seed(0)
+    plain, fast = (get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 6)), config) for config in two_configs())
+    fast.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 8)
+    for model in (plain, fast):
+        result = model(x)
+        result *= 3
+        result.square().sum().backward()
+    grads, ours = ({name: value.grad for name, value in model.named_parameters()} for model in (plain, fast))
+    assert all(torch.allclose(grads[name], ours[name], atol=1e-5) for name in grads if grads[name] is not None)
+
+
+def two_configs():
+    """PEFT's own LoRA, and fitune's."""
+    made = [LoraConfig(r=2, target_modules=["0"], init_lora_weights=False) for _ in range(2)]
+    assert use_fast_lora(made[1], torch.nn.Sequential(torch.nn.Linear(8, 6)))
+    return made
+
+
 def test_under_autocast_it_is_at_least_as_near_to_fp32_as_peft():
     exact, plain, fast = adapted("llama", False), adapted("llama", False), adapted("llama", True)
     for model in (plain, fast):

@@ -107,6 +107,11 @@ def test_wrong_files(content: Any, said: str, tmp_path: Path) -> None:
         read_config(written(tmp_path, content), "x")
 
 
+def test_numbers_that_json_lacks_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    content = {**LLAMA, "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    assert read_config(written(tmp_path, content), "x").values["time_step_limit"] == [0.0, float("inf")]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -127,6 +127,16 @@ def test_attention_dropout_is_refused(tiny):
     assert packing.mode == "off" and "attn_pdrop is 0.1" in packing.notes[0]
 
 
+def test_attention_in_chunks_of_a_row_is_padded(tiny):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.config.layer_types = ["chunked_attention", "full_attention"]
+    packing = choose_packing(model, prefixed(tiny, 9), "auto", 4)
+    assert packing.mode == "off" and "chunked_attention" in packing.notes[0]
+
+
 def test_alibi_is_found_out_and_the_model_left_as_it_was(tiny):
     torch.manual_seed(0)
     model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, attention_dropout=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -9,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba  # pyright: ignore[reportPrivateUsage]
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +23,7 @@ from fitune.models.load_base import input_weight
 from fitune.models.mixture.experts import FUSED, expert_parameters, is_router
 from fitune.models.quantization.nf4 import NF4
 from fitune.models.quantization.quantize import is_quantized, kind_of, numel
+from fitune.models.towers import text_model, tower_names
 from fitune.ops.fused_layers import use_lean_layers
 from fitune.ops.fused_lora import use_fast_lora
 
@@ -63,6 +66,7 @@ def lora_config(
     modules, experts = adapted_names(model, targets)
     if experts:
         _refuse_on_experts(dropout, dora, init)
+    left = left_alone(model)
     _check_names("lora.modules_to_save", modules_to_save, {name.split(".")[-1] for name, _ in model.named_modules()})
     ends = {name.split(".")[-1] for name in modules_to_save}
     _refuse_quantized(model, ends, init)
@@ -74,6 +78,7 @@ def lora_config(
         lora_dropout=dropout,
         target_modules=modules,
         target_parameters=experts or None,
+        exclude_modules="|".join(map(re.escape, left)) or None,
         bias=cast(Literal["none", "all", "lora_only"], bias),
         use_rslora=rslora,
         use_dora=dora,
@@ -315,18 +320,48 @@ def trained_share(model: nn.Module) -> tuple[int, int]:
 def linear_names(model: nn.Module) -> set[str]:
     """Last names of the linear layers, the output head left out, as `all-linear` means them."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    left = set(left_alone(model)) if isinstance(model, PreTrainedModel) else set[str]()
     return {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in left
     }
+
+
+def left_alone(model: PreTrainedModel) -> list[str]:
+    """Full names of linear layers that LoRA does not lie over, whatever is asked for.
+
+    Those of towers, which text does not reach; those that PEFT refuses (the out_proj of Mamba's layers, whose weights a
+    kernel reads past the layer); routers that give more than a product.
+    """
+    towers = tuple(f"{name}." for name in tower_names(model))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and (
+            name.startswith(towers)
+            or f"{name}." in towers
+            or _refused_by_peft(model, name)
+            or (type(module) is not nn.Linear and type(module).__name__.endswith("Router"))
+        )
+    ]
+
+
+def _refused_by_peft(model: PreTrainedModel, name: str) -> bool:
+    """PEFT's own answer, which else comes as an error in the middle of `get_peft_model`."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.split(".")[-1])
+    except ValueError:
+        return True
+    return False
 
 
 def norm_names(model: nn.Module) -> list[str]:
     """Last names of the normalisation layers, found by class: torch's own, or a class named …Norm."""
     norms = {
         name.split(".")[-1]
-        for name, module in model.named_modules()
+        for name, module in (text_model(model) if isinstance(model, PreTrainedModel) else model).named_modules()
         if isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("Norm")
     }
     return sorted(norms)

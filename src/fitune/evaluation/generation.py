@@ -17,6 +17,7 @@ from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
 from fitune.errors import ModelError
+from fitune.models.base_model import base_model_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,10 +75,10 @@ def complete(
     label: str = "",
 ) -> list[Answer]:
     """What follows each prompt (token ids), decoded without special tokens; a `label` shows a bar on a terminal."""
-    settings = generation_settings(renderer, sampling)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [Answer("", False)] * len(prompts)
     with asking(model):
+        settings = generation_settings(renderer, sampling, can_cache(model))
         for first in follow(range(0, len(order), batch), label):
             chosen = order[first : first + batch]
             input_ids, mask = left_padded([prompts[index] for index in chosen], renderer.tokenizer.pad_token_id)
@@ -132,7 +133,8 @@ def stream(
         try:
             with asking(model):
                 ids = torch.tensor([prompt], device=model.device)
-                settings, until = generation_settings(renderer, sampling), StoppingCriteriaList([_When(ended)])
+                settings = generation_settings(renderer, sampling, can_cache(model))
+                until = StoppingCriteriaList([_When(ended)])
                 output = generate(model, ids, torch.ones_like(ids), settings, streamer, until)
             outputs.extend(output[0, len(prompt) :].tolist())
         except BaseException as error:  # handed to the reader of the stream, which would wait for ever
@@ -166,11 +168,31 @@ def fix_seed(seed: int | None) -> None:
         torch.manual_seed(seed)
 
 
-def generation_settings(renderer: Renderer, sampling: Sampling) -> GenerationConfig:
+def can_cache(model: LanguageModel) -> bool:
+    """Whether generation may keep what it has computed.
+
+    transformers 5.24 counts a cache's tokens in its attention layers, and a model of some families without one (a hybrid
+    cut down to its linear layers) fails on its first token; Mamba, which counts by itself, does not.
+    """
+    kinds = getattr(base_model_of(model).config.get_text_config(), "layer_types", None) or ["full_attention"]
+    if any(kind not in ("linear_attention", "conv") for kind in kinds):
+        return True
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=True)
+    except ValueError as error:
+        if "get_seq_length" not in str(error):
+            raise
+        return False
+    return True
+
+
+def generation_settings(renderer: Renderer, sampling: Sampling, cache: bool = True) -> GenerationConfig:
     """transformers' settings for a choice of `sampling`; 0 for top_k takes away its unasked 50."""
     samples = sampling.temperature > 0
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
+        use_cache=cache,
         do_sample=samples,
         temperature=sampling.temperature if samples else None,
         top_p=sampling.top_p if samples else None,
@@ -184,7 +206,7 @@ def check_fits(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int)
     """Raises ModelError when the prompt is empty, or prompt and answer do not fit the model's context."""
     if not prompt:
         raise ModelError("the prompt has 0 tokens; give at least one word")
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and len(prompt) + max_new_tokens > context:
         raise ModelError(
             f"the prompt has {len(prompt):,} tokens and the answer may have {max_new_tokens:,}; the model's context "

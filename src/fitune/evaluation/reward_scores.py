@@ -85,7 +85,7 @@ class RewardModel:
     @torch.no_grad()
     def rewards_of_rows(self, rows: Sequence[TokenRow], batch_rows: int = 8) -> list[float]:
         """One number for each row of tokens, read at its last token; rows of like length share a forward pass."""
-        limit = getattr(self.target.model.config, "max_position_embeddings", None)
+        limit = getattr(self.target.model.config.get_text_config(), "max_position_embeddings", None)
         for row in rows:
             if limit and row.num_tokens > limit:
                 raise DataError(

@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
 from fitune.errors import ModelError
-from fitune.evaluation.generation import Sampling, asking, generate, generation_settings
+from fitune.evaluation.generation import Sampling, asking, can_cache, generate, generation_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,8 +112,8 @@ def make_probe(
     """The reference's greedy answers to the conversations and its logits over them."""
     prompts = [tuple(renderer.prompt_ids(list(messages))) for messages in conversations]
     answers: list[tuple[int, ...]] = []
-    settings = generation_settings(renderer, Sampling(max_new_tokens))
     with asking(model):
+        settings = generation_settings(renderer, Sampling(max_new_tokens), can_cache(model))
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             said = generate(model, ids, torch.ones_like(ids), settings)

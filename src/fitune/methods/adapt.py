@@ -16,6 +16,7 @@ from fitune.adapters.reference import REFERENCE
 from fitune.console import log, warn
 from fitune.methods.context import RunContext
 from fitune.models.quantization.quantize import refuse_full_tuning
+from fitune.models.towers import tower_names
 
 
 def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
@@ -24,6 +25,8 @@ def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
     if run.tuning == "full":
         refuse_full_tuning(base.model, base.source.name)
         base.model.requires_grad_(True)
+        for name in tower_names(base.model):
+            base.model.get_submodule(name).requires_grad_(False)
         return base.model
     if run.start is not None:
         options = lora_options(run.start)

@@ -25,6 +25,7 @@ from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of
 from fitune.models.load_base import LoadedBase, input_weight
 from fitune.models.safetensors_check import check_weight_files
+from fitune.models.towers import copy_processor
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 
@@ -126,6 +127,7 @@ def save_whole_model(model: PreTrainedModel, base: LoadedBase, folder: Path) -> 
         tokenizer.chat_template = base.template.text
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
+        copy_processor(base.source, whole)
         shutil.rmtree(folder, ignore_errors=True)
         whole.rename(folder)
     return folder

@@ -39,6 +39,7 @@ from fitune.models.quantization.quantize import (
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
+from fitune.models.towers import auto_class, towers_note
 
 # Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
 OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -87,8 +88,7 @@ def load_config(source: ModelSource, trust_remote_code: bool = False) -> Pretrai
     heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_HEADS)]
     if heads:
         raise ModelError(f"{source.name} is a {heads[0]}, not a causal language model")
-    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportPrivateUsage]
-    if config.is_encoder_decoder or type(config) not in known:
+    if auto_class(config) is None:
         remote = getattr(config, "auto_map", {}) if trust_remote_code else {}
         if "AutoModelForCausalLM" not in remote:
             raise ModelError(f"{source.name} is a {config.model_type} model, not a causal language model")
@@ -146,7 +146,7 @@ def load_base(
             path = Path(source.path) / source.gguf_file
             model, report = load_dense(path, precision.dtype, attention_name(attention))
         else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = (auto_class(config) or AutoModelForCausalLM).from_pretrained(
                 source.path,
                 config=config,
                 revision=source.revision,
@@ -170,6 +170,8 @@ def load_base(
     notes = [f"precision {precision.name}: {precision.reason}"]
     if unused:
         notes.append(told_unused(source, unused))
+    if kept := towers_note(model, config):
+        notes.append(kept)
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if source.pickled is not False:
@@ -299,7 +301,8 @@ def input_weight(model: PreTrainedModel) -> torch.Tensor:
 def build_on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str = "auto") -> PreTrainedModel:
     """The same model class without memory, for the plan: every tensor is on the meta device."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention_name(attention))
+        kind = auto_class(config) or AutoModelForCausalLM
+        model = kind.from_config(config, dtype=dtype, attn_implementation=attention_name(attention))
     model.config.use_cache = False
     return model.train()
 

@@ -24,8 +24,9 @@ def check_safetensors(path: Path) -> None:
     """
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
-        if first.startswith(PICKLE_STARTS):
+        first, opening = file.read(8), file.read(1)
+        # A header of 640 bytes begins as a pickle does; behind its length stands a brace.
+        if first.startswith(PICKLE_STARTS) and opening != b"{":
             raise ModelError(
                 f"{path} is a pickle with the extension of a safetensors file; it was not opened. Delete it"
             )
@@ -35,7 +36,7 @@ def check_safetensors(path: Path) -> None:
                 f"{path} is truncated or not a safetensors file: it has {num_bytes:,} bytes. Download it again"
             )
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(opening + file.read(length - 1))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelError(f"{path} is damaged: its header cannot be read. Download it again") from error

@@ -197,7 +197,8 @@ class _LoraProduct(torch.autograd.Function):
         (result,), inner = products.forward(rows)
         ctx.save_for_backward(rows, inner, *products.saved)
         ctx.setting, ctx.shape = products.setting, x.shape
-        return result.view(*x.shape[:-1], -1)
+        # As torch's own matmul: no view, which the model could not change in place (Gemma 3n does).
+        return torch.ops.aten._unsafe_view.default(result, [*x.shape[:-1], result.shape[-1]])
 
     @staticmethod
     @once_differentiable

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fitune.data.packing.tree import Tree
 from fitune.models.base_model import base_model_of
+from fitune.models.towers import text_model
 from fitune.ops.chunked_cross_entropy import Entries, Head, Recompute, chunked_cross_entropy
 from fitune.ops.tree_attention import no_mask
 from fitune.ops.tree_attention_layout import TreeLayout, make_layout
@@ -97,4 +98,4 @@ def split_model(model: nn.Module) -> tuple[nn.Module, Head]:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
     head = Head(cast(nn.Module, inner.get_output_embeddings()), scale, getattr(config, "final_logit_softcapping", None))
-    return getattr(inner, inner.base_model_prefix), head
+    return text_model(inner), head

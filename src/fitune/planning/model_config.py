@@ -91,7 +91,7 @@ def read_config(path: Path, name: str, origin: str | None = None) -> ModelConfig
         ModelError: not JSON, no model's config, or a size below 1.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_number)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
@@ -110,6 +110,11 @@ def read_config(path: Path, name: str, origin: str | None = None) -> ModelConfig
         method = stored.get("quant_method", "a method of its own") if isinstance(stored, dict) else stored
         notes = (f"the model's files are quantized ({method}); planned as its unquantized original would be loaded",)
     return ModelConfig(name, kept, origin or str(path), notes)
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """What transformers writes for a number that JSON lacks: {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _folder(path: Path, name: str) -> ModelConfig:

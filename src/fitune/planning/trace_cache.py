@@ -35,6 +35,7 @@ TRACED = (
     "planning/scenario.py",
     "adapters/inject.py",
     "models/heads.py",
+    "models/towers.py",
     "data/packing/*.py",
 )
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")

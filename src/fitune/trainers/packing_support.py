@@ -22,6 +22,7 @@ from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.models.base_model import attention_of, base_model_of
 from fitune.models.length_rules import length_rule
+from fitune.models.towers import text_model
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -93,10 +94,8 @@ def _refusal(model: nn.Module, processes: int) -> str | None:
     config = inner.config.get_text_config()
     if refusal := refused_by_config(lambda name: getattr(config, name, None)):
         return refusal
-    text = getattr(inner, inner.base_model_prefix, inner)
-    for (
-        module
-    ) in text.modules():  # older than layer_types: a causal convolution over the sequence stands beside the state
+    # Older than layer_types: a causal convolution over the sequence stands beside the state.
+    for module in text_model(inner).modules():
         if any(isinstance(part, nn.Conv1d) for part in module.children()):
             return carries_a_state(type(module).__name__)
     return None
@@ -104,15 +103,12 @@ def _refusal(model: nn.Module, processes: int) -> str | None:
 
 def _refused_by_length(config: PretrainedConfig, longest: int) -> str | None:
     """Why rows of up to ``longest`` tokens cannot be packed: the longest would decide how the others are computed."""
-    rule, text = length_rule(config), config.get_text_config()
+    rule = length_rule(config)
     if rule is not None and longest > rule.limit:
         return (
             f"its rotary embedding ({rule.kind}) computes rows of more than {rule.limit:,} tokens otherwise, and the "
             f"longest has {longest:,}; rows of either side are computed apart"
         )
-    chunk = getattr(text, "attention_chunk_size", None)
-    if chunk and longest > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        return f"its chunked attention sees chunks of {chunk:,} tokens, and the longest row has {longest:,}"
     return None
 
 
@@ -174,7 +170,7 @@ def self_check(
     except ModelError as error:
         fault = str(error)
     except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"its code fails on a pack ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:
         model.train(was_training)
     if fault is not None and attention_of(inner.config) != before:

@@ -133,7 +133,7 @@ def start_of(settings: Settings) -> Path | None:
 def read_data(settings: Settings, config: PretrainedConfig, renderer: Renderer, exclude: Sequence[str]) -> PreparedData:
     """Rows read, rendered, masked and checked; what is worth knowing about them is said."""
     method, data, asked = METHODS[settings.method], settings.data, settings.data.max_length
-    max_length = asked or getattr(config, "max_position_embeddings", None)
+    max_length = asked or getattr(config.get_text_config(), "max_position_embeddings", None)
     prepared = prepare(
         data.train,
         data.eval,
@@ -152,7 +152,7 @@ def read_data(settings: Settings, config: PretrainedConfig, renderer: Renderer, 
         seed=settings.train.seed,
     )
     if (rl := sampled_by(settings)) is not None:
-        context = getattr(config, "max_position_embeddings", None)
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
         check_context([*prepared.train, *prepared.eval], rl.max_new_tokens, context)
     for warning in prepared.warnings:
         warn(warning)

@@ -18,6 +18,7 @@ def _write(job: ExportJob) -> Path:
     from fitune.console import log
     from fitune.exporting.merge_weights import sixteen_bit
     from fitune.exporting.new_folder import require_space
+    from fitune.models.towers import copy_processor
 
     model, tokenizer = job.target.plain_model, job.target.renderer.tokenizer
     dtype = sixteen_bit(job.target.source)
@@ -32,6 +33,7 @@ def _write(job: ExportJob) -> Path:
     tokenizer.chat_template = job.target.renderer.template_text
     tokenizer.save_pretrained(job.folder)
     job.target.renderer.asking.write(job.folder)
+    copy_processor(job.target.source, job.folder)
     return job.folder
 
 

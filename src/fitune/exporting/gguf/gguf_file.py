@@ -25,7 +25,8 @@ READ_BY_TRANSFORMERS = ("llama", "mistral", "qwen2", "qwen3")
 
 def refuse_unwritable(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Raises ModelError when GGUF cannot hold this model, its tokenizer or its template."""
-    rows = max(config.vocab_size, len(tokenizer))
+    require_family(config)
+    rows = max(config.get_text_config().vocab_size, len(tokenizer))
     shapes = {name: tuple(weight.shape) for name, weight in weights_of(build_on_meta(config, torch.float32)).items()}
     plan_tensors(shapes, config, "f16")
     _vocabulary_of(tokenizer, template, rows)

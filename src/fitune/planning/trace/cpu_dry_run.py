@@ -64,7 +64,7 @@ def trace_cpu(config: PretrainedConfig, scenario: Scenario, row_tokens: int | No
     """Run every phase of ``scenario`` as on a CPU, and write down what it allocates."""
     kernels = kernels_of(scenario)
     recorder = Recorder({**{operator: kernels[operator] for operator in BY_VALUE}, **int8_kernels()})
-    recorder.vocabulary = getattr(config, "vocab_size", -1)
+    recorder.vocabulary = getattr(config.get_text_config(), "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast], FULL_ON_CPU) if scenario.autocast != "none" else None
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

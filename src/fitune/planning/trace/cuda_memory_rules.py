@@ -232,15 +232,15 @@ def _flash_package(
 
 
 def choose_attention(
-    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool, capability: tuple[int, int]
+    query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool, capability: tuple[int, int], value: Tensor
 ) -> str:
     """The kernel that CUDA takes: flash, efficient or math (aten/native/transformers/cuda/sdp_utils.cpp).
 
-    flash: 16-bit, head size up to 256, no mask, Ampere or later. efficient: any float, mask allowed, no shared keys.
+    flash: 16-bit, one head size up to 256, no mask, Ampere or later. efficient: any float, mask allowed, no shared keys.
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     size = query.shape[-1]
-    same = key.shape[-1] == size
+    same = key.shape[-1] == value.shape[-1] == size
     if half and mask is None and size <= 256 and capability >= (8, 0) and same:
         return "flash"
     if (not enable_gqa or query.shape[1] == key.shape[1]) and size % (8 if half else 4) == 0:
@@ -266,7 +266,7 @@ def attention_for(capability: tuple[int, int], forced: str | None = None) -> Cal
     ) -> Tensor:
         if attn_mask is not None and attn_mask.shape[-1] == 0:
             attn_mask = None  # a pack's (tree_attention.no_mask): on a card FlexAttention reads its layout instead
-        kind = forced or choose_attention(query, key, attn_mask, enable_gqa, capability)
+        kind = forced or choose_attention(query, key, attn_mask, enable_gqa, capability, value)
         if kind == "math":
             more = {"enable_gqa": True} if enable_gqa else {}
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)

@@ -24,6 +24,7 @@ from fitune.models.base_model import base_model_of
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer
 from fitune.models.quantization.quantize import tell_peft
+from fitune.models.towers import auto_class
 from fitune.ops.optimizers import PLANNED
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.recorder import Recorder, autograd_node
@@ -43,6 +44,7 @@ def build_skeleton(config: PretrainedConfig, scenario: Scenario) -> PreTrainedMo
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    kind = auto_class(config) or AutoModelForCausalLM
     dtype = DTYPES[scenario.dense_type]
     attention = scenario.attention
     # flash_attention_2 wants its package and a GPU when the model is made; its kernel is SDPA's flash, and the one
@@ -51,13 +53,13 @@ def build_skeleton(config: PretrainedConfig, scenario: Scenario) -> PreTrainedMo
     options: dict[str, Any] = {"attn_implementation": built_as, "dtype": dtype}
     try:
         with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, **options)
+            model = kind.from_config(config, **options)
     except ValueError as error:
         if "does not support" not in str(error) or built_as == "eager":
             raise
         options["attn_implementation"] = "eager"  # as transformers itself falls back when none is asked for
         with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, **options)
+            model = kind.from_config(config, **options)
     model.tie_weights()
     model.config.use_cache = scenario.use_cache and not scenario.gradient_checkpointing
     if scenario.quantized:

@@ -73,7 +73,7 @@ def trace(config: PretrainedConfig, scenario: Scenario, capability: tuple[int, i
     kernels = kernels_of(scenario, scenario.attention == "flash_attention_2")
     recorder = Recorder({**quick_table(), **kernels})
     recorder.workspace_bytes = CUBLAS_HOPPER if capability[0] == 9 else CUBLAS_OTHERS
-    recorder.vocabulary = getattr(config, "vocab_size", -1)
+    recorder.vocabulary = getattr(config.get_text_config(), "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast]) if scenario.autocast != "none" else None
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -23,6 +23,7 @@ from fitune.evaluation.generation import (
     LanguageModel,
     Sampling,
     asking,
+    can_cache,
     generation_settings,
     left_padded,
     read_answer,
@@ -110,9 +111,10 @@ def _answer_batch(
         put_back(start)
         part = asked[rows]
         input_ids, mask = left_padded(part, renderer.tokenizer.pad_token_id)
-        settings, draws = generation_settings(renderer, sampling), LogitsProcessorList()
+        cached = can_cache(cast("LanguageModel", model))
+        settings, draws = generation_settings(renderer, sampling, cached), LogitsProcessorList()
         if len(part) < len(asked) and sampling.temperature > 0:
-            settings = generation_settings(renderer, Sampling(sampling.max_new_tokens))
+            settings = generation_settings(renderer, Sampling(sampling.max_new_tokens), cached)
             draws.append(DrawsOfWholeBatch(sampling, rows, len(asked)))
         output = generate(
             input_ids=input_ids.to(device),
