@@ -128,7 +128,7 @@ def test_experts_are_counted(name: str) -> None:
     made = untraced_plan(values, Scenario(seq_len=512, weights="nf4"), GPU, "boom")
     whole = made.total_parameters - made.trained_parameters
     assert whole == pytest.approx(PUBLISHED[name], rel=0.1)
-    assert made.parts["weights"] > 1.5 * PUBLISHED[name]  # routed experts stay in 16 bits
+    assert 0.5 * PUBLISHED[name] < made.parts["weights"] < 0.75 * PUBLISHED[name]
     assert not made.fits
 
 
