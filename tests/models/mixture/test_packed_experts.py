@@ -166,3 +166,14 @@ def test_experts_that_the_interface_does_not_compute_are_told(tiny_model):
     assert (experts_left(loaded(tiny_model("mixtral", **WIDE)), "bf16") or "").startswith(
         "the experts, 0.4 MB of the base"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_no_multiple_of_a_block_are_unpacked_rightly(tiny_model, kind):
+    folder = tiny_model("mixtral")  # rows of 16 and 32 numbers
+    dense, few = loaded(folder), packed(folder, kind)
+    error = {"nf4": 0.16, "fp4": 0.26, "int8": 0.005}[kind]
+    for name, stack in expert_parameters(dense).items():
+        place, _, own = name.rpartition(".")
+        back = unpacked(few.get_submodule(place), own)
+        assert (back - stack).abs().max() < error * stack.abs().max()

@@ -48,12 +48,12 @@ def pack_experts(model: PreTrainedModel, packing: Packing, device: str | int | N
     Returns:
         How many stacks were packed.
     """
-    count = 0
+    count, whole = 0, packing.kind.cpu_inputs
     for _, module in list(expert_modules(model)):
         if getattr(module, "is_transposed", None) is None:
             continue
         for name, stack in list(module.named_parameters(recurse=False)):
-            if stack.ndim == 3 and not is_placeholder(stack):
+            if stack.ndim == 3 and not is_placeholder(stack) and stack.numel() % whole == 0:
                 _pack(module, name, stack, packing, device)
                 count += 1
     if count:
@@ -63,7 +63,10 @@ def pack_experts(model: PreTrainedModel, packing: Packing, device: str | int | N
 
 
 def _pack(module: nn.Module, name: str, stack: Tensor, packing: Packing, device: str | int | None) -> None:
-    inputs, rows = stack.shape[2], stack.shape[0] * stack.shape[1]
+    # Blocks of scales run on over the rows, so rows of a block each hold the same; a CPU unpacks others wrongly.
+    whole = packing.kind.cpu_inputs
+    inputs = whole if stack.shape[2] % whole else stack.shape[2]
+    rows = stack.numel() // inputs
     layer = Layer(
         inputs=inputs, outputs=rows, bias=False, compute=packing.compute, double_quant=packing.double_quant
     )  # fmt: skip
