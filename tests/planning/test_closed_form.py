@@ -45,7 +45,7 @@ PUBLISHED = {
     "mixtral-8x7b": 46_702_792_704,
     "olmoe-1b-7b": 6_919_161_856,
     "qwen1.5-moe-a2.7b": 14_315_784_192,
-    "glm-4.5": 352_797_829_120,  # without the layer that predicts a token further, which transformers does not load
+    "glm-4.5": 355_000_000_000,
 }
 VALUES = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "vocab_size": 50272}
 GPU: Any = SimpleNamespace(usable_bytes=16 * 2**30, context_bytes=2**29, capability=(8, 9))
