@@ -45,7 +45,7 @@ PUBLISHED = {
     "mixtral-8x7b": 46_702_792_704,
     "olmoe-1b-7b": 6_919_161_856,
     "qwen1.5-moe-a2.7b": 14_315_784_192,
-    "glm-4.5": 352_797_829_120,  # without the layer that predicts a token further, which transformers does not load
+    "glm-4.5": 355_000_000_000,
 }
 VALUES = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "vocab_size": 50272}
 GPU: Any = SimpleNamespace(usable_bytes=16 * 2**30, context_bytes=2**29, capability=(8, 9))
@@ -128,7 +128,7 @@ def test_experts_are_counted(name: str) -> None:
     made = untraced_plan(values, Scenario(seq_len=512, weights="nf4"), GPU, "boom")
     whole = made.total_parameters - made.trained_parameters
     assert whole == pytest.approx(PUBLISHED[name], rel=0.1)
-    assert made.parts["weights"] > 1.5 * PUBLISHED[name]  # routed experts stay in 16 bits
+    assert 0.5 * PUBLISHED[name] < made.parts["weights"] < 0.75 * PUBLISHED[name]
     assert not made.fits
 
 

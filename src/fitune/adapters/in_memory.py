@@ -36,6 +36,7 @@ from fitune.adapters.base_snapshot import (
 )
 from fitune.adapters.inject import undo
 from fitune.errors import ModelError, did_you_mean
+from fitune.models.mixture.experts import is_placeholder
 from fitune.models.quantization.quantize import is_quantized, kind_of
 
 BASE = "base"
@@ -123,6 +124,11 @@ def merge(model: PeftModel, keep: bool = True) -> Merged:
     chosen = active(model)
     if not chosen:
         raise ModelError(f"no adapter is on, so there is nothing to merge; in memory are: {', '.join(names(model))}")
+    if any(is_placeholder(parameter) for parameter in model.parameters()):
+        raise ModelError(
+            "the base's experts are stored in few bits, into which nothing can be merged; export the adapter merged "
+            "(`fitune export --to merged` takes the 16-bit base), or switch it on and off"
+        )
     copies = copy_layers(model)
     if fixed := [kind.name for layer, _ in copies.layers.values() if (kind := kind_of(layer)) and not kind.merges]:
         raise ModelError(

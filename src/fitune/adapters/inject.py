@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from fitune.adapters.low_rank_start import above_rounding, begin
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.load_base import input_weight
-from fitune.models.mixture.experts import FUSED, expert_parameters, is_router
+from fitune.models.mixture.experts import FUSED, PACKED, expert_parameters, is_router
 from fitune.models.quantization.nf4 import NF4
 from fitune.models.quantization.quantize import is_quantized, kind_of, numel
 from fitune.models.towers import text_model, tower_names
@@ -128,7 +128,10 @@ def _unrouted(model: PreTrainedModel) -> set[str]:
     return {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and not is_router(name)
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and not is_router(name)
+        and not name.endswith(PACKED)
     }
 
 
@@ -164,8 +167,8 @@ def experts_note(model: nn.Module) -> str | None:
         return None
     adapted, left = _adapted(model)
     total = sum(numel(parameter) for name, parameter in model.named_parameters() if ".lora_" not in name)
-    share = sum(numel(parameter) for parameter in adapted.values()) / total
-    own = sum(numel(parameter) for parameter in experts.values()) / total
+    share = sum(adapted.values()) / total
+    own = sum(parameter.numel() for parameter in experts.values()) / total
     if not any(id(parameter) in adapted for parameter in experts.values()):
         return (
             f"the experts, {own:.1%} of the parameters, are not adapted: lora.targets names none of them; LoRA lies over "
@@ -175,17 +178,17 @@ def experts_note(model: nn.Module) -> str | None:
     return f"LoRA lies over {share:.1%} of the parameters, the experts ({own:.1%}) among them{beside}; the router is left alone"
 
 
-def _adapted(model: nn.Module) -> tuple[dict[int, nn.Parameter], list[str]]:
-    """Weights that LoRA lies over, by id, and the last names of the layers that PEFT would take for experts."""
-    found: dict[int, nn.Parameter] = {}
+def _adapted(model: nn.Module) -> tuple[dict[int, int], list[str]]:
+    """Size of each weight that LoRA lies over, by its id, and the last names of the layers that PEFT would take for experts."""
+    found: dict[int, int] = {}
     left: set[str] = set()
     for name, module in model.named_modules():
         last = name.split(".")[-1]
         if isinstance(module, ParamWrapper):
-            found[id(module.get_param())] = module.get_param()
+            found[id(module.get_param())] = module.get_param().numel()
         elif isinstance(module, LoraLayer):
             weight = cast(nn.Parameter, cast(Any, module.get_base_layer()).weight)
-            found[id(weight)] = weight
+            found[id(weight)] = numel(weight)
         elif isinstance(module, nn.Linear) and last in (*FUSED, *FUSED.values()):
             left.add(last)
     return found, sorted(left)
@@ -324,7 +327,10 @@ def linear_names(model: nn.Module) -> set[str]:
     return {
         name.split(".")[-1]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in left
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and name not in left
+        and not name.endswith(PACKED)
     }
 
 

@@ -139,7 +139,8 @@ class LoraSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Modules to adapt: `all-linear`, or name suffixes such as `[q_proj, v_proj]`."""
+    """Modules to adapt: `all-linear`, or name suffixes such as `[q_proj, v_proj]`. In a mixture `all-linear` takes the
+    experts too and leaves the router alone; in a list they go by `gate_up_proj` and `down_proj`."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases to train. Trained biases change the base model even with the adapter switched off."""
     rslora: bool = False

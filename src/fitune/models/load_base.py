@@ -21,6 +21,7 @@ from transformers import (
 from fitune.errors import ModelError
 from fitune.models.gguf_reader import load_dense
 from fitune.models.hardware import Hardware, Precision, settle_cpu
+from fitune.models.mixture.experts import expert_parameters
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantize import (
     NO_QUANTIZATION,
@@ -138,7 +139,13 @@ def load_base(
     if quantization.on:
         skeleton = build_on_meta(config, precision.dtype, attention)
         unquantized_on(skeleton, quantization, device)  # a layer that is not there is told before the weights are read
-        if quantization.facts.loader and not source.gguf_file and not keep_dense and only_plain_linear(skeleton):
+        if (
+            quantization.facts.loader
+            and not source.gguf_file
+            and not keep_dense
+            and only_plain_linear(skeleton)
+            and not expert_parameters(skeleton)
+        ):
             packing = bnb_config(quantization, precision.dtype, skeleton, device)
             options |= {"quantization_config": packing, "device_map": {"": device}}
     try:

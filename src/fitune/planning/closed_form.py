@@ -11,7 +11,7 @@ L·(34·h·b·s + β·a·b·s²) bytes, β = 5 where the scores are held (eager)
 checkpointing 2·h·b·s a layer stay (section 5), and one layer is recomputed.
 
 In a mixture the experts take the place of the feed-forward part: 3·h·i values each (gate, up, down; i their inner size),
-routed ones and shared ones. A quantization leaves the routed ones in 16 bits.
+routed ones and shared ones.
 """
 
 from __future__ import annotations
@@ -93,7 +93,13 @@ def experts_of(values: Mapping[str, object], layers: int) -> Experts | None:
     shared = first("shared_expert_intermediate_size", "shared_intermediate_size")
     shared = shared or inner * first("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
     without = first("first_k_dense_replace") or len(cast("list[int]", values.get("mlp_only_layers") or ()))
-    return Experts((layers - without) // (first("decoder_sparse_step") or 1), routed, inner, shared, dense)
+    return Experts(
+        layers=(layers - without) // (first("decoder_sparse_step") or 1),
+        routed=routed,
+        inner=inner,
+        shared=shared,
+        dense=dense,
+    )
 
 
 def sizes_of(values: Mapping[str, object]) -> Sizes:
@@ -119,14 +125,12 @@ def weight_values(layers: int, hidden: int) -> int:
     return layers * 12 * hidden**2
 
 
-def layer_values(model: Sizes) -> tuple[int, int]:
-    """Values in the layers: (all but routed experts, routed experts)."""
+def layer_values(model: Sizes) -> int:
+    """Values in the layers, those of experts among them."""
+    L, h = model.layers, model.hidden
     if model.experts is None:
-        return weight_values(model.layers, model.hidden), 0
-    attention = model.layers * 4 * model.hidden**2
-    return attention + model.experts.beside_values(model.layers, model.hidden), model.experts.routed_values(
-        model.hidden
-    )
+        return weight_values(L, h)
+    return L * 4 * h**2 + model.experts.routed_values(h) + model.experts.beside_values(L, h)
 
 
 def activation_bytes(layers: int, hidden: int, heads: int, batch: int, tokens: int, eager: bool) -> int:
@@ -202,8 +206,7 @@ def closed_form(values: Mapping[str, object], scenario: Scenario) -> ClosedForm:
     L, h, a = model.layers, model.hidden, model.heads
     batch, tokens, eager = scenario.batch, scenario.seq_len, scenario.attention == "eager"
     wide = 2 if (scenario.autocast == "none" and scenario.weights == "fp32") else 1
-    plain, routed = layer_values(model)
-    count, lora = plain + routed, scenario.tuning == "lora"
+    count, lora = layer_values(model), scenario.tuning == "lora"
     trained = adapter_values(model, scenario.rank) if lora else count
     each = PRECISIONS["fp32" if scenario.trained_dtype == "fp32" else scenario.dense_type]
     stored = stored_bytes(scenario, h)
@@ -213,7 +216,7 @@ def closed_form(values: Mapping[str, object], scenario: Scenario) -> ClosedForm:
         kept = wide * L * 2 * h * batch * tokens
         linear, scores = kept + linear // L, scores // L
     parts = {
-        "weights": round(plain * stored) + routed * PRECISIONS[scenario.dense_type],
+        "weights": round(count * stored),
         "adapters": round(trained * each) if lora else 0,
         "gradients": round(trained * each),
         "optimizer states": round(trained * PLANNED[scenario.optimizer].bytes_per_value(each)),

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 # Modules that choose or weigh experts, by the last or the last but one part of their names.
 ROUTERS = ("gate", "router", "shared_expert_gate")
+PACKED = "_packed"
+"""Ending of the layer that holds a fused parameter in few bits; see packed_experts.py."""
 # Names that products of experts had before they were fused: Mixtral's, and those of the other families.
 FUSED = {**dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj"), "w2": "down_proj"}
 
@@ -41,6 +43,11 @@ def expert_share(model: nn.Module) -> float:
     """Experts' parameters over all parameters."""
     fused = sum(parameter.numel() for parameter in expert_parameters(model).values())
     return fused / max(sum(parameter.numel() for parameter in model.parameters()), 1)
+
+
+def is_placeholder(parameter: Tensor) -> bool:
+    """Whether a fused parameter is zeros without memory, since its values are packed beside it."""
+    return parameter.ndim == 3 and parameter.numel() > 1 and not any(parameter.stride())
 
 
 def is_router(name: str) -> bool:

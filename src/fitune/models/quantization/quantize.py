@@ -23,7 +23,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fitune.errors import ModelError, did_you_mean
-from fitune.models.mixture.experts import expert_parameters
+from fitune.models.mixture.experts import expert_parameters, is_placeholder
+from fitune.models.mixture.packed_experts import Packing, pack_experts
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer, Quantization
 
@@ -180,6 +181,7 @@ def quantize_in_place(
             made.bias = nn.Parameter(bias.data.to(device), requires_grad=False)
         made.source_cls = type(module)
         model.set_submodule(name, made)
+    pack_experts(model, Packing(kind, compute, quantization.double_quant), device)
     model.to(device)  # type: ignore[arg-type]
     tell_peft(model, kind)
     return dense
@@ -234,7 +236,8 @@ def unquantized_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if module._parameters and not is_quantized(module)  # pyright: ignore[reportPrivateUsage]
+        if any(not is_placeholder(parameter) for parameter in module.parameters(recurse=False))
+        and not is_quantized(module)
     ]
 
 
@@ -248,7 +251,9 @@ def refuse_full_tuning(model: nn.Module, name: str) -> None:
 
 
 def numel(parameter: Tensor) -> int:
-    """Weights in a parameter: two in each byte of a 4-bit one."""
+    """Weights in a parameter: two in each byte of a 4-bit one, none in what stands for packed experts."""
+    if is_placeholder(parameter):
+        return 0
     state = getattr(parameter, "quant_state", None)
     return state.shape.numel() if state is not None else parameter.numel()
 
@@ -257,7 +262,7 @@ def stored_bytes(model: nn.Module) -> int:
     """Bytes of all weights as they are stored, the scales of quantized ones included."""
     total = 0
     for parameter in model.parameters():
-        total += parameter.numel() * parameter.element_size()
+        total += 0 if is_placeholder(parameter) else parameter.numel() * parameter.element_size()
     for module in model.modules():
         if is_quantized(module):
             total += sum(tensor.numel() * tensor.element_size() for tensor in scales(module))
@@ -285,11 +290,12 @@ def describe(model: nn.Module, quantization: QuantizationConfig, dtype_name: str
 
 
 def experts_left(model: nn.Module, dtype_name: str) -> str | None:
-    """One line on the experts of a quantized base, which stay in 16 bits; None for a model without.
+    """One line on the experts of a quantized base that stay in 16 bits; None where there are none.
 
-    bitsandbytes 0.50 quantizes linear layers, and transformers 5 keeps experts as fused 3-D parameters.
+    bitsandbytes 0.50 quantizes linear layers, and transformers 5 keeps experts as fused 3-D parameters; those that its
+    interface for experts does not compute are not packed by `pack_experts` either.
     """
-    kept = sum(parameter.nbytes for parameter in expert_parameters(model).values())
+    kept = sum(parameter.nbytes for parameter in expert_parameters(model).values() if not is_placeholder(parameter))
     if not kept:
         return None
     size = f"{kept / 1e9:,.1f} GB" if kept >= 1e9 else f"{kept / 1e6:,.1f} MB"

@@ -21,6 +21,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fitune.models.base_model import base_model_of
+from fitune.models.mixture.experts import is_placeholder
+from fitune.models.mixture.packed_experts import Packing, pack_experts
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer
 from fitune.models.quantization.quantize import tell_peft
@@ -90,6 +92,7 @@ def quantize_skeleton(model: PreTrainedModel, scenario: Scenario) -> None:
             made.bias = nn.Parameter(module.bias.data, requires_grad=False)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made)
+    pack_experts(model, Packing(kind, DTYPES[scenario.compute], scenario.double_quant), None)
     tell_peft(model, kind)
     model.is_quantized = True
 
@@ -113,7 +116,10 @@ def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
             if parameter is None:
                 continue
             if id(parameter) not in done:
-                if kind is not None and name == "weight" and kind.holds(module):
+                if is_placeholder(parameter):
+                    zeros = torch.zeros(1, dtype=parameter.dtype, device=device).expand(parameter.shape)
+                    done[id(parameter)] = nn.Parameter(zeros, requires_grad=False)
+                elif kind is not None and name == "weight" and kind.holds(module):
                     done[id(parameter)] = kind.pack(_filled(parameter.data, dtype, device), module, device)
                 else:
                     wanted = parameter.dtype if type(parameter) is nn.Parameter else dtype
