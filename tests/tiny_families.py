@@ -34,10 +34,15 @@ USED: tuple[str, ...] = (
 )  # fmt: skip
 # Whose steps are packed as trees, by docs/families.md.
 PACKED: tuple[str, ...] = (
-
+    "afmoe", "apertus", "arcee", "bitnet", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "diffllama", "dots1",
+    "ernie4_5", "ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "gemma3", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "llama", "longcat_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral",
+    "mixtral", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3",
+    "qwen3_moe", "smollm3", "starcoder2", "vaultgemma", "youtu",
 )  # fmt: skip
-# Whose experts LoRA lies over.
-EXPERTS_ADAPTED = frozenset({"mixtral"})
+# Those of the used whose experts LoRA lies over.
+EXPERTS_ADAPTED = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe", "mixtral", "qwen3_moe"})
 # What configs call their sizes. A name that a config lacks, or that is None there, stays away.
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "intermediate_size": 64, "n_inner": 64, "ffn_dim": 64,
