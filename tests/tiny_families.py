@@ -34,12 +34,15 @@ USED: tuple[str, ...] = (
 )  # fmt: skip
 # Whose steps are packed as trees, by docs/families.md.
 PACKED: tuple[str, ...] = (
-    "afmoe", "apertus", "arcee", "bitnet", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "diffllama", "dots1",
-    "ernie4_5", "ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "gemma3", "glm", "glm4", "glm4_moe",
-    "glm4_moe_lite", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "llama", "longcat_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral",
-    "mixtral", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3",
-    "qwen3_moe", "smollm3", "starcoder2", "vaultgemma", "youtu",
+    "llama", "mistral", "ministral", "ministral3", "mistral3", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma", "gemma2", "gemma3_text", "gemma3",
+    "gemma3n_text", "gemma4_text", "gemma4", "phi", "phi3", "phimoe", "glm", "glm4", "glm4_moe", "glm4_moe_lite",
+    "glm4v", "deepseek_v2", "deepseek_v3", "granite", "granitemoe", "granitemoeshared", "smollm3", "smolvlm",
+    "idefics3", "olmo", "olmo2", "olmo3", "olmoe", "flex_olmo", "mixtral", "minimax_m2", "mllama", "llava",
+    "llava_next", "internvl", "cohere", "cohere2", "exaone4", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "apertus", "arcee", "helium", "bitnet", "opt", "gpt_neox", "gptj", "codegen", "starcoder2",
+    "persimmon", "dots1", "diffllama", "jetmoe", "minicpm3", "nanochat", "vaultgemma", "youtu", "afmoe",
+    "longcat_flash",
 )  # fmt: skip
 # Those of the used whose experts LoRA lies over.
 EXPERTS_ADAPTED = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe", "mixtral", "qwen3_moe"})
