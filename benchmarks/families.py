@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -31,7 +32,7 @@ os.environ.update(
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-LIMIT_SECONDS, WORKERS = 120, 2
+LIMIT_SECONDS, WORKERS, MOST_CHARACTERS = 120, 2, 300
 # Of a tiny random model, whose logits lie close together: greedy tokens turn over in 16 bits, divergence says more.
 MOST_DIVERGENCE = 1e-3
 PAGE = ROOT / "docs" / "families.md"
@@ -87,13 +88,14 @@ def try_family(family: str, folder: Path) -> Outcome:
         attempt("reopens", lambda: reopen(run))
         attempt("merges", lambda: merge(run, model))
     attempt("plans", lambda: plan(model))
-    if attempt("gguf", lambda: gguf(run if run.is_dir() else model, folder)) is False and made.refused:
-        made.refused = [text for text in made.refused if not text.startswith("gguf: this model cannot be written")]
+    attempt("gguf", lambda: gguf(run if made.trains == "yes" else model, folder))
+    made.refused = [text for text in made.refused if not text.startswith("gguf: this model cannot be written")]
     return made
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = re.sub(r"\S*/fitune-\w+/(\S+)", r"\1", " ".join(str(error).split()))
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
 
 
 def train(model: Path, folder: Path) -> str:
@@ -235,6 +237,7 @@ def in_a_process(family: str) -> Outcome:
         if keep := os.environ.get("FAMILIES_LOGS"):
             Path(keep).mkdir(parents=True, exist_ok=True)
             (Path(keep) / f"{family}.log").write_bytes((folder / "log").read_bytes())
+            (Path(keep) / f"{family}.json").write_bytes((folder / "result.json").read_bytes())
         result = folder / "result.json"
         if not result.is_file():
             return Outcome(family, trains="FAULT", faults=[f"the process ended with {process.exitcode}"])

@@ -34,10 +34,18 @@ USED: tuple[str, ...] = (
 )  # fmt: skip
 # Whose steps are packed as trees, by docs/families.md.
 PACKED: tuple[str, ...] = (
-
+    "llama", "mistral", "ministral", "ministral3", "mistral3", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma", "gemma2", "gemma3_text", "gemma3",
+    "gemma3n_text", "gemma4_text", "gemma4", "phi", "phi3", "phimoe", "glm", "glm4", "glm4_moe", "glm4_moe_lite",
+    "glm4v", "deepseek_v2", "deepseek_v3", "granite", "granitemoe", "granitemoeshared", "smollm3", "smolvlm",
+    "idefics3", "olmo", "olmo2", "olmo3", "olmoe", "flex_olmo", "mixtral", "minimax_m2", "mllama", "llava",
+    "llava_next", "internvl", "cohere", "cohere2", "exaone4", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "apertus", "arcee", "helium", "bitnet", "opt", "gpt_neox", "gptj", "codegen", "starcoder2",
+    "persimmon", "dots1", "diffllama", "jetmoe", "minicpm3", "nanochat", "vaultgemma", "youtu", "afmoe",
+    "longcat_flash",
 )  # fmt: skip
-# Whose experts LoRA lies over.
-EXPERTS_ADAPTED = frozenset({"mixtral"})
+# Those of the used whose experts LoRA lies over.
+EXPERTS_ADAPTED = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe", "mixtral", "qwen3_moe"})
 # What configs call their sizes. A name that a config lacks, or that is None there, stays away.
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "intermediate_size": 64, "n_inner": 64, "ffn_dim": 64,
