@@ -30,7 +30,13 @@ def test_steps_come_from_rows_batch_and_epochs():
     assert schedule(epochs=2.5).steps == 33  # 32.5 rounded up
     assert schedule(max_steps=5, epochs=3).steps == 5
     assert schedule(warmup=0.1).warmup_steps == 2
-    assert schedule(warmup=1.0, max_steps=4).warmup_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "warm"), [(1, 0.03, 0), (1, 1.0, 0), (2, 0.03, 1), (2, 1.0, 1), (4, 1.0, 3)]
+)
+def test_warm_up_leaves_the_last_step_its_full_rate(steps, share, warm):
+    assert schedule(warmup=share, max_steps=steps).warmup_steps == warm
 
 
 def test_evaluation_is_each_epoch_and_checkpoints_with_it_unless_said():

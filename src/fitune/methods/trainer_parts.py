@@ -24,6 +24,7 @@ from fitune.ops.token_logprobs import check_row_batch
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval, questions_of
+from fitune.trainers.listeners.learning_signal import LearningSignal
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
 from fitune.trainers.preference import PairOptions, sides
@@ -34,7 +35,7 @@ from fitune.trainers.worst_case_batch import largest_rows
 def listeners(run: RunContext) -> list[TrainerCallback]:
     """What listens to a trainer, which binds them when it is made."""
     metrics = RunLog(run.folder.log_metrics, partial(peak_memory_bytes, run.device))
-    callbacks: list[TrainerCallback] = [metrics, ProgressLine(), run.interrupt]
+    callbacks: list[TrainerCallback] = [metrics, ProgressLine(), LearningSignal(), run.interrupt]
     if run.data.eval:
         metric = run.best_metric
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=run.patience))

@@ -108,6 +108,7 @@ class Results(TypedDict, total=False):
     steps: int
     best_step: int
     final_loss: float | None
+    steps_without_signal: int
 
 
 class Parameters(TypedDict):

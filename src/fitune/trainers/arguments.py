@@ -69,7 +69,8 @@ def schedule_of(
         accumulation=batch_size // micro_rows,
         steps_per_epoch=per_epoch,
         steps=steps,
-        warmup_steps=min(math.ceil(warmup_ratio * steps), steps),
+        # Warm-up begins at a rate of 0: a run of one step would learn nothing.
+        warmup_steps=min(math.ceil(warmup_ratio * steps), steps - 1),
         eval_steps=eval_steps,
         checkpoint_steps=checkpoint_steps or eval_steps,
     )

@@ -245,6 +245,10 @@ class FituneTrainer(Trainer):
             losses.append(loss)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def no_signal(self) -> str | None:
+        """Why the step just taken had nothing to learn from, beside gradients of 0; None when it had."""
+        return None
+
     def drop_gradients(self) -> None:
         """As at the beginning of the step."""
         self.model.zero_grad(set_to_none=True)

@@ -143,6 +143,17 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     # ---- one step
 
+    compares_groups = False
+    """Whether an answer is only compared with the others to its prompt."""
+
+    def no_signal(self) -> str | None:
+        """Rewards tell answers apart, or nothing is learnt from them."""
+        if self.step_metrics.get("reward_std") == 0:
+            return f"every answer earned the same reward, {self.step_metrics['reward']:g}"
+        if self.compares_groups and self.step_metrics.get("groups_alike") == 1:
+            return "all answers to a prompt earned the same reward, for each prompt"
+        return None
+
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Sample, reward, learn. The optimizer's last update of the step is left to transformers' loop."""
         prompts = cast("list[PromptRow]", inputs[PROMPTS])

@@ -58,13 +58,19 @@ def make_arguments(setup: RunSetup, schedule: Schedule, run: RunFolder) -> Train
         seed=settings.train.seed,
         mixed_precision=setup.precision.name,
         device=setup.hardware.device,
-        evaluates=bool(setup.data.eval),
+        evaluates=_evaluates(setup),
         best_metric=best_metric_of(settings),
         log_steps=settings.run.log_steps,
         report_to=list(settings.run.report_to),
         run_name=run.path.name,
         overrides=settings.trainer,
     )
+
+
+def _evaluates(setup: RunSetup) -> bool:
+    """Whether there is something to measure: held-out rows, and where all is measured on answers, some to be given."""
+    answers_only = METHODS[setup.settings.method].sampling is not None
+    return bool(setup.data.eval) and (setup.settings.eval.samples > 0 or not answers_only)
 
 
 def best_metric_of(settings: Settings) -> str:

@@ -15,6 +15,7 @@ from fitune.runs.manifest import Results
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.base import FituneTrainer
+from fitune.trainers.listeners.learning_signal import SIGNAL
 from fitune.training.memory_report import compare
 
 
@@ -38,6 +39,8 @@ def finish(
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = Results(steps=trainer.state.global_step, best_step=kept_step, final_loss=losses[-1] if losses else None)
+    if without := trainer.extra_state.get(SIGNAL, {}).get("without"):
+        results["steps_without_signal"] = without
     if after is not None:
         results["after"] = after
     return saved, results

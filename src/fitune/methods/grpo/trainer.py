@@ -56,6 +56,8 @@ class GrpoOptions:
 class GrpoTrainer(OnlineRLTrainer):
     """Group-relative policy optimization."""
 
+    compares_groups = True
+
     def __init__(
         self,
         model: nn.Module,

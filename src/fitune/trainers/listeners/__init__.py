@@ -1,0 +1,1 @@
+"""What watches single steps of a trainer, apart from its log."""
