@@ -98,7 +98,7 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
         tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
-    _check_shapes(base, folder, tensors)
+    check_shapes(base, folder, tensors)
     return tensors
 
 
@@ -117,7 +117,7 @@ def _another_name(facts: Facts, config: PretrainedConfig) -> str | None:
     return None
 
 
-def _check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Raises ModelError for a LoRA matrix over a layer that this base does not have, or of another size.
 
     A is (rank, inputs), B is (outputs, rank); PEFT names them after the layer.

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fitune.errors import ModelError
 from fitune.models.gguf_reader import load_dense
@@ -172,6 +179,8 @@ def load_base(
     if not quantization.on:  # a quantized base is made where it stays
         cast(Any, model).to(hardware.device)
     model.config.use_cache = True
+    if note := settle_generation(model, source.name):
+        notes.append(note)
     stops = stop_ids(tokenizer, model.generation_config, template)
     if model.generation_config is not None:
         model.generation_config.eos_token_id = list(stops)
@@ -188,6 +197,32 @@ def load_base(
         quantization=quantization,
         dense=dense,
     )
+
+
+def settle_generation(model: PreTrainedModel, name: str) -> str | None:
+    """Make the model's generation config one that transformers saves; returns what had to change, None for nothing.
+
+    Sampling options without ``do_sample`` (as Llama 2 chat was published) are read by `from_pretrained` and refused by
+    `save_pretrained`. They mean sampling; whatever else is refused is left out but for the special tokens.
+    """
+    config = model.generation_config
+    if config is None or (fault := _unsavable(config)) is None:
+        return None
+    config.do_sample = True
+    if _unsavable(config) is None:
+        return f"generation_config.json of {name} has sampling options without do_sample: do_sample is set to true"
+    ids = {kind: getattr(config, kind, None) for kind in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    return f"generation_config.json of {name} is left out but for its special tokens, since it cannot be saved: {fault}"
+
+
+def _unsavable(config: GenerationConfig) -> str | None:
+    """Why transformers would not save the config, in one line."""
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def refuse_second_quantization(source: ModelSource, config: PretrainedConfig, quantization: QuantizationConfig) -> None:

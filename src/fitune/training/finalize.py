@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from fitune.console import log, warn
+from fitune.errors import RunError
+from fitune.methods.save_result import open_again
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import is_complete, step_of
 from fitune.runs.html_report import write_report
@@ -36,6 +38,10 @@ def finish(
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
     saved = save(trainer, model)
+    try:
+        open_again(model, saved)
+    except RunError as error:
+        raise RunError(f"the result lies in {saved}, but it does not open again: {error}") from error
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = Results(steps=trainer.state.global_step, best_step=kept_step, final_loss=losses[-1] if losses else None)

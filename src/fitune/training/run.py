@@ -22,6 +22,7 @@ from fitune.console import log, warn
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
 from fitune.exporting.export import export
 from fitune.methods.registry import METHODS
+from fitune.methods.save_result import rehearse_saving
 from fitune.ops.optimizers import OPTIMIZERS
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import step_of
@@ -224,6 +225,7 @@ def _train(
     )
 
     trainer = method.make_trainer(context, model)
+    rehearse_saving(context, trainer, model)
     if checkpoint is not None and is_over(checkpoint, schedule.steps):
         trainer.load_finished_state(checkpoint)
     else:
