@@ -17,10 +17,14 @@ def _refuse(model: Exportable) -> None:
 
 
 def _write(job: ExportJob) -> Path:
-    from fitune.exporting.modelfile import modelfile
+    from fitune.console import log
+    from fitune.exporting.modelfile import modelfile, trained_context
 
     path = gguf_form.write(job)
-    (job.folder / "Modelfile").write_text(modelfile(path.name, job.target.renderer), encoding="utf-8")
+    context = trained_context(job.adapter, job.target.model.config)
+    if context:
+        log(f"Modelfile: num_ctx {context}, the longest row of training; lower it there if memory is short")
+    (job.folder / "Modelfile").write_text(modelfile(path.name, job.target.renderer, context), encoding="utf-8")
     return path
 
 
