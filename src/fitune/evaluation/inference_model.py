@@ -17,11 +17,11 @@ from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
-from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.load_base import LoadedBase, load_base, load_config
 from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
 from fitune.models.source import ModelSource, Origin, resolve
 from fitune.models.template import Template, resolve_template
-from fitune.models.tokenizer import load_tokenizer, stop_ids
+from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
 from fitune.runs.compare import read_settings
 from fitune.runs.run_folder import SETTINGS, RunFolder
 
@@ -100,7 +100,9 @@ def open_target(
     if found is None or not (found / "adapter_config.json").exists():
         source = resolve(str(found) if found else name, allow_pickled=pickled)
         tokenizer = load_tokenizer(source, code)
-        base = load_base(source, tokenizer, resolve_template(tokenizer), hardware, chosen, trust_remote_code=code)
+        config, template = load_config(source, code), resolve_template(tokenizer)
+        check_vocabulary(tokenizer, config, template)
+        base = load_base(source, tokenizer, template, hardware, chosen, trust_remote_code=code, config=config)
         _say_allowed(base.notes)
         asking = asked_by(thinking, found or Path(source.path))
         return Target(
@@ -200,7 +202,7 @@ def allowances(found: Path | None, allow_pickled: bool) -> tuple[bool, bool]:
 def _say_allowed(notes: tuple[str, ...]) -> None:
     """Say aloud what may be dangerous, each time."""
     for note in notes:
-        if note.startswith(("model.trust_remote_code", "model.allow_pickled")):
+        if note.startswith(("model.trust_remote_code", "model.allow_pickled", "unused weights")):
             warn(note)
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from fitune.console import log
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
@@ -38,6 +39,47 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, template: Template) -> None:
+    """Compare the tokenizer with the rows of the model's embedding; a pad token without a row gives way to another.
+
+    Tokens that are added later with the template get rows of their own, and an added token that neither the template
+    nor the tokenizer's own marks use is never met (Gemma 3 has one such in its text models).
+
+    Raises:
+        ModelError: a token that text, the template or the tokenizer's marks may give has no row.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if beyond and tokenizer.pad_token in beyond:
+        _pad_with_another(tokenizer, rows)
+    marks = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, template.end_of_turn}
+    added = tokenizer.get_added_vocab()
+    met = {
+        token: number
+        for token, number in beyond.items()
+        if token not in template.added_tokens and (token not in added or token in marks or token in template.text)
+    }
+    if met:
+        shown = ", ".join(f"{token} ({number})" for token, number in sorted(met.items(), key=lambda one: one[1])[:5])
+        raise ModelError(
+            f"the tokenizer of {config.name_or_path or 'the model'} has tokens up to id {max(met.values()):,} and the model "
+            f"{rows:,} embedding rows: there is no row for {shown}; take the tokenizer that belongs to the model, or "
+            f"grow the model with resize_token_embeddings({max(beyond.values()) + 1}) and save it"
+        )
+
+
+def _pad_with_another(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Pad with the end token: padding is masked by position, so any token with a row will do."""
+    others = [token for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token]
+    for token in others:
+        if cast(int, tokenizer.convert_tokens_to_ids(token)) < rows:
+            log(f"pad token {tokenizer.pad_token} has no embedding row; {token} pads instead")
+            tokenizer.pad_token = token
+            return
 
 
 def stop_ids(

@@ -28,7 +28,7 @@ from fitune.models.hardware import Precision, choose_precision, detect
 from fitune.models.load_base import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
-from fitune.models.tokenizer import load_tokenizer, stop_ids
+from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
 from fitune.trainers.generation_eval import questions_of
 from fitune.training.autofit import autofit_run
@@ -210,6 +210,7 @@ def make_renderer(
     date: str | None = None,
 ) -> Renderer:
     """The one renderer of the run; the tokenizer gains the template's tokens, as `load_base` would add them."""
+    check_vocabulary(tokenizer, config, template)
     if template.added_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(template.added_tokens)}, replace_extra_special_tokens=False
