@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from fitune.ops import label_loss as losses
 
@@ -126,3 +134,13 @@ def test_a_batch_with_nothing_to_train_gives_zero_and_no_error(model):
     value = losses.label_loss(model, batch, 1)
     value.backward()
     assert value.item() == 0.0
+
+
+def test_a_balance_loss_that_is_left_out_is_said_and_why():
+    """T10: the model's own forward would add it."""
+    asked = MixtralConfig(output_router_logits=True, router_aux_loss_coef=10.0)
+    said = losses.balance_loss_left_out(asked)
+    assert said is not None and "router_aux_loss_coef 10), which is not added: it is taken over all tokens" in said
+    assert losses.balance_loss_left_out(MixtralConfig(output_router_logits=False)) is None
+    assert losses.balance_loss_left_out(MixtralConfig(output_router_logits=True, router_aux_loss_coef=0.0)) is None
+    assert losses.balance_loss_left_out(LlamaConfig()) is None

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PretrainedConfig
 
 from fitune.models.base_model import base_model_of
 
@@ -77,6 +78,20 @@ def selected_loss(
         logits = logits[keep] if keep.dtype == torch.bool else torch.take_along_dim(logits, keep[..., None], dim=1)
     logits_NV = logits.reshape(-1, logits.shape[-1]).float()
     return F.cross_entropy(logits_NV, targets_N.to(logits_NV.device), ignore_index=IGNORED, reduction="sum") / num_items
+
+
+def balance_loss_left_out(config: PretrainedConfig) -> str | None:
+    """What to say of a router's balance loss that the model's own forward would add; None where it adds none."""
+    text = config.get_text_config()
+    named = ((name, getattr(text, name, None)) for name in ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha"))
+    weight = next(((name, value) for name, value in named if value), None)
+    if not getattr(text, "output_router_logits", False) or weight is None:
+        return None
+    return (
+        f"the config asks for the router's balance loss (output_router_logits, {weight[0]} {weight[1]:g}), which is not "
+        "added: it is taken over all tokens of a forward pass, so it would depend on which rows share one; the loss is "
+        "the cross entropy of the trained tokens alone"
+    )
 
 
 def takes_position_mask(model: nn.Module) -> bool:
