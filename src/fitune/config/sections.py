@@ -82,6 +82,8 @@ class ModelSettings(Section):
     """Run Python code shipped with a hub model. Only for authors you trust."""
     allow_pickled: bool = False
     """Load pickled weights (`.bin`, `.pt`) where a model has no safetensors. Only for authors you trust."""
+    allow_unused_weights: bool = False
+    """Train a model whose files hold tensors that its config.json has no layer for; they are left out."""
 
 
 Sources = Annotated[str, BeforeValidator(join_names, json_schema_input_type=str | list[str])]

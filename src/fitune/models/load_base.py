@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +42,14 @@ from fitune.models.tokenizer import stop_ids, unreachable
 
 # Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
 OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
+
+# Tensors that files hold and text models need not take: buffers that are computed, heads for other uses, layers that
+# predict tokens further ahead, and the parts of a model for pictures and sound.
+KNOWN_UNUSED = re.compile(
+    r"inv_freq$|position_ids$|\.(attn|attention|self_attn)\.(masked_)?bias$|^(lm_head|embed_out)\.weight$"
+    r"|^(v_head|value_head|score|reward_head|classifier)\.|(^|\.)(mtp|nextn|eh_proj|enorm|hnorm)(\.|_|$)"
+    r"|(^|\.)(vision|visual|image|audio|speech|multi_modal|mm_|multimodal)[a-z_]*\."
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ def load_base(
     quantization: QuantizationConfig = NO_QUANTIZATION,
     keep_dense: bool = False,
     config: PretrainedConfig | None = None,
+    allow_unused: bool | None = None,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
@@ -106,9 +117,10 @@ def load_base(
         keep_dense: with a quantization, the weights of its layers as they were, in `LoadedBase.dense` (LoftQ); they
             take as much of the host's memory as the model without quantization.
         config: what `load_config` found; None reads it.
+        allow_unused: take a model that leaves tensors of its files unused: False refuses it, None and True note it.
 
     Raises:
-        ModelError: weights missing, damaged, or pickled; a quantization of a base that is quantized already.
+        ModelError: weights missing, unused, damaged, or pickled; a quantization of a base that is quantized already.
     """
     if hardware.device == "cpu":
         settle_cpu()
@@ -152,7 +164,12 @@ def load_base(
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
     if quantization.on and "quantization_config" not in options:
         dense = quantize_in_place(model, quantization, precision.dtype, device, keep_dense)
+    unused = [] if source.gguf_file else unused_weights(report["unexpected_keys"])
+    if unused and allow_unused is False:
+        raise ModelError(f"{told_unused(source, unused)}; mend config.json, or set model.allow_unused_weights")
     notes = [f"precision {precision.name}: {precision.reason}"]
+    if unused:
+        notes.append(told_unused(source, unused))
     if trust_remote_code:
         notes.append(f"model.trust_remote_code is on: Python code that came with {source.name} runs here")
     if source.pickled is not False:
@@ -196,6 +213,19 @@ def load_base(
         notes=tuple(notes),
         quantization=quantization,
         dense=dense,
+    )
+
+
+def unused_weights(unexpected: Iterable[str]) -> list[str]:
+    """Tensors of the files that the model does not take, in order; those known to be of no use to it left out."""
+    return sorted(name for name in unexpected if not KNOWN_UNUSED.search(name))
+
+
+def told_unused(source: ModelSource, unused: Sequence[str]) -> str:
+    """The sentence that names them."""
+    return (
+        f"unused weights: {len(unused)} tensors in the files of {source.name} belong to no layer of the model that its "
+        f"config.json describes, {', '.join(unused[:3])} first"
     )
 
 

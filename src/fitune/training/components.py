@@ -12,11 +12,12 @@ from transformers import TrainingArguments
 
 from fitune.adapters.premerge import merge_into
 from fitune.config.sections import Settings
-from fitune.console import log
+from fitune.console import log, warn
 from fitune.methods.context import RunContext
 from fitune.methods.registry import METHODS
 from fitune.models.load_base import LoadedBase, load_base
 from fitune.models.quantization.quantize import QuantizationConfig
+from fitune.ops.label_loss import balance_loss_left_out
 from fitune.ops.optimizers import OPTIMIZERS
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.arguments import Schedule, schedule_of, training_arguments
@@ -124,10 +125,13 @@ def load(setup: RunSetup) -> LoadedBase:
         QuantizationConfig(settings.model.quantization, settings.model.double_quant, tuple(settings.model.unquantized)),
         keep_dense=settings.lora.init == "loftq",
         config=setup.config,
+        allow_unused=settings.model.allow_unused_weights,
     )
     base = merge_into(base, merges_of(settings))
     for note in base.notes:
         log(note)
+    if left_out := balance_loss_left_out(base.model.config):
+        warn(left_out)
     return base
 
 
