@@ -5,11 +5,14 @@ Colours are off when the stream is not a terminal or NO_COLOR is set (rich decid
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import sys
 import warnings
 from functools import cache
+from typing import Any
 
 from rich.console import Console
 
@@ -34,6 +37,19 @@ def log(text: str) -> None:
 def warn(text: str) -> None:
     """One line about something that may be wrong, and what to do."""
     stderr_console().print(f"warning: {text}", style="yellow", markup=False)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON; numbers that JSON does not have (NaN, infinities) are null, unknown objects text."""
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def hush_libraries() -> None:

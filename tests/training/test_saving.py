@@ -65,7 +65,7 @@ def test_an_adapter_over_a_layer_that_the_bare_base_lacks_is_found_before_step_o
 
     monkeypatch.setattr(save_result, "_bare_twin", other)
     monkeypatch.setattr(FituneTrainer, "training_step", lambda *args, **kwargs: pytest.fail("a step was taken"))
-    with pytest.raises(RunError, match="would not open again.*no layer gpt_neox.layers.1.mlp.dense_h_to_4h"):
+    with pytest.raises(RunError, match=r"would not open again.*no layer gpt_neox.layers.1.mlp.dense_h_to_4h"):
         fitune.train(settings_of())
 
 
@@ -78,7 +78,7 @@ def test_a_result_that_does_not_open_is_not_called_saved(settings_of, tmp_path, 
 
     check = finalize.open_again
     monkeypatch.setattr(finalize, "open_again", broken)
-    with pytest.raises(RunError, match="does not open again: .*truncated"):
+    with pytest.raises(RunError, match=r"does not open again: .*truncated"):
         fitune.train(settings_of())
     run = RunFolder(tmp_path / "runs" / "one")
     assert "saved to" not in capfd.readouterr().err and len(read_rows(run.metrics)) == 6

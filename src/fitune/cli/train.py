@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -51,18 +50,21 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
         settings = None
     if isinstance(settings, Chain):
         _end(ctx, _run_chain(settings), as_json)
+    from fitune.console import json_text
     from fitune.training.run import train as run
 
     result = run(settings, resume=resume or False)
     if as_json:
-        click.echo(json.dumps(_plain(result), default=str, ensure_ascii=False))
+        click.echo(json_text(_plain(result)))
     ctx.exit(result.exit_code)
 
 
 def _end(ctx: click.Context, results: list[RunResult], as_json: bool) -> NoReturn:
     """Print the results of a chain's runs, where that was asked for, and end with the highest exit code."""
+    from fitune.console import json_text
+
     if as_json:
-        click.echo(json.dumps([_plain(result) for result in results], default=str, ensure_ascii=False))
+        click.echo(json_text([_plain(result) for result in results]))
     ctx.exit(max((result.exit_code for result in results), default=0))
 
 

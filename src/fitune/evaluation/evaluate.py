@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NotRequired
@@ -12,7 +13,7 @@ from fitune.data.read.sources import DataOptions
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, TokenRow
 from fitune.data.sft import load_examples, loss_target, render_all
-from fitune.errors import DataError
+from fitune.errors import DataError, ModelError
 from fitune.evaluation.generation import Answer, Sampling, asking, complete, follow
 from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
@@ -119,4 +120,8 @@ def loss_of(model: LanguageModel, rows: Sequence[TokenRow], pad_id: int, batch: 
             inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}
             total += label_loss(model, inputs, 1).item()
             count += sum(row.num_trained for row in chosen)
+    if not math.isfinite(total):
+        raise ModelError(
+            f"the loss is {total}: the model's weights or logits are no finite numbers, nothing is measured"
+        )
     return total / count

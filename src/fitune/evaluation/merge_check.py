@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fitune.adapters import in_memory
 from fitune.adapters.base_snapshot import Restored, changed, copy_layers, digests
+from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, open_base_of, open_target
 from fitune.models.hardware import choose_precision, detect
 
@@ -131,7 +132,10 @@ def _logits(target: Target) -> list[Tensor]:
         for text in TEXTS:
             ids = target.renderer.prompt_ids([{"role": "user", "content": text}])
             ids_BT = torch.tensor([ids], device=target.model.device)
-            found.append(target.model(input_ids=ids_BT, use_cache=False).logits[0].float().cpu())
+            logits_TV = target.model(input_ids=ids_BT, use_cache=False).logits[0].float().cpu()
+            if logits_TV.isnan().any():
+                raise ModelError("the model gives logits that are no numbers (NaN), so nothing can be compared")
+            found.append(logits_TV)
     return found
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from fitune.adapters.adapter_folder import load_tokenizer_of, read_facts
 from fitune.adapters.locate import Facts
-from fitune.console import log, warn
+from fitune.console import json_text, log, warn
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
 from fitune.exporting.convertible import find_form, refuse_unconvertible
@@ -110,7 +109,7 @@ def export(
             first_difference=first,
             notes=copy.notes,
         )
-        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (folder / REPORT).write_text(json_text(report.to_dict(), indent=2) + "\n", "utf-8")
         num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
     for text in report.warnings():
         warn(text)

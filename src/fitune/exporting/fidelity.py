@@ -17,6 +17,7 @@ from torch.nn.functional import log_softmax
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Message
+from fitune.errors import ModelError
 from fitune.evaluation.generation import Sampling, asking, generate, generation_settings
 
 if TYPE_CHECKING:
@@ -123,22 +124,34 @@ def make_probe(
 
 
 def answer_logits(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], whose: str = "the model"
 ) -> list[Tensor]:
-    """Logits that choose each token of each answer: (T, V) a prompt, fp32 on the CPU."""
+    """Logits that choose each token of each answer: (T, V) a prompt, fp32 on the CPU.
+
+    Raises:
+        ModelError: some are NaN, which no comparison would show; ``whose`` they are is said.
+    """
     found: list[Tensor] = []
     with asking(model):
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
             logits_BTV = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits
-            found.append(logits_BTV[0].float().cpu())
+            logits_TV = logits_BTV[0].float().cpu()
+            if logits_TV.isnan().any():
+                raise ModelError(
+                    f"{whose} gives logits that are no numbers (NaN), so nothing can be compared: weights of it are "
+                    "damaged, or too large for their type; see `fitune evaluate` on the base alone"
+                )
+            found.append(logits_TV)
     return found
 
 
 def compare(probe: Probe, model: LanguageModel, copy: str, loss: str) -> Row:
     """Measure a copy of the reference. A copy may have more or fewer spare rows: the common ones count."""
     largest, total, divergence, same, whole, count, values = 0.0, 0.0, 0.0, 0, 0, 0, 0
-    for want_TV, have_TV in zip(probe.logits_TV, answer_logits(model, probe.prompts, probe.answers), strict=True):
+    for want_TV, have_TV in zip(
+        probe.logits_TV, answer_logits(model, probe.prompts, probe.answers, f"the copy ({copy})"), strict=True
+    ):
         width = min(want_TV.shape[-1], have_TV.shape[-1])
         want_TV, have_TV = want_TV[:, :width], have_TV[:, :width]
         difference = (want_TV - have_TV).abs()

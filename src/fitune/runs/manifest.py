@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Required, TypedDict
 
+from fitune.console import json_text
 from fitune.errors import RunError
 
 PACKAGES = ("fitune", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
@@ -186,7 +187,7 @@ def read(path: Path) -> Manifest:
 def write(path: Path, manifest: Mapping[str, object]) -> None:
     """Replace the manifest in one move."""
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(json_text(manifest, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 

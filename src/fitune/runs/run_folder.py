@@ -24,7 +24,7 @@ from typing import Any, Literal, TypedDict, cast
 
 import yaml
 
-from fitune.console import log
+from fitune.console import json_text, log
 from fitune.errors import RunError
 
 SETTINGS, MANIFEST, METRICS, SAMPLES, LOCK = (
@@ -186,7 +186,7 @@ class RunFolder:
 def append_row(path: Path, row: Mapping[str, object]) -> None:
     """Append one JSON line and flush it to the operating system."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json_text(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ What differs from transformers.Trainer:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -305,7 +306,13 @@ class FituneTrainer(Trainer):
 
     def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
-        return {"loss": self.eval_recovery.run(self._token_loss, eval_dataset)}
+        loss = self.eval_recovery.run(self._token_loss, eval_dataset)
+        if not math.isfinite(loss):
+            raise TrainingHalted(
+                f"the loss on the held-out rows is {loss} in the evaluation at step {self.state.global_step}: "
+                "weights of the model are damaged, or overflow in its precision; try model.precision bf16 or fp32"
+            )
+        return {"loss": loss}
 
     def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
         total, tokens = 0.0, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -23,7 +22,9 @@ THINKING = click.option(
 
 def print_json(value: object) -> None:
     """A value as indented JSON, for scripts."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    from fitune.console import json_text
+
+    click.echo(json_text(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], cell: Callable[[Cell], str]) -> None:
