@@ -17,6 +17,8 @@ from fitune.errors import DataError, ModelError
 from fitune.evaluation.generation import Answer, Sampling, asking, complete, follow
 from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
+from fitune.models.base_model import base_model_of
+from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import label_loss
 
 if TYPE_CHECKING:
@@ -113,12 +115,14 @@ def _answer_row(example: Example, said: Answer, renderer: Renderer) -> AnswerRow
 def loss_of(model: LanguageModel, rows: Sequence[TokenRow], pad_id: int, batch: int, label: str = "") -> float:
     """Mean cross entropy of a trained token over all rows; logits only where one is predicted."""
     total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: row.num_tokens)
+    ordered, rule = sorted(rows, key=lambda row: row.num_tokens), length_rule(base_model_of(model).config)
     with asking(model):
         for first in follow(range(0, len(ordered), batch), label):
             chosen = ordered[first : first + batch]
             inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}
-            total += label_loss(model, inputs, 1).item()
+            for part in by_side(inputs, rule):
+                forget_length(model, rule)
+                total += label_loss(model, part, 1).item()
             count += sum(row.num_trained for row in chosen)
     if not math.isfinite(total):
         raise ModelError(

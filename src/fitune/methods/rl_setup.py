@@ -76,7 +76,8 @@ def make_online_trainer(
     """
     assert isinstance(model, PeftModel)
     rl, how, prompts = run.own(RlSettings), rollout_of(run, chosen), run.data.train
-    mode = lay_out(run, model, [trial_row(row) for row in prompts]).mode
+    longest = max(row.num_tokens for row in [*prompts, *run.data.eval]) + rl.max_new_tokens
+    mode = lay_out(run, model, [trial_row(row) for row in prompts], longest).mode
     half = torch.bfloat16 if run.arguments.bf16 else torch.float16
     mixed = run.arguments.bf16 or run.arguments.fp16
     autocast = partial(torch.autocast, run.device, dtype=half, enabled=mixed)

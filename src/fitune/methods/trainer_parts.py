@@ -18,8 +18,11 @@ from fitune.console import log
 from fitune.data.packing.pair_batching import AnyPair
 from fitune.data.packing.tree import Row
 from fitune.data.rows import PairRow, TokenRow
+from fitune.errors import ModelError
 from fitune.methods.context import RunContext
+from fitune.models.base_model import base_model_of
 from fitune.models.hardware import peak_memory_bytes
+from fitune.models.length_rules import length_rule
 from fitune.ops.token_logprobs import check_row_batch
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
@@ -50,8 +53,21 @@ def generation_eval_of(run: RunContext) -> GenerationEval | None:
     return GenerationEval(run.renderer, questions, run.eval_new_tokens, run.batch_size, run.folder.log_samples)
 
 
-def lay_out(run: RunContext, model: nn.Module, rows: Sequence[Row]) -> Packing:
-    """How rows are laid out, tried on this model; said aloud."""
+def lay_out(
+    run: RunContext, model: nn.Module, rows: Sequence[Row], longest: int | None = None, apart: bool = False
+) -> Packing:
+    """How rows are laid out, tried on this model; said aloud.
+
+    Args:
+        longest: tokens of the longest row that there will be; None takes ``rows``.
+        apart: the trainer computes rows apart whose length means something else to the model.
+
+    Raises:
+        ModelError: rows that such a model computes differently by their length, and the trainer takes them together.
+    """
+    longest = longest or max(len(row.input_ids) for row in rows)
+    if not apart:
+        _refuse_mixed_lengths(model, min(len(row.input_ids) for row in rows), longest)
     packing = choose_packing(
         model.to(run.device),
         rows,
@@ -59,6 +75,8 @@ def lay_out(run: RunContext, model: nn.Module, rows: Sequence[Row]) -> Packing:
         run.arguments.per_device_train_batch_size,
         run.arguments.world_size,
         torch.autocast(run.device, dtype=torch.bfloat16, enabled=run.arguments.bf16),
+        longest,
+        bool(run.arguments.neftune_noise_alpha),
     )
     for note in packing.notes:
         log(note)
@@ -66,6 +84,16 @@ def lay_out(run: RunContext, model: nn.Module, rows: Sequence[Row]) -> Packing:
         shared = "prefixes that rows share are computed once" if packing.mode == "tree" else "side by side"
         log(f"rows are packed without padding, {shared}: checked against the model's plain forward pass")
     return packing
+
+
+def _refuse_mixed_lengths(model: nn.Module, shortest: int, longest: int) -> None:
+    rule = length_rule(base_model_of(model).config)
+    if rule is not None and rule.mixes(shortest, longest):
+        raise ModelError(
+            f"the model's rotary embedding ({rule.kind}) computes rows of more than {rule.limit:,} tokens otherwise; "
+            f"this method takes rows of {shortest:,} to {longest:,} tokens together and would be wrong about some; keep "
+            f"them within {rule.limit:,} (data.max_length with data.too_long: drop; rl.max_new_tokens)"
+        )
 
 
 def note_step_down(run: RunContext) -> StepDown:
@@ -93,7 +121,8 @@ def answer_pair_parts(run: RunContext, model: nn.Module, met: Sequence[AnyPair] 
     """
     train = run.data.train
     rows_met = cast("Sequence[TokenRow] | Sequence[PairRow]", train if met is None else met)
-    packing = lay_out(run, model, sides(train))
+    longest = max(row.num_tokens for row in sides([*train, *run.data.eval]))
+    packing = lay_out(run, model, sides(train), longest)
     check_row_batch(model, sides(train), packing.mode)
     return {
         "train_rows": train,

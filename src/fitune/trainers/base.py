@@ -33,9 +33,12 @@ from transformers import (
 )
 
 from fitune.errors import RunError, TrainingHalted
+from fitune.models.base_model import base_model_of
+from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
 from fitune.trainers.callbacks import TrainerListener
+from fitune.trainers.listeners.row_noise import RowNoise, padded_rows
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
 from fitune.trainers.sampler import Numbered, Row, ShuffledByEpoch
 
@@ -139,6 +142,13 @@ class FituneTrainer(Trainer):
             eval_dataset=RowDataset(eval_rows) if eval_rows else None,
             callbacks=[_EpochOrder(self), *(callbacks or [])],
         )
+        self.lengths = length_rule(base_model_of(model).config)
+        # Ours knows the rows; transformers' own is not switched on.
+        self.neftune_noise_alpha = None
+        self.noise = RowNoise(args.neftune_noise_alpha) if args.neftune_noise_alpha else None
+        if self.noise is not None:
+            self.noise.bind(self)
+            self.add_callback(self.noise)
         size = pass_size or PassSize(args.per_device_train_batch_size)
         self.recovery = OomRecovery(
             size,
@@ -213,6 +223,8 @@ class FituneTrainer(Trainer):
         if return_outputs:
             raise NotImplementedError("FituneTrainer.evaluate keeps no outputs; call the model for its logits")
         batch = {name: value for name, value in cast(Padded, inputs).items() if name != ROW_NUMBERS}
+        if self.noise is not None:
+            self.noise.rows = padded_rows(batch["attention_mask"])
         loss = label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
         # DDP averages gradients over processes; the divisor already counts the tokens of all of them.
         return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
@@ -255,12 +267,13 @@ class FituneTrainer(Trainer):
         self.model.zero_grad(set_to_none=True)
         self.step_loss = 0.0
 
-    @staticmethod
-    def _cut(inputs: Padded, recovery: OomRecovery) -> Iterable[dict[str, Tensor]]:
+    def _cut(self, inputs: Padded, recovery: OomRecovery) -> Iterable[dict[str, Tensor]]:
         """A padded batch in passes."""
-        rows, width = inputs["input_ids"].shape
-        for here in recovery.slices(rows, width):
-            yield {name: value[here] for name, value in inputs.items()}
+        for alike in by_side(inputs, self.lengths):
+            rows, width = alike["input_ids"].shape
+            for here in recovery.slices(rows, width):
+                forget_length(self.model, self.lengths)
+                yield {name: value[here] for name, value in alike.items()}
 
     def halt(self, what: str) -> None:
         """Raise `TrainingHalted` with the place and what to try."""

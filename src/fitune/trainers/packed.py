@@ -19,6 +19,7 @@ from fitune.data.packing.tree import Row, Tree
 from fitune.data.rows import TokenRow
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
+from fitune.trainers.listeners.row_noise import packed_rows
 from fitune.trainers.oom_recovery import PassSize
 from fitune.trainers.packing_support import Packing
 from fitune.trainers.sampler import Numbered
@@ -86,6 +87,8 @@ class PackedTrainer(FituneTrainer):
         for tree in self._smaller(cast("list[Tree]", inputs[PACKS])):
             self.recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)
             self.last_row_numbers = list(tree.row_numbers)
+            if self.noise is not None:
+                self.noise.rows = packed_rows(tree)
             # Accelerate's own autocast is wrapped around the model's forward, which packs do not go through.
             with self.accelerator.autocast():
                 loss = pack_loss(self.model, to_pack(tree, self.args.device), num_items)

@@ -14,12 +14,14 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from fitune.data.packing.bins import Mode
 from fitune.data.packing.config_refusal import carries_a_state, refused_by_config
 from fitune.data.packing.tree import Row, build_tree, common_prefix
 from fitune.errors import ModelError
 from fitune.models.base_model import attention_of, base_model_of
+from fitune.models.length_rules import length_rule
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -52,6 +54,8 @@ def choose_packing(
     micro_batch_rows: int,
     processes: int = 1,
     autocast: AbstractContextManager[object] | None = None,
+    longest: int | None = None,
+    noise: bool = False,
 ) -> Packing:
     """The best layout that this model computes exactly. Leaves the model ready for it.
 
@@ -59,14 +63,20 @@ def choose_packing(
         model: the model that will be trained, PEFT and all; its weights and random numbers are left as they are.
         micro_batch_rows: rows of a padded forward pass, from which the size of a pack follows.
         autocast: the context in which training computes.
+        longest: tokens of the longest row that will be packed, held-out ones included; None takes ``rows``.
+        noise: the embeddings get noise row by row.
     """
     max_tokens = micro_batch_rows * max((len(row.input_ids) for row in rows), default=1)
     if wanted == "off":
         return Packing("off", max_tokens)
-    refusal = _refusal(model, processes)
+    longest = longest or max((len(row.input_ids) for row in rows), default=1)
+    refusal = _refusal(model, processes) or _refused_by_length(base_model_of(model).config, longest)
     if refusal:
         return Packing("off", max_tokens, (f"rows are padded, not packed: {refusal}",))
     modes, notes = _candidates(model, wanted)
+    if noise and "tree" in modes:
+        modes.remove("tree")
+        notes.append("prefixes are not shared because of NEFTune's noise: rows would share its draws")
     for mode in modes:
         fault = self_check(model, rows, share=mode == "tree", autocast=autocast)
         if fault is None:
@@ -92,6 +102,20 @@ def _refusal(model: nn.Module, processes: int) -> str | None:
     return None
 
 
+def _refused_by_length(config: PretrainedConfig, longest: int) -> str | None:
+    """Why rows of up to ``longest`` tokens cannot be packed: the longest would decide how the others are computed."""
+    rule, text = length_rule(config), config.get_text_config()
+    if rule is not None and longest > rule.limit:
+        return (
+            f"its rotary embedding ({rule.kind}) computes rows of more than {rule.limit:,} tokens otherwise, and the "
+            f"longest has {longest:,}; rows of either side are computed apart"
+        )
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and longest > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        return f"its chunked attention sees chunks of {chunk:,} tokens, and the longest row has {longest:,}"
+    return None
+
+
 def _candidates(model: nn.Module, wanted: str) -> tuple[list[Mode], list[str]]:
     if wanted == "rows":
         return ["rows"], []
@@ -114,10 +138,10 @@ def self_check(
     Returns:
         What is wrong, or None. With a fault the model has its own attention again.
     """
-    sample = _sample(rows)
+    inner = base_model_of(model)
+    sample = _sample(rows, getattr(inner.config.get_text_config(), "sliding_window", None))
     if not sample:
         return "no row has a trained token"
-    inner = base_model_of(model)
     before = attention_of(inner.config)
     low = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
     context = autocast or nullcontext()
@@ -158,8 +182,8 @@ def self_check(
     return fault
 
 
-def _sample(rows: Sequence[Row]) -> list[Row]:
-    """A few rows with something to train: the two that share most, and the shortest others."""
+def _sample(rows: Sequence[Row], window: int | None = None) -> list[Row]:
+    """A few rows with something to train: the two that share most, one longer than the window, the shortest others."""
     trained = [row for row in rows if any(row.trained[1:])][:512]
     ordered = sorted(trained, key=lambda row: tuple(row.input_ids))
     shared = [common_prefix(a.input_ids, b.input_ids) for a, b in pairwise(ordered)]
@@ -167,7 +191,9 @@ def _sample(rows: Sequence[Row]) -> list[Row]:
     if shared:
         first = max(range(len(shared)), key=shared.__getitem__)
         chosen = [ordered[first], ordered[first + 1]]
-    chosen += sorted((row for row in trained if row not in chosen), key=lambda row: len(row.input_ids))
+    others = sorted((row for row in trained if row not in chosen), key=lambda row: len(row.input_ids))
+    over = [row for row in others if window and window < len(row.input_ids) <= TOKENS_TRIED // 2][:1]
+    chosen += [*over, *(row for row in others if row not in over)]
     kept, tokens = [], 0
     for row in chosen[:ROWS_TRIED]:
         tokens += len(row.input_ids)

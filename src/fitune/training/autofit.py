@@ -166,7 +166,8 @@ def likely_mode(settings: Settings, config: Mapping[str, object]) -> str:
         cast("Mapping[str, object]", config.get("text_config") or config).get
     ):
         return "off"
-    return "rows" if settings.data.packing == "rows" or settings.lora.dropout > 0 else "tree"
+    random = settings.lora.dropout > 0 or bool(settings.trainer.get("neftune_noise_alpha"))
+    return "rows" if settings.data.packing == "rows" or random else "tree"
 
 
 def prompt_tokens(settings: Settings, setup: RunSetup) -> int | None:

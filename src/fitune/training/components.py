@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from fitune.adapters.premerge import merge_into
 from fitune.config.sections import Settings
 from fitune.console import log, warn
+from fitune.errors import SettingsError
 from fitune.methods.context import RunContext
 from fitune.methods.registry import METHODS
 from fitune.models.load_base import LoadedBase, load_base
@@ -45,6 +46,9 @@ def make_schedule(setup: RunSetup) -> Schedule:
 def make_arguments(setup: RunSetup, schedule: Schedule, run: RunFolder) -> TrainingArguments:
     """transformers' arguments of the run; faults of the ``trainer:`` section come out here."""
     settings = setup.settings
+    if settings.trainer.get("neftune_noise_alpha") and METHODS[settings.method].reads not in ("rows", "text"):
+        fault = f"trainer.neftune_noise_alpha is set, and method {settings.method} adds no noise; leave it out"
+        raise SettingsError([fault])
     return training_arguments(
         run.checkpoints,
         schedule,

@@ -30,6 +30,8 @@ def refused_by_config(value_of: Callable[[str], object]) -> str | None:
     for kind in cast("Sequence[str] | None", value_of("layer_types")) or ():
         if kind in RECURRENT_LAYERS:
             return carries_a_state(kind)
+    if value_of("attn_temperature_tuning"):
+        return "its attention's temperature follows from a token's place in the whole pass (attn_temperature_tuning)"
     for name in ATTENTION_DROPOUTS:
         if value_of(name):
             return f"the model drops attention weights ({name} is {value_of(name)})"

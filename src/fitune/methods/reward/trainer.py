@@ -50,7 +50,8 @@ def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
 
 def make_trainer(run: RunContext, model: nn.Module) -> RewardTrainer:
     """The trainer with everything that listens to it."""
-    packing = lay_out(run, model, sides(run.data.train))
+    longest = max(row.num_tokens for row in sides([*run.data.train, *run.data.eval]))
+    packing = lay_out(run, model, sides(run.data.train), longest)
     return RewardTrainer(
         model,
         run.arguments,

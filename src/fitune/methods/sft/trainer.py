@@ -20,7 +20,8 @@ from fitune.trainers.packed import PackedTrainer
 
 def make_trainer(run: RunContext, model: nn.Module) -> FituneTrainer:
     """The trainer with everything that listens to it."""
-    packing = lay_out(run, model, run.data.train)
+    longest = max(row.num_tokens for row in [*run.data.train, *run.data.eval])
+    packing = lay_out(run, model, run.data.train, longest, apart=True)
     kind = FituneTrainer if packing.mode == "off" else partial(PackedTrainer, packing=packing)
     return kind(
         model,
