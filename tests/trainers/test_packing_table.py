@@ -75,7 +75,7 @@ def made(kind: str, changed: dict[str, Any]) -> Any:
     with torch.no_grad():
         for value in model.parameters():
             if value.dim() > 1:
-                value.mul_(4)
+                value.mul_(8)
     return model
 
 
@@ -130,7 +130,7 @@ def test_rows_of_different_sides_would_change_each_other(tiny):
         batch = pad_collate(rows, 0)
         with torch.no_grad():
             together = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-        assert abs(together.item() - row_by_row(made(kind, changed), rows)) > 4e-4  # five times what the table allows
+        assert abs(together.item() - row_by_row(made(kind, changed), rows)) > 1e-3
 
 
 def test_rows_of_one_side_are_packed(tiny):

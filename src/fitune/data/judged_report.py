@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
-from fitune.data.counting import Lengths, named, num_duplicates, span
+from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Judged, TokenRow
 
@@ -112,6 +112,7 @@ def check_judged(
         errors=tuple(errors),
         warnings=(),
     )
+    warnings += odd_tokens(rows, renderer, num_duplicates(repr((one.prompt, one.completion)) for one in judged))
     return replace(report, warnings=(*warnings, *_warnings(report, judged))), kept
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
-from fitune.data.counting import Lengths, named, num_duplicates, span
+from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Pair, PairRow
 
@@ -122,6 +122,8 @@ def check_pairs(
         warnings.append(f"the prompts of {_pairs(leaked)} are also in the held-out rows")
     if duplicates:
         warnings.append(f"{duplicates:,} pairs are duplicates")
+    texts = [repr((pair.prompt, said)) for pair in usable for said in pair.texts]
+    warnings += odd_tokens([side for row in rows for side in row.rows], renderer, num_duplicates(texts))
     better = [row.chosen.num_trained for row in rows]
     worse = [row.rejected.num_trained for row in rows]
     longer = [a > b for a, b in zip(better, worse, strict=True) if a != b]

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from fitune.data.counting import Lengths, named, num_duplicates, span
+from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
 from fitune.data.read.sources import example_key
 from fitune.data.render.renderer import Renderer
 from fitune.data.rows import Example, Rendered, TokenRow
@@ -122,6 +122,7 @@ def check_rows(
         warnings.append(f"{_rows(double)} that begin with two BOS tokens; remove the BOS text from the data")
     if duplicates:
         warnings.append(f"{duplicates:,} rows are duplicates")
+    warnings += odd_tokens(rows, renderer, duplicates)
     if leaked:
         warnings.append(f"{len(leaked):,} rows are also in the held-out rows, for example row {leaked[0]}")
     return CheckReport(
