@@ -6,6 +6,7 @@ stopping; the pad id set here only fills the rectangle.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,8 @@ from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
+
+LONGEST_WORDS = 400  # characters of a library's error
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -97,7 +100,7 @@ def stop_ids(
 
 def unreachable(source: ModelSource, what: str, error: Exception) -> str:
     """The message for a model or tokenizer that transformers could not load."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = library_words(error)
     if source.kind != "hub":
         return f"the {what} in {source.name} cannot be loaded: {first}"
     folders = [entry.name for entry in Path.cwd().iterdir() if (entry / "config.json").exists()]
@@ -108,3 +111,15 @@ def unreachable(source: ModelSource, what: str, error: Exception) -> str:
         "Check the name and the network (a gated model needs `hf auth login`), or download it "
         "elsewhere and name the folder in model.name"
     )
+
+
+def library_words(error: Exception) -> str:
+    """A library's error in one line of bounded length, without its advice to read pickles unsafely or run code at once."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in words:
+        return (
+            "it comes with Python code of its own, which is not run; for authors you trust, set model.trust_remote_code"
+        )
+    sentences = [one for one in re.split(r"(?<=[.!?])\s", words) if "weights_only" not in one]
+    words = " ".join(sentences) or type(error).__name__
+    return words if len(words) <= LONGEST_WORDS else f"{words[:LONGEST_WORDS]} …"
