@@ -15,6 +15,7 @@ import pytest
 
 from fitune.config.sections import Settings
 from fitune.errors import ModelError
+from fitune.models.safetensors_check import check_files
 from fitune.models.tokenizer import library_words
 from fitune.training.run import train
 
@@ -117,3 +118,12 @@ def test_a_librarys_advice_to_read_pickles_unsafely_is_not_passed_on() -> None:
     error = ValueError("It failed.\nSet `weights_only=False` to load it anyway.\nThe file is cut.")
     assert library_words(error) == "It failed. The file is cut."
     assert library_words(ValueError("x" * 900)).endswith("x …") and library_words(ValueError()) == "ValueError"
+
+
+def test_sizes_by_layer_and_models_without_experts_are_no_fault(tmp_path: Path) -> None:
+    sizes = {"intermediate_size": [64, 128], "num_local_experts": 0, "num_key_value_heads": [2, None]}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "text_config": {"num_hidden_layers": 2}}))
+    check_files(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 10**7}}))
+    with pytest.raises(ModelError, match="num_hidden_layers is 10000000"):
+        check_files(tmp_path)

@@ -27,6 +27,7 @@ LARGEST_SIZES = {
     "n_head": 100_000, "num_key_value_heads": 100_000, "hidden_size": 10_000_000, "n_embd": 10_000_000,
     "intermediate_size": 100_000_000, "vocab_size": 100_000_000, "num_experts": 100_000, "num_local_experts": 100_000,
 }  # fmt: skip
+MAY_BE_NONE = ("num_experts", "num_local_experts", "num_key_value_heads")
 LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -77,13 +78,12 @@ def _refuse_odd_file(path: Path) -> None:
 
 def _refuse_odd_sizes(path: Path, config: Mapping[str, object]) -> None:
     for name, most in LARGEST_SIZES.items():
-        value = config.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise ModelError(
-                f"{path} says {name} is {json.dumps(value)[:60]}; a whole number from 1 to {most:,} is meant"
-            )
+        value, least = config.get(name), int(name not in MAY_BE_NONE)
+        for one in value if isinstance(value, list) else [value]:  # some families give a size for each layer
+            if one is not None and (not isinstance(one, int) or isinstance(one, bool) or not least <= one <= most):
+                raise ModelError(
+                    f"{path} says {name} is {json.dumps(value)[:60]}; a whole number from {least} to {most:,} is meant"
+                )
 
 
 def check_safetensors(path: Path) -> None:
