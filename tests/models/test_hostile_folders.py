@@ -52,6 +52,12 @@ def loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def splitting(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$|(.*)*x"}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pre_tokenizer": pattern}))
+
+
 BIG_LOOP = (
     "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}{{ messages[0]['content'] }}"
 )
@@ -89,6 +95,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokenizer cut": (written("tokenizer.json", '{"version":'), r"the tokenizer in .* cannot be loaded: .*\w+"),
     "tokenizer a pipe": (instead("tokenizer.json", os.mkfifo), r"tokenizer.json is a pipe or device"),
     "generation nested": (written("generation_config.json", DEEP), r"generation_config.json is nested too deeply"),
+    "tokenizer that explodes": (splitting, r"the tokenizer in .* cannot split repeated characters: .*retry-limit"),
     "template that loops": (written("chat_template.jinja", BIG_LOOP), r"chat template takes more than 1 s .* it loops"),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
 
+REPETITIONS = ("a" * 40 + "!", " " * 40 + "x", "1" * 40 + "a")
 LONGEST_WORDS = 400  # characters of a library's error
 
 
@@ -39,9 +40,24 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
             f"the tokenizer of {source.name} is a slow tokenizer, which cannot map tokens to characters; "
             "fitune needs a fast tokenizer (tokenizer.json) to place the loss mask"
         )
+    _try_repetitions(tokenizer, source.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _try_repetitions(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises ModelError when the tokenizer gives up on a repeated character, where a bad expression takes for ever."""
+    try:
+        for text in REPETITIONS:
+            tokenizer(text, add_special_tokens=False)
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer in {name} cannot split repeated characters: {library_words(error)}; an expression of its "
+            "pre-tokenizer or normalizer (tokenizer.json) tries too many ways"
+        ) from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, template: Template) -> None:
@@ -113,7 +129,7 @@ def unreachable(source: ModelSource, what: str, error: Exception) -> str:
     )
 
 
-def library_words(error: Exception) -> str:
+def library_words(error: BaseException) -> str:
     """A library's error in one line of bounded length, without its advice to read pickles unsafely or run code at once."""
     words = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in words:
