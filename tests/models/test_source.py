@@ -123,7 +123,7 @@ def test_damaged_folder(tiny_llama: Path, tmp_path: Path):
         load(folder)
     (folder / "model.safetensors").write_bytes(whole)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"the configuration in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"config\.json is damaged: Expecting property name"):
         load_config(resolve(str(folder)))
 
 

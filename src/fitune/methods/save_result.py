@@ -55,7 +55,7 @@ def rehearse_saving(run: RunContext, trainer: FituneTrainer, model: nn.Module) -
     with no_draws, tempfile.TemporaryDirectory(dir=run.folder.path, prefix=".rehearsal-") as scratch:
         try:
             if run.tuning == "full":
-                _save_beside_weights(cast(PreTrainedModel, model), run.base, Path(scratch))
+                _save_beside_weights(base_model_of(model), run.base, Path(scratch))
             else:
                 save_result(replace(run, folder=RunFolder(Path(scratch))), trainer, model)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:

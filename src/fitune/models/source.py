@@ -8,7 +8,7 @@ from typing import Required, TypedDict
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
-from fitune.models.safetensors_check import check_weight_files
+from fitune.models.safetensors_check import check_files, check_weight_files
 
 
 class Origin(TypedDict, total=False):
@@ -79,6 +79,7 @@ def _folder(path: Path, name: str, allow_pickled: bool) -> ModelSource:
             f"{name} holds an adapter, not a model; `fitune chat {name}` talks to it, "
             "and model.name takes the base it was trained on"
         )
+    check_files(path)
     if not (path / "config.json").exists():
         raise ModelError(f"{name} is not a model folder: it has no config.json")
     return ModelSource(kind="folder", name=name, path=str(path), pickled=check_weight_files(path, name, allow_pickled))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,7 @@ from fitune.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SLOWEST_SECONDS = 1.0  # for two messages; a real template takes milliseconds
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # ChatML as OpenAI published it (openai-python chatml.md, 2023), without a default system prompt.
 CHATML = (
@@ -70,9 +75,33 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     renderer = Renderer(tokenizer=tokenizer, template_text=text)
     turns: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWERHERE"}]
     try:
-        rendered = renderer.text_of(turns)
+        with _within(SLOWEST_SECONDS):
+            rendered = renderer.text_of(turns)
     except DataError as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise ModelError(
+                f"the chat template takes more than {SLOWEST_SECONDS:g} s for two messages: it loops"
+            ) from error
         raise ModelError(f"the chat template cannot be rendered: {error.__cause__}") from error
     if "ANSWERHERE" not in rendered:
         raise ModelError("the chat template drops the assistant's answer; check message['content'] in it")
     return next((token for token in renderer.chat_format.stops if renderer.chat_format.end.endswith(token)), None)
+
+
+@contextmanager
+def _within(seconds: float) -> Generator[None, None, None]:
+    """Raises TimeoutError inside the block when it takes longer; not in threads, nor on systems without such a clock."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)  # and again, should somebody catch the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -6,6 +6,7 @@ stopping; the pad id set here only fills the rectangle.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,9 @@ from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
+
+REPETITIONS = ("a" * 40 + "!", " " * 40 + "x", "1" * 40 + "a")
+LONGEST_WORDS = 400  # characters of a library's error
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -36,9 +40,24 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
             f"the tokenizer of {source.name} is a slow tokenizer, which cannot map tokens to characters; "
             "fitune needs a fast tokenizer (tokenizer.json) to place the loss mask"
         )
+    _try_repetitions(tokenizer, source.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _try_repetitions(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises ModelError when the tokenizer gives up on a repeated character, where a bad expression takes for ever."""
+    try:
+        for text in REPETITIONS:
+            tokenizer(text, add_special_tokens=False)
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer in {name} cannot split repeated characters: {library_words(error)}; an expression of its "
+            "pre-tokenizer or normalizer (tokenizer.json) tries too many ways"
+        ) from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, template: Template) -> None:
@@ -97,7 +116,7 @@ def stop_ids(
 
 def unreachable(source: ModelSource, what: str, error: Exception) -> str:
     """The message for a model or tokenizer that transformers could not load."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = library_words(error)
     if source.kind != "hub":
         return f"the {what} in {source.name} cannot be loaded: {first}"
     folders = [entry.name for entry in Path.cwd().iterdir() if (entry / "config.json").exists()]
@@ -108,3 +127,15 @@ def unreachable(source: ModelSource, what: str, error: Exception) -> str:
         "Check the name and the network (a gated model needs `hf auth login`), or download it "
         "elsewhere and name the folder in model.name"
     )
+
+
+def library_words(error: BaseException) -> str:
+    """A library's error in one line of bounded length, without its advice to read pickles unsafely or run code at once."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in words:
+        return (
+            "it comes with Python code of its own, which is not run; for authors you trust, set model.trust_remote_code"
+        )
+    sentences = [one for one in re.split(r"(?<=[.!?])\s", words) if "weights_only" not in one]
+    words = " ".join(sentences) or type(error).__name__
+    return words if len(words) <= LONGEST_WORDS else f"{words[:LONGEST_WORDS]} …"
