@@ -94,7 +94,7 @@ def try_family(family: str, folder: Path) -> Outcome:
 
 
 def _line(error: Exception) -> str:
-    text = re.sub(r"\S*/fitune-\w+/(\S+)", r"\1", " ".join(str(error).split()))
+    text = re.sub(r"\S*/fitune-[\w-]+/(\S+)", r"\1", " ".join(str(error).split()))
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
 
 
