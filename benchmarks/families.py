@@ -94,7 +94,7 @@ def try_family(family: str, folder: Path) -> Outcome:
 
 
 def _line(error: Exception) -> str:
-    text = re.sub(r"\S*/fitune-\w+/(\S+)", r"\1", " ".join(str(error).split()))
+    text = re.sub(r"\S*/fitune-[\w-]+/(\S+)", r"\1", " ".join(str(error).split()))
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
 
 
@@ -275,7 +275,8 @@ planned and written as GGUF; a tiny model shows whether the code of a family wor
 - **GGUF**: written by fitune's own writer and read back.
 
 Of {tried} families: {trains} train, {packs} of them packed ({tree} as a tree), {reopens} open again, {merges} merge,
-{plans} have a traced plan, {gguf} go to GGUF; {refused} are refused with a sentence and {faults} fail in another way.
+{plans} have a traced plan, {gguf} go to GGUF. Not tried here, since no tiny model of it could be made: {untried}. Refused with a
+sentence before training: {refused}. Failed in another way: {faults}.
 
 | family | trains | packs | LoRA on | merges | plans | GGUF |
 |---|---|---|---|---|---|---|
@@ -296,7 +297,8 @@ def page(rows: list[Outcome]) -> str:
         merges=sum(row.merges not in ("–", "no", "FAULT") for row in rows),
         plans=sum(row.plans == "traced" for row in rows),
         gguf=sum(row.gguf == "yes" for row in rows),
-        refused=sum(row.trains in ("no", "not tried") for row in rows),
+        untried=sum(row.trains == "not tried" for row in rows),
+        refused=sum(row.trains == "no" for row in rows),
         faults=sum(bool(row.faults) for row in rows),
     )
     for row in sorted(rows, key=lambda row: row.family):
