@@ -97,7 +97,7 @@ def _bare_twin(base: PreTrainedModel) -> PreTrainedModel:
     """The base's class without memory and without PEFT's layers, grown as the base was."""
     rows = input_weight(base).shape[0]
     with torch.device("meta"):
-        twin = cast(PreTrainedModel, type(base)(copy.deepcopy(base.config)))
+        twin = type(base)(copy.deepcopy(base.config))
         if input_weight(twin).shape[0] != rows:
             twin.resize_token_embeddings(rows, mean_resizing=False)
     return twin
@@ -108,8 +108,8 @@ def _save_beside_weights(model: PreTrainedModel, base: LoadedBase, folder: Path)
     tokenizer = base.tokenizer
     tokenizer.chat_template = base.template.text
     model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+    if (generation := cast("GenerationConfig | None", model.generation_config)) is not None:
+        generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

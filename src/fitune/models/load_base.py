@@ -235,7 +235,7 @@ def settle_generation(model: PreTrainedModel, name: str) -> str | None:
     Sampling options without ``do_sample`` (as Llama 2 chat was published) are read by `from_pretrained` and refused by
     `save_pretrained`. They mean sampling; whatever else is refused is left out but for the special tokens.
     """
-    config = model.generation_config
+    config = cast("GenerationConfig | None", model.generation_config)
     if config is None or (fault := _unsavable(config)) is None:
         return None
     config.do_sample = True
