@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from functools import cache
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 
@@ -39,17 +39,17 @@ def warn(text: str) -> None:
     stderr_console().print(f"warning: {text}", style="yellow", markup=False)
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: object, indent: int | None = None) -> str:
     """A value as JSON; numbers that JSON does not have (NaN, infinities) are null, unknown objects text."""
     return json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(one) for key, one in cast("dict[object, object]", value).items()}
+    return [_finite(one) for one in cast("list[object]", value)] if isinstance(value, list | tuple) else value
 
 
 def hush_libraries() -> None:

@@ -109,8 +109,8 @@ def _save_beside_weights(model: PreTrainedModel, base: LoadedBase, folder: Path)
     tokenizer = base.tokenizer
     tokenizer.chat_template = base.template.text
     model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    if (generation := cast("GenerationConfig | None", model.generation_config)) is not None:
+        generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

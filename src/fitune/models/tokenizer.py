@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -75,8 +75,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     if beyond and tokenizer.pad_token in beyond:
         _pad_with_another(tokenizer, rows)
-    marks = {str(one) for one in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, template.end_of_turn)}
-    added = cast("dict[str, int]", tokenizer.get_added_vocab())  # pyright: ignore[reportCallIssue, reportOptionalCall]
+    marks = {str(one) for one in (*_marks(tokenizer), template.end_of_turn) if one is not None}
+    added = cast("Tokens", tokenizer).get_added_vocab()
     met = {
         token: number
         for token, number in beyond.items()
@@ -93,12 +93,22 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
 
 def _pad_with_another(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Pad with the end token: padding is masked by position, so any token with a row will do."""
-    others = [str(token) for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token) if token]
-    for token in others:
+    for token in filter(None, _marks(tokenizer)):
         if cast(int, tokenizer.convert_tokens_to_ids(token)) < rows:
             log(f"pad token {tokenizer.pad_token} has no embedding row; {token} pads instead")
             tokenizer.pad_token = token
             return
+
+
+class Tokens(Protocol):
+    """What the base class of tokenizers does not declare and every fast one has."""
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, ...]:
+    """End, unknown and begin token."""
+    return cast("tuple[str | None, ...]", (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token))
 
 
 def stop_ids(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import warn
 from fitune.trainers.callbacks import TrainerListener
@@ -38,20 +39,26 @@ class LearningSignal(TrainerListener):
     @property
     def state(self) -> SignalState:
         """Counts of the run so far, over its resumptions."""
-        return self.trainer.extra_state[SIGNAL]
+        return cast(SignalState, self.trainer.extra_state[SIGNAL])
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if SIGNAL not in self.trainer.extra_state:
             start = weights_digest(value for _, value in self.trainer.trained_parameters())
             self.trainer.extra_state[SIGNAL] = SignalState(start=start, steps=0, without=0, highest_rate=0.0)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         values = (value for _, value in self.trainer.trained_parameters())
         self.gradient = any(value.grad is not None and bool(value.grad.any()) for value in values)
-        rates = [group["lr"] for group in cast("Optimizer", self.trainer.optimizer).param_groups]
-        self.state["highest_rate"] = max(self.state["highest_rate"], *map(float, rates))
+        groups = cast(Optimizer, self.trainer.optimizer).param_groups
+        self.state["highest_rate"] = max(self.state["highest_rate"], *(float(group["lr"]) for group in groups))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         count = self.state
         count["steps"] += 1
         why = self.trainer.no_signal() or (None if self.gradient else "every gradient is 0")
@@ -63,7 +70,9 @@ class LearningSignal(TrainerListener):
                 f"step {state.global_step} teaches nothing: {why} ({count['without']} of {count['steps']} steps so far)"
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         count = self.state
         if not count["steps"]:
             return

@@ -6,11 +6,11 @@ for each row with the row's own length: alpha / √(length · width).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import neftune
 
 from fitune.data.packing.tree import Tree
@@ -34,16 +34,20 @@ class RowNoise(TrainerListener):
         self._embedding: Any = None
         self._hook: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._embedding = base_model_of(self.trainer.model).get_input_embeddings()
         self._embedding.neftune_noise_alpha = self.alpha
         self._hook = self._embedding.register_forward_hook(self._add)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._hook.remove()
         del self._embedding.neftune_noise_alpha
 
-    def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def _add(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         if not module.training:
             return output
         width = output.shape[-1]
@@ -63,5 +67,4 @@ def padded_rows(attention_mask_BS: Tensor) -> list[PlacedRow]:
 
 def packed_rows(tree: Tree) -> list[PlacedRow]:
     """Rows of a pack in which nothing is shared."""
-    paths: Iterable[Any] = tree.row_paths
-    return [(torch.from_numpy(path), len(row.input_ids)) for path, row in zip(paths, tree.rows, strict=True)]
+    return [(torch.from_numpy(path), len(row.input_ids)) for path, row in zip(tree.row_paths, tree.rows, strict=True)]
