@@ -50,7 +50,7 @@ def test_they_are_traced(name):
     assert base == pytest.approx(PUBLISHED[name], rel=0.01)
     weights = sum(size for size, kind in zip(traced["sizes"], traced["categories"], strict=True) if kind == "weights")
     assert weights > 0.5 * base
-    assert traced["notes"] == []
+    assert not traced["notes"]
 
 
 def test_gpt_oss_is_traced_padded_and_says_why(tmp_path):
