@@ -26,10 +26,10 @@ from fitune.evaluation.inference_model import open_target
 from fitune.exporting.export import export
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import load_base
-from fitune.models.safetensors_check import check_safetensors
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
+from fitune.models.weight_files.safetensors_check import check_safetensors
 
 IDS = list(range(5, 25))
 

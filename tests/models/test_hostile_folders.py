@@ -15,8 +15,8 @@ import pytest
 
 from fitune.config.sections import Settings
 from fitune.errors import ModelError
-from fitune.models.safetensors_check import check_files
 from fitune.models.tokenizer import library_words
+from fitune.models.weight_files.safetensors_check import check_files
 from fitune.training.run import train
 
 DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000

@@ -19,7 +19,7 @@ from fitune.adapters.locate import Facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
-from fitune.models.safetensors_check import check_safetensors
+from fitune.models.weight_files.safetensors_check import check_safetensors
 
 FACTS = "fitune.json"
 

@@ -24,8 +24,8 @@ from fitune.errors import ModelError, RunError
 from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of
 from fitune.models.load_base import LoadedBase, input_weight
-from fitune.models.safetensors_check import check_weight_files
 from fitune.models.towers import copy_processor
+from fitune.models.weight_files.safetensors_check import check_weight_files
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 

@@ -140,7 +140,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """
     import torch
 
-    from fitune.models.gguf_reader import check_gguf, load_dense, load_gguf_tokenizer
+    from fitune.models.weight_files.gguf_reader import check_gguf, load_dense, load_gguf_tokenizer
 
     check_gguf(gguf)
     load_dense(gguf, torch.bfloat16)[0].save_pretrained(folder)

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from fitune.errors import ModelError
-from fitune.models.gguf_reader import load_dense
 from fitune.models.hardware import Hardware, Precision, settle_cpu
 from fitune.models.mixture.experts import expert_parameters
 from fitune.models.quantization import QUANTIZATIONS
@@ -41,6 +40,7 @@ from fitune.models.source import ModelSource
 from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
 from fitune.models.towers import auto_class, towers_note
+from fitune.models.weight_files.gguf_reader import load_dense
 
 # Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
 OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")

@@ -8,7 +8,7 @@ from typing import Required, TypedDict
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
-from fitune.models.safetensors_check import check_files, check_weight_files
+from fitune.models.weight_files.safetensors_check import check_files, check_weight_files
 
 
 class Origin(TypedDict, total=False):
@@ -59,7 +59,7 @@ def resolve(name: str, revision: str | None = None, allow_pickled: bool = False)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no GGUF file at {name}{_neighbours(path)}")
-        from fitune.models.gguf_reader import check_gguf
+        from fitune.models.weight_files.gguf_reader import check_gguf
 
         check_gguf(path)
         return ModelSource(kind="gguf", name=name, path=str(path.parent), gguf_file=path.name)
