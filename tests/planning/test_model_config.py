@@ -94,7 +94,7 @@ def test_each_fault_of_the_hub_has_its_words(kind: str, said: str, monkeypatch: 
     ("content", "said"),
     [
         ("{", "cannot be read as JSON"),
-        ([1], "no model's config"),
+        ([1], "is not a model config"),
         ({"hidden_size": 64}, 'no "model_type"'),
         ({**LLAMA, "num_hidden_layers": 0}, "num_hidden_layers is 0; use a whole number, 1 or more"),
         ({**LLAMA, "vocab_size": -5}, "vocab_size is -5"),

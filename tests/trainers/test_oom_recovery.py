@@ -62,8 +62,6 @@ class Memory:
 
 def make(folder: Any, tiny: Any, packed: bool = False, trial: bool = False, **changed: Any) -> Any:
     rows = tiny.make_rows(16, longest=12)
-    for row in rows:
-        object.__setattr__(row, "num_trained", sum(row.trained[1:]))
     batch, micro = 8, changed.pop("micro_batch_size", 4)
     schedule = schedule_of(len(rows), batch, micro, 1.0, None, 0.1, None, None)
     values = {

@@ -30,6 +30,7 @@ NO_MEMORY = {
     "model.device": "the card is the plan's third argument",
     "model.chat_template": "new_tokens tells what a template adds",
     "model.trust_remote_code": "no weights",
+    "model.allow_unused_weights": "what is loaded, not how much",
     "model.allow_pickled": "how weights are read, not how many",
     "export": "after the run, on the CPU",
     "data": "largest_pass and label_share tell what the rows need",

@@ -193,7 +193,7 @@ def load_base(
         if quantization.on and device == "cpu" and (left := broken_on_cpu(model, quantization.facts)):
             kind = quantization.facts
             notes.append(
-                f"{len(left)} layers with inputs that are no multiple of {kind.cpu_inputs} stay in {precision.name}, "
+                f"{len(left)} layers whose input size is not a multiple of {kind.cpu_inputs} stay in {precision.name}, "
                 f"{left[0]} first: bitsandbytes computes their {kind.bits} bits wrongly on a CPU"
             )
     new_ids = add_template_tokens(model, tokenizer, template)

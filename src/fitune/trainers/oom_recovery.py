@@ -177,7 +177,7 @@ class OomRecovery:
         length = f": this {part} takes {self.tokens:,} tokens" if self.tokens else ""
         return (
             f"out of memory {where}, with one {part} at a time{and_so}{length}. {self._advice}, quantize the base "
-            f"(model.quantization {NF4.name}), or take a smaller model; `fitune plan` tells what would fit"
+            f"(model.quantization {NF4.name}), or use a smaller model; `fitune plan` tells what would fit"
         )
 
 

@@ -27,13 +27,13 @@ def refused_by_config(value_of: Callable[[str], object]) -> str | None:
     """
     if value_of("model_type") in WITH_SINKS:
         return "its attention has sinks, a learnt column beside the scores, which packs do not know"
+    if value_of("attn_temperature_tuning"):
+        return "its attention's temperature follows from a token's place in the whole pass (attn_temperature_tuning)"
     for kind in cast("Sequence[str] | None", value_of("layer_types")) or ():
         if kind in RECURRENT_LAYERS:
             return carries_a_state(kind)
         if kind == "chunked_attention":
-            return "its chunked_attention layers attend within chunks of a row, which packs do not know"
-    if value_of("attn_temperature_tuning"):
-        return "its attention's temperature follows from a token's place in the whole pass (attn_temperature_tuning)"
+            return "its chunked attention sees a part of a row alone, counted from the beginning of the pass"
     for name in ATTENTION_DROPOUTS:
         if value_of(name):
             return f"the model drops attention weights ({name} is {value_of(name)})"

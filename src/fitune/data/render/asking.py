@@ -7,7 +7,8 @@ gets the system prompt as training gave it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,6 +17,8 @@ from pathlib import Path
 from fitune.data.rows import Example, Message
 
 FILE = "chat.json"
+# A call of the clock with its format, as templates write it.
+CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,18 @@ class Asking:
     system_as_user: bool = False
     date: str | None = None
 
-    def clock(self) -> Callable[[str], str] | None:
-        """What a template is given as `strftime_now`; None for the real one."""
-        return None if self.date is None else datetime.fromisoformat(self.date).strftime
+    def dated(self, template: str) -> str:
+        """The template with `strftime_now` of the kept day.
+
+        transformers hands a template plain values only, so the function is written in front of it, for the formats in it.
+        """
+        if self.date is None:
+            return template
+        day = datetime.fromisoformat(self.date)
+        formats = sorted({text for _, text in CLOCK.findall(template)})
+        cases = "".join(f"{{% if f == {text!r} %}}{day.strftime(text)}{{% endif %}}" for text in formats)
+        more = "\n" if template.startswith("\n") else ""  # the line break that Jinja takes away behind a block
+        return f"{{% macro strftime_now(f) %}}{cases}{{% endmacro %}}{more}{template}"
 
     def write(self, folder: Path) -> None:
         """Keep it in a folder of weights."""

@@ -53,6 +53,10 @@ class Renderer:
         return tuple(sorted((text for text in known if text), key=len, reverse=True))
 
     @cached_property
+    def _template(self) -> str:
+        return self.asking.dated(self.template_text)
+
+    @cached_property
     def chat_format(self) -> ChatFormat:
         """What the template does."""
         return probe_format(self._apply, self.special_texts)
@@ -76,13 +80,11 @@ class Renderer:
             DataError: the template refuses them, for example for their order of roles.
         """
         more: dict[str, Any] = {} if thinking is None else dict.fromkeys(THINKING_SWITCHES, thinking)
-        if (clock := self.asking.clock()) is not None:
-            more["strftime_now"] = clock
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
-                chat_template=self.template_text,
+                chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **more,

@@ -133,7 +133,7 @@ def refuse_on_cpu(model: nn.Module, name: str) -> None:
     if wrong:
         kind = _kind_of(layers[wrong[0]])
         raise ModelError(
-            f"{name} holds {len(wrong)} {kind.bits}-bit layers whose inputs are no multiple of {kind.cpu_inputs}, "
+            f"{name} holds {len(wrong)} {kind.bits}-bit layers whose input size is not a multiple of {kind.cpu_inputs}, "
             f"{wrong[0]} first, which bitsandbytes computes wrongly on a CPU; use a GPU, or the unquantized model"
         )
 
