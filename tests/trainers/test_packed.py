@@ -134,7 +134,7 @@ def test_attention_in_chunks_of_a_row_is_padded(tiny):
     model = AutoModelForCausalLM.from_config(config)
     model.config.layer_types = ["chunked_attention", "full_attention"]
     packing = choose_packing(model, prefixed(tiny, 9), "auto", 4)
-    assert packing.mode == "off" and "chunked_attention" in packing.notes[0]
+    assert packing.mode == "off" and "chunked attention" in packing.notes[0]
 
 
 def test_alibi_is_found_out_and_the_model_left_as_it_was(tiny):
