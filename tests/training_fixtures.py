@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.config.sections import Settings
 from fitune.data.render.chat_format import ChatFormat
-from fitune.data.rows import PromptRow, TokenRow
+from fitune.data.token_rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling
 from fitune.methods.ppo.trainer import PpoTrainer
 from fitune.models.heads import put_head

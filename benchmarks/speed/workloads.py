@@ -14,8 +14,9 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fitune.data.examples import Example
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.demo.pig_latin import to_pig_latin
 from fitune.demo.sentences import make_sentences, whole_words
 from fitune.models.source import resolve

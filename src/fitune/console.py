@@ -12,20 +12,25 @@ import os
 import sys
 import warnings
 from functools import cache
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @cache
 def stderr_console() -> Console:
     """Console for progress, notes and warnings: stderr."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @cache
 def stdout_console() -> Console:
     """Console for what the user asked for: stdout."""
+    from rich.console import Console
+
     return Console(highlight=False, soft_wrap=True)
 
 

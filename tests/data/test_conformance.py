@@ -15,8 +15,9 @@ import pytest
 import trl
 from transformers import AutoTokenizer
 
+from fitune.data.examples import Example, Message
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, Message, TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"

@@ -14,7 +14,7 @@ from fitune.data.judged import mismatched
 from fitune.data.prepare import prepare
 from fitune.data.read.recognise import recognise
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "pig"}, {"role": "assistant", "content": "igpay"}

@@ -5,10 +5,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from fitune.data.examples import Example
 from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.show import show_row, trained_text
-from fitune.data.rows import Example
 from fitune.errors import DataError
 
 # Short templates in the manner of the families named, each with its own trap.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from fitune.data.examples import Example
 from fitune.data.render import token_cache
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
-from fitune.data.rows import Example
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 

@@ -10,10 +10,11 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fitune.data.examples import Example, Message
 from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.padding import pad_collate
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, Message, TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.ops.label_loss import label_loss
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention

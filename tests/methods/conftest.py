@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.runs import manifest as manifests
 from fitune.training.run import RunResult, train
 

@@ -14,7 +14,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from fitune.config.settings_loader import load_settings
 from fitune.data.judged import mismatched
-from fitune.data.rows import JudgedRow
+from fitune.data.token_rows import JudgedRow
 from fitune.errors import SettingsError
 from fitune.methods.kto.trainer import KtoTrainer, kto_loss, unbalanced
 from fitune.ops.token_logprobs import make_row_batch, sum_by_row, token_logprobs

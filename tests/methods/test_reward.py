@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fitune.config.settings_loader import load_settings
 from fitune.data.packing.pair_batching import pair_passes
 from fitune.data.read.sources import DataOptions
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.errors import ModelError, SettingsError
 from fitune.evaluation.inference_model import open_target
 from fitune.evaluation.reward_scores import open_reward_model, score

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fitune.adapters.inject import attach, lora_config
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.ops.tree_attention import use_tree_attention
 from fitune.trainers.packing_support import _others_changed, _packed_loss, self_check
 

@@ -10,7 +10,7 @@ import pytest
 from fitune.config.fields import all_fields
 from fitune.config.sections import Settings
 from fitune.data.packing.largest_pass import LargestPass
-from fitune.data.rows import PairRow, PromptRow, TokenRow
+from fitune.data.token_rows import PairRow, PromptRow, TokenRow
 from fitune.ops.optimizers import OPTIMIZERS
 from fitune.planning.scenario import Scenario
 from fitune.training.plan_scenario import NEVER, packs_rows, row_sizes, rows_of_length, scenario_of

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import fitune
 from fitune.adapters.adapter_folder import read_facts
 from fitune.config.settings_loader import load_settings
-from fitune.data.rows import Example
+from fitune.data.examples import Example
 from fitune.errors import DataError, ModelError, RewardError, SettingsError
 from fitune.evaluation.inference_model import open_target
 from fitune.evaluation.reward_scores import open_reward_model

@@ -11,7 +11,7 @@ import click
 from fitune.cli.options.shared import THINKING
 
 if TYPE_CHECKING:
-    from fitune.data.rows import Message
+    from fitune.data.examples import Message
     from fitune.evaluation.generation import Answer, Sampling
     from fitune.evaluation.inference_model import Target
 

@@ -11,8 +11,8 @@ import click
 from fitune.cli.options.shared import THINKING, print_json
 
 if TYPE_CHECKING:
+    from fitune.data.examples import Message
     from fitune.data.render.renderer import Renderer
-    from fitune.data.rows import Message
     from fitune.evaluation.inference_model import Target
     from fitune.evaluation.next_tokens import Step
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitune.data.counting import refuse
-from fitune.data.judged_report import JudgedReport, check_judged
+from fitune.data.examples import Judged
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
-from fitune.data.rows import Judged, JudgedRow, TokenRow
+from fitune.data.reports.counting import refuse
+from fitune.data.reports.judged_report import JudgedReport, check_judged
+from fitune.data.token_rows import JudgedRow, TokenRow
 
 
 def prepare_judged(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitune.data.counting import refuse
-from fitune.data.pair_report import PairReport, check_pairs
+from fitune.data.examples import Pair
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
-from fitune.data.rows import Pair, PairRow, TokenRow
+from fitune.data.reports.counting import refuse
+from fitune.data.reports.pair_report import PairReport, check_pairs
+from fitune.data.token_rows import PairRow, TokenRow
 
 
 def prepare_pairs(

@@ -14,8 +14,8 @@ from fitune.data.preferences import prepare_pairs, show_pairs
 from fitune.data.prompts import prepare_prompts, show_prompts
 from fitune.data.read.sources import DataOptions, PreparedData
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import TokenRow
 from fitune.data.sft import prepare_rows, show_rows
+from fitune.data.token_rows import TokenRow
 
 # Kind of data → its way from a file's name to rows, and its first rows as training sees them.
 PREPARE = {

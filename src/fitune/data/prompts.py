@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from fitune.data.counting import Lengths, num_duplicates, span
+from fitune.data.examples import Example
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, PromptRow, TokenRow
+from fitune.data.reports.counting import Lengths, num_duplicates, span
+from fitune.data.token_rows import PromptRow, TokenRow
 from fitune.errors import DataError
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitune.data.counting import refuse
+from fitune.data.examples import Example, Rendered
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import (
@@ -22,8 +22,9 @@ from fitune.data.read.sources import (
 )
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
-from fitune.data.report import CheckReport, check_rows
-from fitune.data.rows import Example, Rendered, TokenRow
+from fitune.data.reports.counting import refuse
+from fitune.data.reports.report import CheckReport, check_rows
+from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NotRequired
 
 from fitune.answer_metrics import RowScores, row_scores, score
+from fitune.data.examples import Example
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, TokenRow
 from fitune.data.sft import load_examples, loss_target, render_all
+from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError, ModelError
 from fitune.evaluation.generation import Answer, Sampling, asking, complete, follow
 from fitune.evaluation.inference_model import Target

@@ -12,10 +12,10 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from fitune.console import stderr_console
+from fitune.data.examples import Message
 from fitune.data.render.answer import split_answer
 from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Message
 from fitune.errors import ModelError
 from fitune.models.base_model import base_model_of
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fitune.data.examples import Message
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm, forms_of, recognise
-from fitune.data.rows import Message
 from fitune.errors import DataError
 
 ALONE = ("text", "question")  # columns that ask by themselves

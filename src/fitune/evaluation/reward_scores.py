@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from fitune.adapters.adapter_folder import read_facts
+from fitune.data.examples import Example
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.files import Rows, read_rows
 from fitune.data.read.recognise import holds, recognise
 from fitune.data.read.sources import DataOptions, convert_all, demo_rows
-from fitune.data.rows import Example, TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.demo.tasks import is_demo
 from fitune.errors import DataError, ModelError
 from fitune.evaluation.inference_model import Target

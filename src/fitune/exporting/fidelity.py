@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from fitune.data.examples import Message
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Message
 from fitune.errors import ModelError
 from fitune.evaluation.generation import Sampling, asking, can_cache, generate, generation_settings
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fitune.console import log
+from fitune.data.examples import Message
 from fitune.data.read.files import read_rows
 from fitune.data.read.sources import DataOptions, example_key, set_aside
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Message
 from fitune.data.sft import load_examples
 from fitune.errors import FituneError
 from fitune.evaluation.prompt_file import questions

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.console import log, warn
-from fitune.data.rows import PromptRow, TokenRow
+from fitune.data.token_rows import PromptRow, TokenRow
 from fitune.evaluation.generation import Sampling
 from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext

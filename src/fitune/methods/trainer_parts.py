@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from fitune.console import log
 from fitune.data.packing.pair_batching import AnyPair
 from fitune.data.packing.tree import Row
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.errors import ModelError
 from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of

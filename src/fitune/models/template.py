@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fitune.data.examples import Message
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Message
 from fitune.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import cast
 from torch import nn
 
 from fitune.answer_metrics import score
+from fitune.data.examples import Example
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example
 from fitune.evaluation.evaluate import AnswerRow, answer_rows
 from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target

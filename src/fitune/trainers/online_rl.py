@@ -29,7 +29,7 @@ from transformers import TrainingArguments
 from fitune.console import warn
 from fitune.data.packing.bins import Mode
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import PromptRow
+from fitune.data.token_rows import PromptRow
 from fitune.errors import RewardError
 from fitune.evaluation.generation import Sampling
 from fitune.models.heads import head_of

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.tree import Row, Tree
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.listeners.row_noise import packed_rows

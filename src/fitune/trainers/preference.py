@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from fitune.data.packing.pair_batching import AnyPair, pair_passes, pair_tokens
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.ops.token_logprobs import RowBatch, make_row_batch, sum_by_row, token_logprobs
 from fitune.trainers.base import Batch, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.oom_recovery import OomRecovery, PassSize

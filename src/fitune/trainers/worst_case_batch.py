@@ -16,7 +16,7 @@ from fitune.data.packing.bins import pack_rows
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.packing.pair_batching import pair_passes, pair_tokens
 from fitune.data.packing.tree import Row, Tree
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.trainers.sampler import epoch_order, rows_together
 
 if TYPE_CHECKING:

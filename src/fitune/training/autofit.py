@@ -16,7 +16,7 @@ from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.data.packing.config_refusal import refused_by_config
 from fitune.data.packing.largest_pass import LargestPass
-from fitune.data.rows import PairRow, PromptRow, TokenRow
+from fitune.data.token_rows import PairRow, PromptRow, TokenRow
 from fitune.errors import DoesNotFit, ModelError, PlanError
 from fitune.planning.cpu_memory import plan_cpu
 from fitune.planning.gpus import catalogue

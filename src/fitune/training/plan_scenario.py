@@ -13,7 +13,7 @@ from typing import Literal, TypedDict, cast
 from fitune.adapters.locate import find_adapter, lora_options
 from fitune.config.sections import LoraSettings, Settings
 from fitune.data.packing.largest_pass import LargestPass
-from fitune.data.rows import PairRow, PromptRow, TokenRow
+from fitune.data.token_rows import PairRow, PromptRow, TokenRow
 from fitune.methods.registry import METHODS
 from fitune.methods.rl_config import RlSettings
 from fitune.models.quantization import QUANTIZATIONS

@@ -19,7 +19,7 @@ from fitune.data.prepare import prepare
 from fitune.data.read.sources import PreparedData
 from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import PromptRow
+from fitune.data.token_rows import PromptRow
 from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable

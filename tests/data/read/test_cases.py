@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from fitune.data.examples import Example, Pair
 from fitune.data.read.read_facts import ReadFacts
 from fitune.data.read.recognise import holds
 from fitune.data.read.sources import DataOptions, convert_all, read_facts, read_rows, read_source
-from fitune.data.rows import Example, Pair
 from fitune.errors import DataError
 
 CASES = Path(__file__).parents[1] / "cases"

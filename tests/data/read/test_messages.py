@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from fitune.data.examples import Example
 from fitune.data.read.messages.roles import ALIASES, CALL, role_of
 from fitune.data.read.read_facts import RowLeftOut
 from fitune.data.read.recognise import recognise
-from fitune.data.rows import Example
 from fitune.errors import DataError
 
 

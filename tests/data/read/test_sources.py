@@ -11,13 +11,13 @@ from transformers import AutoTokenizer
 
 import fitune
 from fitune.config.settings_loader import load_settings
+from fitune.data.examples import Example
 from fitune.data.prepare import prepare
 from fitune.data.read.mixture import MixedForm, WeightedSource, sources_in
 from fitune.data.read.read_facts import ReadFacts
 from fitune.data.read.recognised_form import RecognisedForm
 from fitune.data.read.sources import DataOptions, Rows, convert_all, read_facts, read_source
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example
 from fitune.errors import DataError
 
 

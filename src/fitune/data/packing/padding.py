@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 
 IGNORED = -100
 

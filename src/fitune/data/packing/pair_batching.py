@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 
 AnyPair = TypeVar("AnyPair", bound=PairRow | TokenRow)
 """A pair, or a row that is compared with none."""

@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fitune.data.examples import Example, Judged, Pair
 from fitune.data.read.files import Rows
 from fitune.data.read.recognised_form import RecognisedForm
-from fitune.data.rows import Example, Judged, Pair
 from fitune.errors import DataError
 
 

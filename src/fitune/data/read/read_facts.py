@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from fitune.data.counting import named
 from fitune.data.read.files import Rows
+from fitune.data.reports.counting import named
 from fitune.errors import DataError
 
 

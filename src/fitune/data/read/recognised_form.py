@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fitune.data.examples import Example, Judged, Message, Pair
 from fitune.data.read.cell_types import is_empty
 from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import Cells, Messages, say
@@ -12,7 +13,6 @@ from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.messages.conversation import check_order, taken
 from fitune.data.read.messages.message import unfolded
 from fitune.data.read.read_facts import RowLeftOut, Tally
-from fitune.data.rows import Example, Judged, Message, Pair
 from fitune.errors import DataError
 
 NOT_TRAINED = frozenset({"image", "images", "audio", "audios", "video", "videos"})  # columns of what is not text

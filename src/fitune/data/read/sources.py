@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fitune.data.counting import DataReport
+from fitune.data.examples import Example
 from fitune.data.read.files import Rows, joined, read_rows, write_jsonl
 from fitune.data.read.mixture import MixedForm, sources_in, taken_by_weight
 from fitune.data.read.read_facts import ReadFacts, RowLeftOut
 from fitune.data.read.recognise import recognise
 from fitune.data.read.recognised_form import RecognisedForm
-from fitune.data.rows import Example
+from fitune.data.reports.counting import DataReport
 from fitune.demo.tasks import demo_rows as make_demo_rows
 from fitune.demo.tasks import is_demo
 from fitune.errors import DataError

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fitune.data.rows import Example, Message
+from fitune.data.examples import Example, Message
 
 FILE = "chat.json"
 # A call of the clock with its format, as templates write it.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fitune.data.rows import Message
+from fitune.data.examples import Message
 from fitune.errors import DataError
 
 Render = Callable[..., str]

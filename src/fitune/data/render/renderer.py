@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from fitune.data.examples import Example, Message, Rendered
 from fitune.data.render.asking import AS_THE_TEMPLATE, Asking, system_into_user
 from fitune.data.render.chat_format import THINKING_SWITCHES, ChatFormat, closing_run, probe_format
 from fitune.data.render.turn import Turn, make_turn
-from fitune.data.rows import Example, Message, Rendered, TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError
 
 LOSS_ON = ("completion", "assistant", "last_assistant", "response_template", "all")

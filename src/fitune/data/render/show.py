@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from fitune.cache_folder import cache_folder, keep
+from fitune.data.examples import Rendered
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Rendered, TokenRow
+from fitune.data.token_rows import TokenRow
 
 # Fewer rows are tokenized in less than a second.
 FEWEST_ROWS = 2_000

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fitune.data.examples import Message
 from fitune.data.render.chat_format import THINK_CLOSE, THINK_OPEN, ChatFormat, closing_run, leading_specials
-from fitune.data.rows import Message
 from fitune.errors import DataError
 
 

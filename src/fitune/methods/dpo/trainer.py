@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from fitune.adapters.reference import as_reference
 from fitune.console import log
-from fitune.data.rows import PairRow
+from fitune.data.token_rows import PairRow
 from fitune.methods.adapt import adapt as adapt_plainly
 from fitune.methods.adapt import adapt_with_reference
 from fitune.methods.context import RunContext

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from fitune.data.rows import PromptRow
+from fitune.data.token_rows import PromptRow
 from fitune.methods.context import RunContext
 from fitune.methods.grpo.config import GRPO
 from fitune.methods.rl_config import RlSettings

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from fitune.console import log, warn
-from fitune.data.rows import JudgedRow, TokenRow
+from fitune.data.token_rows import JudgedRow, TokenRow
 from fitune.methods.context import RunContext
 from fitune.methods.kto.config import KtoSettings
 from fitune.methods.runtime import Runtime

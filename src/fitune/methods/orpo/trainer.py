@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from fitune.data.rows import PairRow, TokenRow
+from fitune.data.token_rows import PairRow, TokenRow
 from fitune.methods.context import RunContext
 from fitune.methods.orpo.config import OrpoSettings
 from fitune.methods.runtime import Runtime

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from fitune.data.rows import PromptRow
+from fitune.data.token_rows import PromptRow
 from fitune.methods.context import RunContext
 from fitune.methods.ppo.config import PPO
 from fitune.methods.rl_config import RlSettings

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.console import warn
-from fitune.data.rows import PairRow
+from fitune.data.token_rows import PairRow
 from fitune.methods.adapt import adapt as adapt_plainly
 from fitune.methods.context import RunContext
 from fitune.methods.reward.config import RewardSettings

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from fitune.data.rows import PairRow
+from fitune.data.token_rows import PairRow
 from fitune.methods.context import RunContext
 from fitune.methods.runtime import Runtime
 from fitune.methods.simpo.config import SimpoSettings

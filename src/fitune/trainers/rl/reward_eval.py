@@ -11,7 +11,7 @@ from torch import nn
 
 from fitune.answer_metrics import row_scores, score
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import PromptRow
+from fitune.data.token_rows import PromptRow
 from fitune.evaluation.generation import Sampling
 from fitune.rewards.mix import Mix
 from fitune.trainers.oom_recovery import OomRecovery, PassSize

@@ -16,7 +16,7 @@ from fitune.adapters.adapter_folder import add_adapter, check_belongs, read_fact
 from fitune.adapters.locate import find_adapter
 from fitune.adapters.reference import switched
 from fitune.data.packing.bins import Mode
-from fitune.data.rows import TokenRow
+from fitune.data.token_rows import TokenRow
 from fitune.errors import ModelError
 from fitune.models.base_model import base_model_of
 from fitune.models.heads import read_head

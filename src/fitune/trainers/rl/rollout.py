@@ -18,7 +18,7 @@ from torch import nn
 from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import PromptRow, TokenRow
+from fitune.data.token_rows import PromptRow, TokenRow
 from fitune.evaluation.generation import (
     LanguageModel,
     Sampling,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations
 
+from fitune.data.examples import Pair
 from fitune.data.read.forms.cells import Cells, Messages, is_ranking, say
 from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.messages.conversation import continued
-from fitune.data.rows import Pair
 from fitune.errors import DataError
 
 

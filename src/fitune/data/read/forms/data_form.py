@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fitune.data.examples import Judged, Pair
 from fitune.data.read.forms.cells import Cells, Messages
-from fitune.data.rows import Judged, Pair
 
 
 @dataclass(frozen=True, kw_only=True)

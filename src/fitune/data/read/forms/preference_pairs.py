@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fitune.data.examples import Message, Pair
 from fitune.data.read.forms.alpaca import instruction
 from fitune.data.read.forms.cells import Cells, Messages, say
 from fitune.data.read.forms.data_form import DataForm
 from fitune.data.read.messages.transcript import is_transcript, turns
-from fitune.data.rows import Message, Pair
 from fitune.errors import DataError
 
 ASKED = ("prompt", "question", "query")  # a question by itself, as text or as messages

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fitune.data.examples import Judged
 from fitune.data.read.forms.cells import Cells, say
 from fitune.data.read.forms.data_form import DataForm
-from fitune.data.rows import Judged
 from fitune.errors import DataError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fitune.data.examples import Message
 from fitune.data.read.messages.message import BEGUN, COMPLETION, UNTRAINED, Messages
-from fitune.data.rows import Message
 from fitune.errors import DataError
 
 

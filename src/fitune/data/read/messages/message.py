@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fitune.data.examples import Message
 from fitune.data.read.cell_types import as_text, checked, is_empty
 from fitune.data.read.messages.calls import calls_in_text, read_calls, results_in_text
 from fitune.data.read.messages.parts import Parts, are_parts, read_parts
 from fitune.data.read.messages.roles import CALL, ROLES, role_of
 from fitune.data.read.messages.thoughts import split_thought
-from fitune.data.rows import Message
 from fitune.errors import DataError, did_you_mean
 
 Messages = list[Message]

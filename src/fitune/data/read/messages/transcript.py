@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fitune.data.rows import Message
+from fitune.data.examples import Message
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}

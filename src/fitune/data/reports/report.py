@@ -11,10 +11,12 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
+from fitune.data.examples import Example, Rendered
 from fitune.data.read.sources import example_key
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Example, Rendered, TokenRow
+from fitune.data.reports.counting import Lengths, named, num_duplicates, span
+from fitune.data.reports.odd_tokens import odd_tokens
+from fitune.data.token_rows import TokenRow
 
 KNOWN_ROLES = {"system", "user", "assistant", "tool"}
 

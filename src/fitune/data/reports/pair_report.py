@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
-from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
+from fitune.data.examples import Pair
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Pair, PairRow
+from fitune.data.reports.counting import Lengths, named, num_duplicates, span
+from fitune.data.reports.odd_tokens import odd_tokens
+from fitune.data.token_rows import PairRow
 
 # Share of pairs from which the longer (or the shorter) answer wins so often that length alone would do.
 LOPSIDED = 0.8

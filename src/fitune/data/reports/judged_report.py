@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
-from fitune.data.counting import Lengths, named, num_duplicates, odd_tokens, span
+from fitune.data.examples import Judged
 from fitune.data.render.renderer import Renderer
-from fitune.data.rows import Judged, TokenRow
+from fitune.data.reports.counting import Lengths, named, num_duplicates, span
+from fitune.data.reports.odd_tokens import odd_tokens
+from fitune.data.token_rows import TokenRow
 
 
 @dataclass(frozen=True, kw_only=True)
