@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fitune
 
 
@@ -45,6 +47,7 @@ def test_train_can_be_called_whichever_is_imported_first():
     assert run_python(f"import fitune.ops.label_loss, fitune; {told}") == ["True", "fitune.ops.label_loss"]
 
 
+@pytest.mark.slow
 def test_export_can_be_called_whichever_is_imported_first():
     told = "print(callable(fitune.export), fitune.exporting.export.__name__)"
     assert run_python(f"import fitune; fitune.export; import fitune.exporting.export; {told}") == [

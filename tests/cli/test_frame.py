@@ -141,6 +141,7 @@ def test_data_make_and_split(tmp_path):
     assert run("data", "split", "p.jsonl", cwd=tmp_path).returncode == 1  # the files exist
 
 
+@pytest.mark.slow
 def test_data_show_and_check_speak_of_the_same_tokens(tmp_path, tiny_llama):
     rows = [{"prompt": "the pig", "completion": "eats"}, {"prompt": "a well", "completion": "on a string"}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

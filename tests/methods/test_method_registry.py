@@ -135,6 +135,7 @@ METHODS["newpo"] = NEWPO
 """
 
 
+@pytest.mark.slow
 def test_a_new_method_trains_two_steps(newpo: Path, neox_folder: Path, tmp_path: Path) -> None:
     words = ["cat", "barn", "mat", "piglet", "sun", "hen"]
     pairs = tmp_path / "pairs.jsonl"

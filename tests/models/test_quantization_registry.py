@@ -119,6 +119,7 @@ def w8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_new_quantization_trains_and_comes_back(w8: Path, tiny_llama: Path, tmp_path: Path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": "cat " * n}) + "\n" for n in range(1, 9)))

@@ -84,6 +84,7 @@ def lion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_new_optimizer_trains_is_planned_and_told(lion: Path, tiny_llama: Path, tmp_path: Path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": "cat " * n}) + "\n" for n in range(1, 7)))

@@ -265,6 +265,7 @@ def test_less_than_the_weights_is_said(model: str, tmp_path: Path, capsys: pytes
     assert "not even the loaded model fits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--seq-len", "512", "--data.eval_share", "0", "--train.batch_size", "16")
 

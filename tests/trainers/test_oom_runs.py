@@ -54,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"method": "ppo", "rl": {**RL, "num_iterations": 2}},
 }
 SAMPLES = [name for name in METHODS if name not in ("lm", "reward")]
+# Every method beside the slow tests; those with a loss, a reference or sampling of their own each time.
+EACH = [name if name in ("sft", "dpo", "grpo") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
 class Card:
@@ -188,7 +190,7 @@ def run(settings_of: Any, data_files: dict[str, Path], free_runs: dict[str, Outc
     return make
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("late", [False, True], ids=["forward", "backward"])
 def test_passes_that_are_too_large(name: str, late: bool, run: Any) -> None:
     free = run(name)
@@ -207,7 +209,7 @@ def test_too_many_answers_at_once(name: str, run: Any) -> None:
     assert_same(tight, free)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EACH)
 def test_passes_without_gradients(name: str, run: Any) -> None:
     """Evaluation, the reference measured before step one, answers scored before they are learnt from."""
     free = run(name)
@@ -238,7 +240,7 @@ def test_a_reward_model_that_scores_too_many_answers_at_once(run: Any) -> None:
     assert_same(tight, free)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("trains", [True, False])
 def test_when_nothing_is_left_the_error_says_what_to_do(name: str, trains: bool, run: Any) -> None:
     says = (

@@ -225,6 +225,7 @@ def test_a_cpu_with_a_budget_is_fitted_by_the_growth_of_the_process(settings_of,
     assert shown["measured"] < shown["predicted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_tight_budget_on_a_cpu_is_planned_down_to_the_last_quantization(settings_of, precision, monkeypatch):
     """Every level is traced, int8 and NF4 among them; no process is as small as this budget."""

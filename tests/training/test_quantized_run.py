@@ -16,6 +16,7 @@ from fitune.models.quantization.quantize import quantized_layers
 from fitune.runs.checkpoints import complete_checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "lora", "optimizer"),
     [

@@ -121,6 +121,7 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, 
     assert manifests.read(run.manifest)["resumed"][0]["from_step"] == 9
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(tmp_path, settings_of, uninterrupted, capfd):
     wanted = expected(uninterrupted, settings_of, tmp_path)
     settings = settings_of(**LONG)
@@ -134,6 +135,7 @@ def test_killed_while_a_checkpoint_was_written_goes_on_from_the_one_before(tmp_p
     assert "ignoring checkpoint-9" in said and "from step 8" in said  # 8: the best so far, saved as it was measured
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, settings_of, uninterrupted):
     wanted = expected(uninterrupted, settings_of, tmp_path)
     settings = settings_of(**LONG)
