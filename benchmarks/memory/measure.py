@@ -87,22 +87,38 @@ def cases() -> list[dict[str, Any]]:
     return sorted(found, key=lambda case: -case["gib"])
 
 
-def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """One case in this process."""
+# For a try on a CPU, where nothing is measured.
+TINY: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def config_values(model: str) -> dict[str, Any]:
+    """A model's config, by the name of its file in configs/; "tiny" is one of two small layers."""
+    return TINY if model == "tiny" else json.loads((HERE / "configs" / f"{model}.json").read_text())
+
+
+def measure(case: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
+    """One case in this process; on a CPU its steps are taken, and its peaks are 0."""
     import torch
 
     from fitune.planning.trace.dry_run import Program
     from fitune.planning.trace_cache import as_config
 
     scenario = Scenario.from_dict(case["scenario"])
-    config = as_config(json.loads((HERE / "configs" / f"{case['model']}.json").read_text()))
+    config = as_config(config_values(case["model"]))
     gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+    on_card = device == "cuda"
+    if on_card:
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated() if on_card else 0
     phases: dict[str, dict[str, int]] = {}
 
     def phase(name: str, run: Any) -> None:
+        if not on_card:
+            return run()
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
@@ -115,9 +131,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     started = time.time()
     program = None
     try:
-        program = Program(config, scenario, "cuda")
+        program = Program(config, scenario, device)
         phase("load", program.load)
-        torch.cuda.empty_cache()  # as Trainer.train does before its first step
+        if on_card:
+            torch.cuda.empty_cache()  # as Trainer.train does before its first step
 
         def step() -> None:
             for _ in range(scenario.accumulation):
@@ -131,8 +148,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
             phase("evaluation", program.evaluate)
         if scenario.generate_batch:
             phase("generation", program.generate)
-        row["seconds_last_step"] = timed(step)
-        row["smi_bytes"], row["reserved_now_bytes"] = smi_bytes(), torch.cuda.memory_reserved()
+        if on_card:
+            row["seconds_last_step"] = timed(step)
+            row["smi_bytes"], row["reserved_now_bytes"] = smi_bytes(), torch.cuda.memory_reserved()
     except torch.cuda.OutOfMemoryError as error:
         row["oom"] = str(error)[:300]
     except Exception as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class PlannedRow:
     """A row of which only the length counts: no token is shared with another row."""
 
-    input_ids: range
+    input_ids: Sequence[int]
     trained: tuple[bool, ...]
     row_number: int = 0
 
@@ -50,7 +50,8 @@ def real_pack(rows: Sequence[PlannedRow], model: PreTrainedModel, device: str) -
     from fitune.ops.tree_attention import use_tree_attention
 
     use_tree_attention(model)
-    return to_pack(build_tree([_with_small_ids(row) for row in rows], share=False, keep_ends=True), device)
+    vocabulary = model.config.get_text_config().vocab_size
+    return to_pack(build_tree([_with_ids(row, vocabulary) for row in rows], share=False, keep_ends=True), device)
 
 
 def meta_pack(
@@ -81,8 +82,9 @@ def meta_pack(
     )
 
 
-def _with_small_ids(row: PlannedRow) -> PlannedRow:
-    return PlannedRow(range(1, len(row.input_ids) + 1), row.trained, row.row_number)
+def _with_ids(row: PlannedRow, vocabulary: int) -> PlannedRow:
+    ids = tuple(number % vocabulary for number in range(len(row.input_ids)))
+    return PlannedRow(ids, row.trained, row.row_number)
 
 
 def _fill(layout: TreeLayout, text: PretrainedConfig, dtype: torch.dtype) -> None:
