@@ -152,7 +152,7 @@ def reopen(run: Path) -> str:
 def merge(run: Path, model: Path) -> str:
     """The merged copy: its fidelity, and whether it holds every weight that the base has."""
     import fitune
-    from fitune.models.load_base import load_config
+    from fitune.models.load_config import load_config
     from fitune.models.source import resolve
     from fitune.models.towers import FAILS_ON_TEXT
 

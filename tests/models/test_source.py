@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, Blip
 
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
-from fitune.models.load_base import LoadedBase, load_base, load_config
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.load_config import load_config
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ from conftest import SMOLLM2_SPECIALS, make_model_folder
 
 import fitune
 from fitune.errors import ModelError
-from fitune.models.load_base import load_config
+from fitune.models.load_config import load_config
 from fitune.models.source import resolve
 from fitune.models.template import resolve_template
 from fitune.models.tokenizer import check_vocabulary, load_tokenizer

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 import fitune
 from fitune.errors import ModelError
-from fitune.models.load_base import load_config
+from fitune.models.load_config import load_config
 from fitune.models.source import resolve
 from fitune.models.towers import auto_class
 from fitune.trainers.packing_support import _others_changed, _packed_loss, _sample, choose_packing

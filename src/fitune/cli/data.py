@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from fitune.config.sections import Settings
+    from fitune.data.read.files import Rows
     from fitune.data.read.sources import DataOptions
     from fitune.data.render.renderer import Renderer
 
@@ -43,6 +45,7 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
     from fitune.data.render.show import label_rows, show_row
 
     settings = _settings(source, ctx.meta["settings"])
+    _refuse_unreadable(settings)
     renderer, _ = _renderer(settings)
     shown = rows_to_show(settings.data.train, renderer, _options(settings), rows)
     if as_json:
@@ -75,11 +78,13 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
     """
     from fitune.console import stdout_console
     from fitune.errors import DataError
-    from fitune.training.setup import read_data
 
     settings = _settings(source, ctx.meta["settings"])
-    renderer, config = _renderer(settings)
     try:
+        _refuse_unreadable(settings)
+        from fitune.training.setup import read_data
+
+        renderer, config = _renderer(settings)
         prepared = read_data(settings, config, renderer, exclude=())
     except DataError as error:
         if as_json:
@@ -175,7 +180,6 @@ def _settings(source: str, overrides: dict[str, str]) -> Settings:
 
 def _preference_method(source: str) -> str | None:
     """A method that reads the preferences that a file (not the hub's, which is read once only) holds by its columns."""
-    from fitune.data.read.files import read_rows
     from fitune.data.read.recognise import holds
     from fitune.demo.tasks import PAIRS, is_demo
     from fitune.errors import DataError
@@ -183,7 +187,7 @@ def _preference_method(source: str) -> str | None:
     if source.startswith("hub:") or is_demo(source):
         return "dpo" if source.startswith(PAIRS) else None
     try:
-        rows = read_rows(source)
+        rows = _rows_of(source)
     except DataError:  # told by the command itself
         return None
     if holds("pairs", rows.columns, rows.rows[0]):
@@ -191,9 +195,34 @@ def _preference_method(source: str) -> str | None:
     return "kto" if holds("judged", rows.columns, rows.rows[0]) else None
 
 
+@cache
+def _rows_of(source: str) -> Rows:
+    from fitune.data.read.files import read_rows
+
+    return read_rows(source)
+
+
+def _refuse_unreadable(settings: Settings) -> None:
+    """Raises DataError, before torch and a tokenizer are loaded, for files that are not there or of no known form."""
+    from fitune.data.read.mixture import sources_in
+    from fitune.data.read.recognise import recognise
+    from fitune.demo.tasks import is_demo
+    from fitune.methods.registry import METHODS
+
+    sources = sources_in(settings.data.train)
+    for name in [one.name for one in sources] + ([settings.data.eval] if settings.data.eval else []):
+        if name.startswith("hub:") or is_demo(name):
+            continue
+        rows = _rows_of(name)
+        if len(sources) == 1:
+            recognise(
+                rows.columns, settings.data.form, settings.data.columns, METHODS[settings.method].reads, rows.rows[0]
+            )
+
+
 def _renderer(settings: Settings) -> tuple[Renderer, PretrainedConfig]:
     """The renderer that training would use, and the model's config; no weights are loaded."""
-    from fitune.models.load_base import load_config
+    from fitune.models.load_config import load_config
     from fitune.models.source import resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer

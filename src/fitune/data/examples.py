@@ -5,7 +5,9 @@ What tokens make of them is in token_rows.py. No numpy here, so that settings an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypedDict
 
 
@@ -103,3 +105,9 @@ class Judged:
         return Example(
             messages=(*self.prompt, *self.completion), text=None, row_number=self.row_number, tools=self.tools
         )
+
+
+def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
+    """The first ``limit`` examples that end with an assistant's answer; plain text asks nothing."""
+    asking = (example for example in examples if example.messages and example.messages[-1]["role"] == "assistant")
+    return list(islice(asking, limit))

@@ -17,7 +17,8 @@ from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError, RunError, did_you_mean
 from fitune.models.hardware import Hardware, Precision, choose_precision, detect
-from fitune.models.load_base import LoadedBase, load_base, load_config
+from fitune.models.load_base import LoadedBase, load_base
+from fitune.models.load_config import load_config
 from fitune.models.quantization.quantize import NO_QUANTIZATION, QuantizationConfig
 from fitune.models.source import ModelSource, Origin, resolve
 from fitune.models.template import Template, resolve_template

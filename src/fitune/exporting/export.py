@@ -18,7 +18,8 @@ from fitune.exporting.merge_weights import merge, settle
 from fitune.exporting.new_folder import new_folder, refuse_taken
 from fitune.exporting.probe_prompts import choose_prompts, run_of
 from fitune.models.hardware import DTYPES, detect
-from fitune.models.load_base import build_on_meta, load_config
+from fitune.models.load_base import build_on_meta
+from fitune.models.load_config import load_config
 from fitune.models.quantization.quantize import QuantizationConfig
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import resolve_template

@@ -12,7 +12,7 @@ from fitune.adapters.in_memory import tuner
 from fitune.adapters.inject import undo_of
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target
-from fitune.models.load_base import load_config
+from fitune.models.load_config import load_config
 from fitune.models.quantization.quantize import quantized_layers
 from fitune.models.source import ModelSource
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from fitune.console import log
+from fitune.data.examples import questions_of
 from fitune.data.packing.pair_batching import AnyPair
 from fitune.data.packing.tree import Row
 from fitune.data.token_rows import PairRow, TokenRow
@@ -26,7 +27,7 @@ from fitune.models.length_rules import length_rule
 from fitune.ops.token_logprobs import check_row_batch
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
-from fitune.trainers.generation_eval import GenerationEval, questions_of
+from fitune.trainers.generation_eval import GenerationEval
 from fitune.trainers.listeners.learning_signal import LearningSignal
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing

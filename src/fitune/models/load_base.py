@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
@@ -20,6 +19,7 @@ from transformers import (
 
 from fitune.errors import ModelError
 from fitune.models.hardware import Hardware, Precision, settle_cpu
+from fitune.models.load_config import load_config
 from fitune.models.mixture.experts import expert_parameters
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantize import (
@@ -41,9 +41,6 @@ from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
 from fitune.models.towers import auto_class, towers_note
 from fitune.models.weight_files.gguf_reader import load_dense
-
-# Families such as BERT have a causal class too, but a checkpoint with one of these heads was trained as another thing.
-OTHER_HEADS = ("ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice")
 
 # Tensors that files hold and text models need not take: buffers that are computed, heads for other uses, layers that
 # predict tokens further ahead, and the parts of a model for pictures and sound.
@@ -71,29 +68,6 @@ class LoadedBase:
     quantization: QuantizationConfig = NO_QUANTIZATION
     dense: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     merged: tuple[Path, ...] = ()
-
-
-def load_config(source: ModelSource, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's configuration alone, without a weight.
-
-    Raises:
-        ModelError: unreachable, damaged, or not a causal language model.
-    """
-    options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
-    if source.gguf_file:
-        options["gguf_file"] = source.gguf_file
-    try:
-        config = AutoConfig.from_pretrained(source.path, **options)
-    except Exception as error:  # transformers raises many kinds here; each means the same to the user
-        raise ModelError(unreachable(source, "configuration", error)) from error
-    heads = [name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_HEADS)]
-    if heads:
-        raise ModelError(f"{source.name} is a {heads[0]}, not a causal language model")
-    if auto_class(config) is None:
-        remote = getattr(config, "auto_map", {}) if trust_remote_code else {}
-        if "AutoModelForCausalLM" not in remote:
-            raise ModelError(f"{source.name} is a {config.model_type} model, not a causal language model")
-    return config
 
 
 def load_base(

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from fitune.console import log
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 REPETITIONS = ("a" * 40 + "!", " " * 40 + "x", "1" * 40 + "a")
 LONGEST_WORDS = 400  # characters of a library's error

@@ -132,7 +132,7 @@ def _folder(path: Path, name: str) -> ModelConfig:
 
 def _gguf(path: Path, name: str, revision: str | None) -> ModelConfig:
     """A GGUF file's header, read as transformers does."""
-    from fitune.models.load_base import load_config
+    from fitune.models.load_config import load_config
     from fitune.models.source import resolve
 
     config = load_config(resolve(name, revision), False)

@@ -7,7 +7,6 @@ during, after), row (number in its file), asked, answer, wanted, exact_match, wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import cast
 
 from torch import nn
@@ -19,12 +18,6 @@ from fitune.evaluation.evaluate import AnswerRow, answer_rows
 from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
-
-
-def questions_of(examples: Sequence[Example], limit: int) -> list[Example]:
-    """The first ``limit`` examples that end with an assistant's answer; plain text asks nothing."""
-    asking = (example for example in examples if example.messages and example.messages[-1]["role"] == "assistant")
-    return list(islice(asking, limit))
 
 
 class GenerationEval:

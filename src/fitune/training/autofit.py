@@ -14,6 +14,7 @@ import psutil
 
 from fitune.config.sections import Settings
 from fitune.console import log, warn
+from fitune.data.examples import questions_of
 from fitune.data.packing.config_refusal import refused_by_config
 from fitune.data.packing.largest_pass import LargestPass
 from fitune.data.token_rows import PairRow, PromptRow, TokenRow
@@ -26,7 +27,6 @@ from fitune.planning.predict import Card, Plan, predict
 from fitune.planning.scenario import Scenario
 from fitune.planning.search.ladder import format_ladder
 from fitune.sizes import parse_bytes, size_in
-from fitune.trainers.generation_eval import questions_of
 from fitune.trainers.worst_case_batch import Batches, largest_pass
 from fitune.training.autofit_search import AutofitResult, Room, Rows, facts_of, room_on, search
 from fitune.training.plan_scenario import (

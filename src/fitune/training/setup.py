@@ -1,6 +1,7 @@
 """Everything that can be known before a weight is loaded: hardware, model files, tokenizer, template, rows.
 
-Every fault of the data is found here, in seconds, not after minutes of loading.
+Every fault of the data is found here, in seconds, not after minutes of loading. `fitune data check` uses a part of it: what
+that does not need (peft, the plan, model classes) is imported where a run needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import DataSettings, Settings
 from fitune.console import log, warn
+from fitune.data.examples import questions_of
 from fitune.data.prepare import prepare
 from fitune.data.read.sources import PreparedData
 from fitune.data.render.asking import Asking
@@ -24,19 +26,18 @@ from fitune.errors import DataError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
 from fitune.methods.registry import METHODS
-from fitune.models.hardware import Precision, choose_precision, detect
-from fitune.models.load_base import load_config
+from fitune.models.load_config import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
 from fitune.runs.manifest import folder_fingerprint
-from fitune.trainers.generation_eval import questions_of
-from fitune.training.autofit import autofit_run
 from fitune.training.plan_scenario import sampled_by
-from fitune.training.run_setup import RunSetup
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from fitune.models.hardware import Precision
+    from fitune.training.run_setup import RunSetup
 
 
 def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = True, date: str | None = None) -> RunSetup:
@@ -51,6 +52,8 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
         ModelError, DataError, SettingsError: with the place, the value and the fix.
         DoesNotFit: nothing that the user left open fits the memory.
     """
+    from fitune.training.autofit import autofit_run
+
     setup = _find(settings, exclude, date)
     if not fit:
         return setup
@@ -63,6 +66,9 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
 
 def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -> RunSetup:
     """The setup of a run that is trained as it was asked for."""
+    from fitune.models.hardware import choose_precision, detect
+    from fitune.training.run_setup import RunSetup
+
     # A name that is not there is told before the data is read.
     start, merges = start_of(settings), merges_of(settings)
     hardware = detect(settings.model.device)

@@ -194,7 +194,7 @@ def _tokens(settings: Settings, config: ModelConfig, seq_len: int | None) -> tup
 def _rows(settings: Settings, name: str) -> tuple[tuple[int, int], ...]:
     """(tokens, trained tokens) of each row, rendered and tokenized as training does."""
     from fitune.errors import ModelError
-    from fitune.models.load_base import load_config
+    from fitune.models.load_config import load_config
     from fitune.models.source import ModelSource, resolve
     from fitune.models.template import resolve_template
     from fitune.models.tokenizer import load_tokenizer

@@ -124,6 +124,14 @@ def _check_mapping(rows: Rows, columns: Mapping[str, str] | None) -> None:
             raise DataError(f'data.columns maps {own} to "{theirs}", which none of the sources has')
 
 
+def refuse_missing(name: str) -> None:
+    """Raise DataError for a source that names a file which is not there; nothing is read, and the hub is not asked."""
+    for source in sources_in(name):
+        here = not (source.name.startswith("hub:") or is_demo(source.name))
+        if here and not Path(source.name).expanduser().exists():
+            read_rows(source.name)
+
+
 def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, object], int], Item]) -> list[Item]:
     """Every row turned; rows that teach nothing are left out and counted in the form's tally.
 
