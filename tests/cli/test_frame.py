@@ -36,6 +36,42 @@ def test_help_of_train_imports_nothing_heavy():
     assert run(code=code).stdout.splitlines()[-1] == "[]"
 
 
+# What a command may import before it answers: a fault of a file, or a list, waits for no library.
+@pytest.mark.parametrize(
+    ("words", "without"),
+    [
+        (["data", "check", "absent.jsonl"], {"torch", "transformers", "datasets", "peft", "numpy", "rich"}),
+        (["data", "check", "odd.csv"], {"torch", "transformers", "datasets", "peft"}),
+        (["train", "--data.train", "absent.jsonl"], {"torch", "transformers", "datasets", "peft", "numpy"}),
+        (["train"], {"torch", "transformers", "datasets", "peft", "numpy"}),
+        (["runs", "list"], {"torch", "transformers", "datasets", "peft", "numpy", "pydantic"}),
+        (["adapters", "list"], {"torch", "transformers", "datasets", "peft", "pydantic"}),
+        (
+            ["data", "check", "good.jsonl", "--model.name", "MODEL"],
+            {"peft", "datasets", "transformers.modeling_utils", "bitsandbytes"},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_command_imports(tmp_path, tiny_llama, words, without):
+    (tmp_path / "odd.csv").write_text("colour,shape\nred,round\n")
+    (tmp_path / "good.jsonl").write_text(json.dumps({"prompt": "the pig", "completion": "eats"}) + "\n")
+    words = [str(tiny_llama) if word == "MODEL" else word for word in words]
+    code = (
+        f"import sys\nfrom fitune.cli import main\nsys.argv = ['fitune', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {sorted(without)!r} if name in sys.modules])"
+    )
+    done = run(code=code, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_training_without_data_says_what_it_needs(tmp_path):
+    done = run("train", "--train.max_steps", "1", cwd=tmp_path)
+    assert done.returncode == 1 and "--data.train FILE" in done.stderr and "fitune demo" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_help_answers_in_half_a_second():
     # The best of five: the machine may be busy with other tests.

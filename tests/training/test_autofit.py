@@ -252,7 +252,7 @@ def test_a_cpu_without_a_budget_is_predicted_too_and_trained_as_asked(settings_o
     result = fitune.train(settings_of(fit="auto"))
     memory = manifests.read(result.folder / "manifest.json")["memory"]
     assert memory["predicted"]["resident_growth_bytes"] > 0 < memory["measured"]["resident_growth_bytes"]
-    assert "growth of the process" in capsys.readouterr().err
+    assert "growth of process RSS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,11 @@ def test_a_gpu_is_judged_by_what_is_allocated():
 def test_a_cpu_is_judged_more_coarsely_and_small_differences_are_noise():
     near = compare({"resident_growth_bytes": 50 * MIB}, {"resident_growth_bytes": 150 * MIB, "resident_peak_bytes": 1})
     assert near is not None and near.agrees and near.tolerance == CPU_TOLERANCE and near.noise_bytes == CPU_NOISE_BYTES
-    assert "coarser" in near.lines()[0]
+    assert "process RSS" in near.lines()[0]
     far = compare({"resident_growth_bytes": 2000 * MIB}, {"resident_growth_bytes": 2400 * MIB})
-    assert far is not None and not far.agrees
+    assert far is not None and not far.agrees and "20% more memory" in (far.warning() or "")
+    less = compare({"resident_growth_bytes": 2000 * MIB}, {"resident_growth_bytes": 1000 * MIB})
+    assert less is not None and not less.agrees and less.warning() is None
 
 
 def test_without_a_plan_there_is_nothing_to_compare():

@@ -94,7 +94,7 @@ def generate(
         for prompt_ids in ids:
             check_fits(opened.model, prompt_ids, max_new_tokens)
         sampling = Sampling(max_new_tokens, temperature, top_p)
-        answers = complete(opened.model, opened.renderer, ids, sampling, label="answers")
+        answers = complete(opened.model, opened.renderer, ids, sampling, label="answering, prompt")
     if as_json:
         rows = [
             {"prompt": text, "answer": answer.text, "stopped": answer.stopped}

@@ -11,6 +11,7 @@ import click
 from fitune.cli.options.flags import SettingsCommand
 
 if TYPE_CHECKING:
+    from fitune.config.sections import Settings
     from fitune.config.stages import Chain
     from fitune.training.run import RunResult
 
@@ -50,13 +51,41 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
         settings = None
     if isinstance(settings, Chain):
         _end(ctx, _run_chain(settings), as_json)
-    from fitune.console import json_text
-    from fitune.training.run import train as run
+    if settings is not None and resume is None:
+        _refuse_without_data(settings)
+    try:
+        from fitune.training.run import train as run
 
-    result = run(settings, resume=resume or False)
+        result = run(settings, resume=resume or False)
+    except KeyboardInterrupt:  # the run has said how it is resumed
+        ctx.exit(130)
+    _show(result, as_json)
+    ctx.exit(result.exit_code)
+
+
+def _refuse_without_data(settings: Settings) -> None:
+    """Raise, before torch is imported, when no data is named or its file is not there."""
+    from fitune.data.read.sources import refuse_missing
+    from fitune.errors import SettingsError
+
+    if "train" not in settings.data.model_fields_set:
+        raise SettingsError(
+            ["no training data is named: give it with --data.train FILE (`fitune data check FILE` looks at it first), "
+             "or try fitune without any: `fitune demo`"]
+        )  # fmt: skip
+    for name in filter(None, (settings.data.train, settings.data.eval)):
+        refuse_missing(name)
+
+
+def _show(result: RunResult, as_json: bool) -> None:
+    """The result as JSON, or the last words of a finished run."""
+    from fitune.console import json_text, log
+    from fitune.runs.end_of_run import last_words
+
     if as_json:
         click.echo(json_text(_plain(result)))
-    ctx.exit(result.exit_code)
+    elif result.status == "finished":
+        log("\n".join(["", *last_words(result.folder)]))
 
 
 def _end(ctx: click.Context, results: list[RunResult], as_json: bool) -> NoReturn:
@@ -65,6 +94,8 @@ def _end(ctx: click.Context, results: list[RunResult], as_json: bool) -> NoRetur
 
     if as_json:
         click.echo(json_text([_plain(result) for result in results]))
+    elif results:
+        _show(results[-1], as_json)
     ctx.exit(max((result.exit_code for result in results), default=0))
 
 

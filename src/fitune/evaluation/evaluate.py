@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NotRequired
 
 from fitune.answer_metrics import RowScores, row_scores, score
+from fitune.console import follow
 from fitune.data.examples import Example
 from fitune.data.packing.padding import pad_collate
 from fitune.data.read.sources import DataOptions
@@ -15,7 +16,7 @@ from fitune.data.render.renderer import Renderer
 from fitune.data.sft import load_examples, loss_target, render_all
 from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError, ModelError
-from fitune.evaluation.generation import Answer, Sampling, asking, complete, follow
+from fitune.evaluation.generation import Answer, Sampling, asking, complete
 from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
 from fitune.models.base_model import base_model_of
@@ -71,9 +72,9 @@ def evaluate(
     if not rows:
         raise DataError(f"{data}: no row has a token to measure; data.loss_on is {loss_on}")
     pad_id = target.renderer.tokenizer.pad_token_id
-    metrics: dict[str, float] = {"loss": loss_of(target.model, rows, pad_id, batch, "loss")}
+    metrics: dict[str, float] = {"loss": loss_of(target.model, rows, pad_id, batch, "measuring the loss, row")}
     asking = [example for example in examples if example.messages and example.messages[-1]["role"] == "assistant"]
-    answered = answer_rows(target, asking, max_new_tokens, batch, "answers")
+    answered = answer_rows(target, asking, max_new_tokens, batch, "answering, row")
     if answered:
         metrics |= score([row["answer"] for row in answered], [row["wanted"] for row in answered])
         metrics["stopped"] = sum(row["stopped"] for row in answered) / len(answered)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from fitune.console import stderr_console
+from fitune.console import follow
 from fitune.data.examples import Message
 from fitune.data.render.answer import split_answer
 from fitune.data.render.chat_format import THINK_OPEN
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LanguageModel: TypeAlias = "PreTrainedModel | PeftModel"
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def complete(
     batch: int = 16,
     label: str = "",
 ) -> list[Answer]:
-    """What follows each prompt (token ids), decoded without special tokens; a `label` shows a bar on a terminal."""
+    """What follows each prompt (token ids), decoded without special tokens; progress is shown under `label`."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [Answer("", False)] * len(prompts)
     with asking(model):
@@ -151,15 +150,6 @@ def stream(
     if failures:
         raise failures[0]
     return read_answer(outputs, prompt, renderer)
-
-
-def follow(steps: Sequence[Item], label: str) -> Iterable[Item]:
-    """The steps, under a progress bar when there is a label, more than one step, and a terminal to show it."""
-    if not label or len(steps) < 2 or not stderr_console().is_terminal:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description=label, console=stderr_console(), transient=True)
 
 
 def fix_seed(seed: int | None) -> None:

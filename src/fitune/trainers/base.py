@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from fitune.console import follow
 from fitune.errors import RunError, TrainingHalted
 from fitune.models.base_model import base_model_of
 from fitune.models.length_rules import by_side, forget_length, length_rule
@@ -329,7 +330,8 @@ class FituneTrainer(Trainer):
 
     def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
         total, tokens = 0.0, 0
-        for batch in self.get_eval_dataloader(eval_dataset):
+        loader = self.get_eval_dataloader(eval_dataset)
+        for _, batch in zip(follow(range(len(loader)), "evaluating the loss, batch"), loader, strict=False):
             batch = cast("dict[str, Tensor]", self._prepare_inputs(batch))
             for part in self._cut(batch, self.eval_recovery):
                 with self.accelerator.autocast():

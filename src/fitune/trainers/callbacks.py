@@ -11,18 +11,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fitune.console import log, stderr_console, warn
+from fitune.console import log, progress_in, stderr_console, warn
 
 if TYPE_CHECKING:
     from fitune.trainers.base import FituneTrainer
 
 WriteRow = Callable[[dict[str, object]], None]
+BAR_WIDTH = 16
+WATCHED = ("reward", "kl")  # of what a method measures at a step, what stands beside the loss
 
 
 class TrainerListener(TrainerCallback):
@@ -194,24 +197,33 @@ class StopOnInterrupt(TrainerCallback):
 
 
 class ProgressLine(TrainerListener):
-    """A live bar on a terminal, elsewhere a line every ``quiet_seconds``: loss, tokens a second, time left."""
+    """A live bar on a terminal, elsewhere a line every ``quiet_seconds``: step, mean loss of the last steps (and reward and
+    KL where there are), time left with the evaluations to come, tokens a second, epoch, learning rate."""
 
     def __init__(self, quiet_seconds: float = 10.0):
         self.quiet_seconds = quiet_seconds
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.said = 0.0
-        self.recent: deque[tuple[float, int]] = deque(maxlen=20)
+        self.recent: deque[tuple[float, int, dict[str, float]]] = deque(maxlen=20)
         self.began = 0.0
+        self.evaluation_began: float | None = None
+        self.evaluation_s = 0.0
+        self.shown = ExitStack()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if stderr_console().is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=BAR_WIDTH),
+                TextColumn("{task.fields[words]}"),
+            )
             self.bar = Progress(*columns, console=stderr_console(), refresh_per_second=4)
             self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, words="")
             self.bar.start()
+            self.shown.enter_context(progress_in(self.tell))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -221,22 +233,44 @@ class ProgressLine(TrainerListener):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        self.recent.append((time.perf_counter() - self.began, self.trainer.step_tokens))
-        words = self.words(state.global_step, state.max_steps)
+        watched = {name: self.trainer.step_metrics[name] for name in WATCHED if name in self.trainer.step_metrics}
+        spent = time.perf_counter() - self.began
+        self.recent.append((spent, self.trainer.step_tokens, {"loss": self.trainer.step_loss, **watched}))
+        words = self.words(args, state, _rate_of(kwargs.get("optimizer")))
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step, words=words)
         elif time.monotonic() - self.said > self.quiet_seconds or state.global_step == state.max_steps:
             self.said = time.monotonic()
             log(words)
 
-    def words(self, step: int, steps: int) -> str:
-        """``step 40/411 · loss 1.234 · 812 tokens/s · 3:20 left``."""
-        seconds = sum(spent for spent, _ in self.recent)
-        speed = sum(tokens for _, tokens in self.recent) / max(seconds, 1e-9)
-        left = round((steps - step) * seconds / len(self.recent))
-        hours, minutes = left // 3600, left // 60 % 60
-        clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
-        return f"step {step}/{steps} · loss {self.trainer.step_loss:.4f} · {speed:,.0f} tokens/s · {clock} left"
+    def words(self, args: TrainingArguments, state: TrainerState, rate: float | None) -> str:
+        """``step 40/411 · loss 1.234 · 3:20 left · 812 tokens/s · epoch 0.10 · lr 0.0002``, as much as the line holds.
+
+        Loss, reward and KL are means over the last steps.
+        """
+        step, steps = state.global_step, state.max_steps
+        seconds = sum(spent for spent, _, _ in self.recent)
+        speed = sum(tokens for _, tokens, _ in self.recent) / max(seconds, 1e-9)
+        left = (steps - step) * seconds / len(self.recent)
+        if args.eval_strategy == "steps" and args.eval_steps:
+            left += self.evaluation_s * (math.ceil(steps / args.eval_steps) - step // args.eval_steps)
+        means = _means([values for _, _, values in self.recent])
+        parts = [
+            f"step {step}/{steps}",
+            *(f"{'KL' if name == 'kl' else name} {value:.4g}" for name, value in means.items()),
+            f"{_clock(round(left))} left",
+            f"{speed:,.0f} tokens/s",
+            *([] if state.epoch is None else [f"epoch {state.epoch:.2f}"]),
+            *([] if rate is None else [f"lr {rate:.2g}"]),
+        ]
+        return _fitting(parts, stderr_console().width - BAR_WIDTH - len("train  ") if self.bar is not None else None)
+
+    def tell(self, label: str, done: int, total: int) -> None:
+        """Progress of an evaluation, in the bar of the training."""
+        if done == 0:
+            self.evaluation_began = time.perf_counter()
+        if self.bar is not None:
+            self.bar.update(self.task, words=f"{label} {done} of {total}")
 
     def on_evaluate(
         self,
@@ -246,6 +280,8 @@ class ProgressLine(TrainerListener):
         metrics: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
+        if self.evaluation_began is not None:
+            self.evaluation_s, self.evaluation_began = time.perf_counter() - self.evaluation_began, None
         found = " · ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in (metrics or {}).items())
         log(f"evaluation at step {state.global_step}: {found}")
 
@@ -256,6 +292,25 @@ class ProgressLine(TrainerListener):
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
+        self.shown.close()
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def _rate_of(optimizer: object) -> float | None:
+    """The learning rate that an optimizer stands at, as transformers hands it to a callback."""
+    groups = cast("list[dict[str, float]]", getattr(optimizer, "param_groups", None) or [{}])
+    return groups[0].get("lr")
+
+
+def _clock(seconds: int) -> str:
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+
+
+def _fitting(parts: list[str], width: int | None) -> str:
+    """The first parts that go into so many characters; None bounds nothing."""
+    while width is not None and len(parts) > 1 and len(" · ".join(parts)) > width:
+        parts = parts[:-1]
+    return " · ".join(parts)

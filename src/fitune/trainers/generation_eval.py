@@ -19,6 +19,8 @@ from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 
+EVALUATING = "evaluating"  # what the progress bar says, with the number of answers
+
 
 class GenerationEval:
     """Callable of the trainer: model and step → metrics."""
@@ -51,4 +53,4 @@ class GenerationEval:
     def _answered(self, target: Target) -> list[AnswerRow]:
         at_once = min(self.recovery.size.most, len(self.examples))
         self.recovery.begin_pass(at_once)
-        return answer_rows(target, self.examples, self.max_new_tokens, at_once)
+        return answer_rows(target, self.examples, self.max_new_tokens, at_once, EVALUATING)
