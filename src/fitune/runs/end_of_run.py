@@ -64,7 +64,7 @@ def last_words(folder: Path, runs_folder: str = "runs", width: int | None = None
 def score_line(results: manifests.Results) -> str:
     """``held-out rows: loss 3.21 → 0.81, word accuracy 0 → 0.71``; empty where nothing was measured twice."""
     before, after = results.get("before") or {}, results.get("after") or {}
-    both = [name for name, value in after.items() if isinstance(value, float | int) and name in before]
+    both = [name for name in after if name in before]
     said = ", ".join(f"{name.replace('_', ' ')} {before[name]:.3g} → {after[name]:.3g}" for name in both)
     return f"held-out rows: {said}" if said else ""
 

@@ -260,7 +260,7 @@ class ProgressLine(TrainerListener):
             *(f"{'KL' if name == 'kl' else name} {value:.4g}" for name, value in means.items()),
             f"{_clock(round(left))} left",
             f"{speed:,.0f} tokens/s",
-            *([] if state.epoch is None else [f"epoch {state.epoch:.2f}"]),
+            f"epoch {state.epoch:.2f}",
             *([] if rate is None else [f"lr {rate:.2g}"]),
         ]
         return _fitting(parts, stderr_console().width - BAR_WIDTH - len("train  ") if self.bar is not None else None)
