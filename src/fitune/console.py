@@ -1,6 +1,8 @@
 """Where fitune talks: `log` and progress go to stderr, results to stdout, so that `--json` stays clean.
 
-Colours are off when the stream is not a terminal or NO_COLOR is set (rich decides both).
+Colours are off when the stream is not a terminal or NO_COLOR is set (rich decides both). What comes out of data, models
+and answers may hold escape sequences that move the cursor, rename the window or answer for the user: no control
+character reaches the terminal but line breaks and tabs (`printable`).
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,20 +29,62 @@ QUIET_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _showing: list[Tell] = []
 
 
+# C0, DEL and C1, apart from tab and line feed → a visible sign.
+VISIBLE = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\u2421",
+    **dict.fromkeys(range(128, 160), "�"),
+}
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows as it is: a sign for each control character, ``␛`` for ESC, and none for a surrogate."""
+    return text.translate(VISIBLE).encode("utf-8", "replace").decode("utf-8")
+
+
+NOT_SHOWN = re.compile("[\x7f-\x9f\ud800-\udfff]")
+
+
 @cache
 def stderr_console() -> Console:
     """Console for progress, notes and warnings: stderr."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _plain_console(file=cast(TextIO, _LastingStderr()), highlight=False, soft_wrap=True)
 
 
 @cache
 def stdout_console() -> Console:
     """Console for what the user asked for: stdout."""
-    from rich.console import Console
+    return _plain_console(highlight=False, soft_wrap=True)
 
-    return Console(highlight=False, soft_wrap=True)
+
+def _plain_console(**options: Any) -> Console:
+    """A console whose text is `printable`, whatever it is made of."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return PlainConsole(**options)
+
+
+class _LastingStderr:
+    """stderr of the moment; that it is gone (its terminal closed, its reader ended) stops nobody's work."""
+
+    def write(self, text: str) -> int:
+        # RuntimeError: a signal arrived in the middle of another write.
+        with suppress(OSError, RuntimeError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, RuntimeError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def log(text: str) -> None:
@@ -107,8 +152,12 @@ def _in_lines() -> Tell:
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """A value as JSON; numbers that JSON does not have (NaN, infinities) are null, unknown objects text."""
-    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+    """A value as JSON; numbers that JSON does not have (NaN, infinities) are null, unknown objects text.
+
+    DEL, C1 controls and lone surrogates, which JSON allows and terminals or UTF-8 do not, are escaped.
+    """
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+    return NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: object) -> object:

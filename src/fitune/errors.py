@@ -6,7 +6,8 @@ FituneError                      anything below; the command line prints it with
 ├── ModelError (ValueError)      a model, tokenizer or template that cannot be found, read or used
 ├── RunError (RuntimeError)      a run folder, checkpoint or resume that cannot go on
 │   ├── TrainingHalted           training stopped itself: the loss was NaN or infinite
-│   └── RewardError              a reward raised, took too long, or returned what is no reward
+│   ├── RewardError              a reward raised, took too long, or returned what is no reward
+│   └── StorageError             a disk that is full, read-only or broken
 ├── PlanError (RuntimeError)     a memory plan that cannot be made
 │   ├── NotTraced                the model's code does not run on torch's meta device
 │   └── DoesNotFit               nothing that the user left free fits the memory
@@ -52,6 +53,10 @@ class TrainingHalted(RunError):
 
 class RewardError(RunError):
     """A reward raised, took too long, or returned what is not one finite number an answer."""
+
+
+class StorageError(RunError):
+    """A file could not be written: the disk is full, read-only or broken; what was whole before still is."""
 
 
 class PlanError(FituneError, RuntimeError):

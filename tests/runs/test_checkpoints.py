@@ -39,6 +39,26 @@ def test_a_mark_that_is_not_json_does_not_count(tmp_path):
     assert not checkpoints.is_complete(folder)
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])
+def test_one_bit_that_changed_is_found_and_its_file_named(tmp_path, name):
+    folder = write_checkpoint(tmp_path, 5)
+    assert checkpoints.damaged_file(folder) is None
+    raw = bytearray((folder / name).read_bytes())
+    raw[1] ^= 1
+    (folder / name).write_bytes(raw)
+    assert checkpoints.is_complete(folder) and checkpoints.damaged_file(folder) == name
+
+
+def test_a_mark_of_an_earlier_release_vouches_for_sizes(tmp_path):
+    folder = write_checkpoint(tmp_path, 5)
+    mark = json.loads((folder / checkpoints.MARK).read_text())
+    del mark["sha256"]
+    (folder / checkpoints.MARK).write_text(json.dumps(mark))
+    assert checkpoints.damaged_file(folder) is None
+    (folder / "optimizer.pt").write_bytes(b"y")
+    assert checkpoints.damaged_file(folder) == checkpoints.MARK
+
+
 def test_steps_are_ordered_as_numbers(tmp_path):
     for step in (9, 100, 20):
         write_checkpoint(tmp_path, step)

@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from fitune.errors import RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.compare import list_runs
 from fitune.runs.run_folder import RunFolder, read_rows
 
 
@@ -82,3 +84,29 @@ def test_a_resumed_run_forgets_the_rows_it_will_write_again(tmp_path):
     run.log_metrics({"step": 4})
     assert [row["step"] for row in read_rows(run.metrics)] == [1, 2, 3, 4]
     assert read_rows(run.metrics)[2]["loss"] == 1 / 3
+
+
+def test_a_run_whose_process_is_gone_is_dead(tmp_path):
+    run = RunFolder.create(tmp_path / "runs" / "a")
+    run.write_settings({})
+    manifests.write(run.manifest, {"status": "running", "data": {"exclude": []}})
+    assert run.status() == "dead" and list_runs(tmp_path / "runs")[0]["status"] == "dead"
+    with run.locked():
+        assert run.status() == "running"
+        held = json.loads((run.path / "run.lock").read_text())
+        assert (run.path / "run.lock").stat().st_size >= 64 * 2**10
+    (run.path / "run.lock").write_text(json.dumps({**held, "started": 1}))  # its number belongs to another by now
+    assert run.status() == "dead"
+    (run.path / "run.lock").write_text(json.dumps({**held, "host": "elsewhere"}))
+    assert run.status() == "running"  # who knows
+    manifests.update(run.manifest, status="interrupted")
+    assert run.status() == "interrupted"
+
+
+def test_the_end_is_noted_on_a_full_disk_with_what_the_lock_held(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path / "a")
+    manifests.write(run.manifest, {"status": "running", "data": {"exclude": []}})
+    with run.locked():
+        run.note_end("failed", error="full")
+        assert (run.path / "run.lock").stat().st_size < 200
+    assert manifests.read(run.manifest)["error"] == "full" and run.status() == "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,10 +17,12 @@ from click.testing import CliRunner
 
 import fitune
 from fitune.cli import cli
-from fitune.errors import RunError
+from fitune.errors import RunError, StorageError
 from fitune.runs import manifest as manifests
+from fitune.runs import run_folder
 from fitune.runs.checkpoints import complete_checkpoints, is_complete, step_of
 from fitune.runs.run_folder import RunFolder, read_rows
+from fitune.trainers.callbacks import RunLog
 
 LONG = {"train__epochs": 6, "eval__every_steps": 8, "run__checkpoint_steps": 3, "lora__dropout": 0.1}  # 24 steps
 
@@ -113,7 +116,7 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, 
     child = start(settings, tmp_path, DIE_AFTER_LOGGING_STEP_11)
     child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL
-    assert manifests.read(run.manifest)["status"] == "running"
+    assert manifests.read(run.manifest)["status"] == "running" and run.status() == "dead"
     assert read_rows(run.metrics)[-1]["step"] > step_of(
         complete_checkpoints(run.checkpoints)[-1]
     )  # steps to take again
@@ -151,6 +154,91 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_exits_130(tmp_path, se
     assert manifests.read(run.manifest)["status"] == "interrupted"
     assert not (run.path / "run.lock").exists()
     check_equal(fitune.train(settings, resume=True), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_sigterm_and_sighup_are_as_ctrl_c(tmp_path, settings_of, uninterrupted, number, status):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    run = RunFolder(tmp_path / "runs" / "one")
+    child = start(settings_of(**LONG), tmp_path, SLOW_STEPS)
+    wait_for_step(child, run, 4)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == status, said
+    assert number.name in said and f"continue with: fitune train --resume {run.path}" in said
+    assert step_of(complete_checkpoints(run.checkpoints)[-1]) == read_rows(run.metrics)[-1]["step"] < 24
+    assert run.status() == "interrupted" and not (run.path / "run.lock").exists()
+    check_equal(fitune.train(resume=run.path), wanted)
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(tmp_path, settings_of):
+    run = RunFolder(tmp_path / "runs" / "one")
+    long = SLOW_STEPS.replace("0.1", "30 if args[0].state.global_step == 4 else 0")
+    child = start(settings_of(**LONG), tmp_path, long)
+    wait_for_step(child, run, 4)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == 143 and run.status() == "interrupted", said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, settings_of, uninterrupted, stop_at, capfd):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    run = stop_at(settings_of(**LONG), 12)
+    newest, before = complete_checkpoints(run.checkpoints)[::-1][:2]
+    file = newest / "trained.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 4
+    file.write_bytes(raw)
+    check_equal(fitune.train(resume=run.path), wanted)
+    said = capfd.readouterr().err.replace("\n", " ")
+    assert f"{newest} is damaged (trained.safetensors" in said and f"from step {step_of(before)}" in said
+
+
+def test_a_disk_that_fills_in_mid_run_costs_a_sentence(tmp_path, settings_of, uninterrupted, monkeypatch):
+    wanted = expected(uninterrupted, settings_of, tmp_path)
+    append, run = run_folder.append_row, RunFolder(tmp_path / "runs" / "one")
+
+    def full(path, row):
+        if row.get("step") == 11 and row.get("kind") == "train":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(path, row)
+
+    monkeypatch.setattr(run_folder, "append_row", full)
+    with pytest.raises(StorageError) as caught:
+        fitune.train(settings_of(**LONG))
+    assert str(caught.value) == (
+        f"{run.path} could not be written: no space is left on its disk (ENOSPC). checkpoint-9 is safe; free some space, "
+        f"or move the folder to another disk, then continue with: fitune train --resume {run.path}"
+    )
+    assert run.status() == "failed" and not (run.path / "run.lock").exists()
+    monkeypatch.undo()
+    check_equal(fitune.train(resume=run.path), wanted)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """A run that is interrupted behind a step."""
+
+    def run_to(settings, step):
+        logged = RunLog.on_log
+
+        def stop(self, args, state, control, **kwargs):
+            logged(self, args, state, control, **kwargs)
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(RunLog, "on_log", stop)
+        result = fitune.train(settings)
+        monkeypatch.undo()
+        assert result.status == "interrupted" and result.exit_code == 143
+        return RunFolder.open(result.folder)
+
+    return run_to
 
 
 def test_killed_between_the_last_step_and_the_end_only_the_ending_is_left(tmp_path, settings_of, monkeypatch):

@@ -1,18 +1,22 @@
 """The command line: one file per command, imported when the command runs, so that `--help` answers at once.
 
 In: words on the command line. Out: an exit status: 0 done, 1 an error of fitune (printed without traceback), 2 wrong
-usage, 130 after Ctrl-C. Knows no work: each command calls one package.
+usage, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. Knows no work: each command calls one package.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from errno import errorcode
 from importlib import import_module
 from importlib.util import find_spec
+from signal import SIGINT
 
 import click
 
 from fitune.errors import FituneError, did_you_mean
+from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
 
 # name → (module:function, one line of help). The order is that of a first day with fitune.
 COMMANDS = {
@@ -35,6 +39,7 @@ COMMANDS = {
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
     "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
 }
+STOPPED = "stopped; `fitune runs list` lists unfinished runs, `fitune train --resume RUN` continues one"
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -76,23 +81,46 @@ def cli() -> None:
     hush_libraries()
 
 
+def _say(text: str) -> None:
+    """A last line on stderr, which may be a terminal that has been closed."""
+    from fitune.console import printable
+
+    with suppress(OSError):
+        click.echo(printable(text), err=True)
+
+
+def _in_words(error: OSError) -> str:
+    """An error of the operating system that no command has put in words."""
+    where = f"{error.filename}: " if error.filename else ""
+    name = f" ({errorcode[error.errno]})" if error.errno and error.errno in errorcode else ""
+    return f"{where}{error.strerror or error}{name}; check the path, its permissions and the space on its disk"
+
+
 def main() -> None:
     """Entry point of the command `fitune`."""
     try:
-        status = cli.main(prog_name="fitune", standalone_mode=False)
+        with handled(ENDING, raise_stopped):
+            status = cli.main(prog_name="fitune", standalone_mode=False)
+            sys.stdout.flush()  # a full disk behind `>` is told here, not when Python has ended
     except click.ClickException as error:
         error.show()
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "stopped; `fitune runs list` lists unfinished runs, `fitune train --resume RUN` continues one", err=True
-        )
-        status = 130
+        _say(STOPPED)
+        status = exit_status(SIGINT)
+    except Stopped as stopped:
+        _say(STOPPED)
+        status = exit_status(stopped.number)
     except FituneError as error:
-        click.echo(f"error: {error}", err=True)
+        _say(f"error: {error}")
         status = 1
     except BrokenPipeError:
         # The reader (`head`, a pager) has gone; Python would complain again when it flushes stdout at exit.
         sys.stderr.close()
         status = 0
+    except OSError as error:
+        _say(f"error: {_in_words(error)}")
+        with suppress(OSError):
+            sys.stdout.close()  # what is left in it cannot be written; Python would try again
+        status = 1
     sys.exit(status if isinstance(status, int) else 0)

@@ -171,10 +171,12 @@ class Conversation:
     @staticmethod
     def _spell(answers: Generator[str, None, Answer], pieces: list[str]) -> Answer:
         """Print the pieces as they come and keep them; the whole answer at its end."""
+        from fitune.console import printable
+
         while True:
             try:
                 piece = next(answers)
             except StopIteration as end:
                 return end.value
             pieces.append(piece)
-            click.echo(piece, nl=False)
+            click.echo(printable(piece), nl=False)

@@ -76,7 +76,7 @@ def generate(
     fitune generate demo "The birch canoe slid on the smooth planks." --system "Translate to Pig Latin."
     fitune generate smollm2-135m-instruct "The capital of Argentina is" --raw --top 5
     """
-    from fitune.console import log
+    from fitune.console import log, printable
     from fitune.evaluation.generation import Sampling, check_fits, complete, fix_seed
     from fitune.evaluation.inference_model import open_target
 
@@ -104,7 +104,7 @@ def generate(
         print_json(rows)
         return
     for answer in answers:
-        click.echo(answer.text)
+        click.echo(printable(answer.text))
     if cut := sum(not answer.stopped for answer in answers):
         log(f"{cut:,} of {len(answers):,} answers were truncated at {max_new_tokens:,} tokens; raise --max-new-tokens")
 

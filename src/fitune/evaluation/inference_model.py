@@ -24,7 +24,7 @@ from fitune.models.source import ModelSource, Origin, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
 from fitune.runs.compare import read_settings
-from fitune.runs.run_folder import SETTINGS, RunFolder
+from fitune.runs.run_folder import MANIFEST, SETTINGS, RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -207,6 +207,13 @@ def _say_allowed(notes: tuple[str, ...]) -> None:
             warn(note)
 
 
+def _is_path(name: str, runs: Path) -> bool:
+    """Whether a name that is no folder can only have meant one, and not a model on the hub (OWNER/NAME)."""
+    parts = Path(name).parts
+    holds_runs = len(parts) == 2 and (Path(parts[0]) == runs or any(Path(parts[0]).glob(f"*/{MANIFEST}")))
+    return len(parts) > 2 or name.startswith(("/", ".", "~")) or holds_runs
+
+
 def find_target(name: str, runs_folder: str) -> Path | None:
     """The folder of a run's result or of an adapter, or None when the name is that of a model."""
     for path in (Path(name).expanduser(), Path(runs_folder) / name):
@@ -220,7 +227,12 @@ def find_target(name: str, runs_folder: str) -> Path | None:
                 f"run {path} has saved no adapter or model yet; finish it with: fitune train --resume {path}"
             )
     runs = Path(runs_folder)
-    known = [entry.name for entry in runs.iterdir() if entry.is_dir()] if runs.is_dir() else []
+    known = sorted(entry.name for entry in runs.iterdir() if entry.is_dir()) if runs.is_dir() else []
+    if not Path(name).expanduser().exists() and _is_path(name, runs):
+        folder = Path(name).expanduser().parent
+        there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        hint, listed = did_you_mean(Path(name).name, there), ", ".join(there[:20]) or "nothing"
+        raise ModelError(f'there is no run or model "{name}"{hint}; {folder} holds {listed}')
     if hint := did_you_mean(name, known):
         try:
             resolve(name)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fitune.errors import RunError
+from fitune.runs.disk_faults import storage_error
 from fitune.runs.disk_space import size
 
 SLACK_BYTES = 64 * 2**20  # tokenizer, configs, report
@@ -39,8 +40,11 @@ def new_folder(out: Path) -> Generator[Path, None, None]:
         yield whole
         refuse_taken(out)
         whole.rename(out)
-    except OSError as error:
-        raise RunError(f"{out} could not be written: {error.strerror or error}; it was removed") from error
+    except Exception as error:
+        told = storage_error(error, scratch, "Nothing was left behind, what is exported is untouched", "export again")
+        if told is None:
+            raise
+        raise type(told)(str(told).replace(str(scratch), str(out), 1)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

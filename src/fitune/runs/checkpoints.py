@@ -1,12 +1,13 @@
 """Checkpoints of a run: which of them are whole, which is the newest, which may go.
 
 A checkpoint is a folder ``checkpoint-STEP``. It counts once ``complete.json`` is in it: written last, it lists every
-file with its size, so a folder left half-written by a killed process, or cut short later, is never resumed from.
-Knows nothing of what the files hold.
+file with its size and SHA-256, so a folder left half-written by a killed process, cut short or damaged later, is never
+resumed from. Knows nothing of what the files hold.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,12 +45,26 @@ def newest_complete(root: Path) -> Path | None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that the checkpoint's mark lists is there, with its size."""
+    """Whether every file that the checkpoint's mark lists is there, with its size.
+
+    Quick, and blind to a changed byte: `damaged_file` reads them all.
+    """
     try:
-        sizes = json.loads((folder / MARK).read_text())["bytes"]
+        sizes = _mark(folder)["bytes"]
         return STATE in sizes and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a complete checkpoint that is not what was written, None when all are.
+
+    Marks written before 0.2.0 hold sizes alone: then sizes are what is compared.
+    """
+    if not is_complete(folder):
+        return MARK
+    digests = _mark(folder).get("sha256", {})
+    return next((name for name, digest in digests.items() if _sha256(folder / name) != digest), None)
 
 
 def mark_complete(folder: Path) -> None:
@@ -58,8 +73,9 @@ def mark_complete(folder: Path) -> None:
     for path in files:
         _flush(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    digests = {name: _sha256(folder / name) for name in sizes}
     draft = folder / f"{MARK}.draft"
-    draft.write_text(json.dumps({"step": step_of(folder), "bytes": sizes}, indent=1))
+    draft.write_text(json.dumps({"step": step_of(folder), "bytes": sizes, "sha256": digests}, indent=1))
     _flush(draft)
     os.replace(draft, folder / MARK)
     _flush(folder)
@@ -103,6 +119,15 @@ def drop_incomplete(root: Path) -> list[Path]:
     for folder in broken:
         shutil.rmtree(folder, ignore_errors=True)
     return broken
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MARK).read_text())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

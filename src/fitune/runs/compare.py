@@ -110,7 +110,7 @@ def summary(path: Path) -> Summary:
     return {
         "name": path.name,
         "path": str(path),
-        "status": manifest.get("status"),
+        "status": RunFolder(path).status(),
         "started": manifest.get("started"),
         "ended": manifest.get("ended"),
         "method": manifest.get("method"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shlex
 import sys
@@ -19,6 +18,7 @@ from typing import Required, TypedDict
 
 from fitune.console import json_text
 from fitune.errors import RunError
+from fitune.runs.disk_faults import write_whole
 
 PACKAGES = ("fitune", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
@@ -186,9 +186,7 @@ def read(path: Path) -> Manifest:
 
 def write(path: Path, manifest: Mapping[str, object]) -> None:
     """Replace the manifest in one move."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json_text(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, json_text(manifest, indent=2) + "\n")
 
 
 def update(path: Path, **values: object) -> Manifest:

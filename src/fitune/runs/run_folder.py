@@ -13,23 +13,31 @@ runs/NAME/
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import yaml
 
-from fitune.console import json_text, log
+from fitune.console import json_text, log, warn
 from fitune.errors import RunError
+from fitune.runs import manifest as manifests
+from fitune.runs.checkpoints import newest_complete
+from fitune.runs.disk_faults import storage_error, write_whole
 
 SETTINGS, MANIFEST, METRICS, SAMPLES, LOCK = (
     "settings.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "run.lock",
 )  # fmt: skip
+# Held by the lock file for the last words of a run whose disk is full: its manifest.
+RESERVE_BYTES = 64 * 2**10
 
 
 class Answered(TypedDict):
@@ -56,6 +64,24 @@ class Rollout(TypedDict):
     stopped: bool
     reward: float
     rewards: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The process that holds a run; started: as `_start_of`."""
+
+    pid: int
+    host: str
+    started: int | None
+
+    @property
+    def elsewhere(self) -> bool:
+        return self.host != platform.node()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs still; known of this machine's processes only."""
+        return _alive(self.pid) and self.started in (None, _start_of(self.pid))
 
 
 class RunFolder:
@@ -127,41 +153,75 @@ class RunFolder:
 
         Raises:
             RunError: a living process writes this run.
+            StorageError: the folder cannot be written.
         """
-        while True:
-            try:
-                handle = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
+        me = {"pid": os.getpid(), "host": platform.node(), "started": _start_of(os.getpid())}
+        try:
+            with _alone(self.path):
                 self._clear_stale_lock()
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
-        os.close(handle)
+                self._lock.write_text(json.dumps(me).ljust(RESERVE_BYTES))
+        except OSError as error:
+            self._lock.unlink(missing_ok=True)
+            raise self.storage_error(error) or error from error
         try:
             yield
         finally:
-            self._lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._lock.unlink(missing_ok=True)
 
-    def _clear_stale_lock(self) -> None:
+    def writer(self) -> Writer | None:
+        """Who holds the run: a living process of this machine, or one of another machine, alive or not."""
         try:
             holder = json.loads(self._lock.read_text())
-        except FileNotFoundError:
-            return
-        except ValueError:
-            holder = {}
-        pid, host = holder.get("pid"), holder.get("host")
-        if host is not None and host != platform.node():
+            found = Writer(int(holder["pid"]), str(holder["host"]), holder.get("started"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if found.elsewhere or found.alive else None
+
+    def status(self) -> str:
+        """The manifest's status; a run that says "running" and whose process is gone is "dead"."""
+        said = manifests.read(self.manifest).get("status")
+        return "dead" if said == "running" and self.writer() is None else str(said)
+
+    def note_end(self, status: str, **values: object) -> None:
+        """Write down how the run ended, also on a full disk: the lock file gives back its reserve for it.
+
+        Where nothing can be written at all, the manifest goes on saying "running", which `status` reads as dead.
+        """
+        try:
+            held = self._lock.read_text().rstrip()
+            os.truncate(self._lock, len(held))
+        except OSError:
+            pass
+        try:
+            manifests.update(self.manifest, status=status, ended=manifests.now(), **values)
+        except OSError as error:
+            warn(f"{self.manifest} could not be written: {error.strerror or error}; it still says how the run began")
+
+    def storage_error(self, error: BaseException) -> RunError | None:
+        """The sentence for an error that a full, read-only or broken disk caused; None for any other error."""
+        last = newest_complete(self.checkpoints)
+        safe = f"{last.name} is safe" if last else "no checkpoint was written yet"
+        begun = self.manifest.is_file()
+        go_on = f"continue with: fitune train --resume {self.path}" if begun else "start the run again"
+        return storage_error(error, self.path, safe, go_on)
+
+    def _clear_stale_lock(self) -> None:
+        held = self._lock.exists()
+        by = self.writer()
+        if by is not None and by.elsewhere:
             raise RunError(
-                f"{self.path} is being written by process {pid} on {host}; if that is over, delete {self._lock}"
+                f"{self.path} is being written by process {by.pid} on {by.host}; if that is over, delete {self._lock}"
             )
-        if pid is not None and pid != os.getpid() and _alive(pid):
-            raise RunError(f"{self.path} is being written by process {pid}; wait for it, or choose another run.name")
-        if pid is not None:
-            log(f"taking over {self.path} from process {pid}, which is gone")
-        self._lock.unlink(missing_ok=True)
+        if by is not None and by.pid != os.getpid():
+            raise RunError(f"{self.path} is being written by process {by.pid}; wait for it, or choose another run.name")
+        if held:
+            log(f"taking over {self.path} from a process that is gone")
+            self._lock.unlink(missing_ok=True)
 
     def write_settings(self, settings: Mapping[str, object]) -> None:
         """Every setting of the run, defaults included."""
-        self.settings.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_whole(self.settings, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     # ---- logs
 
@@ -178,9 +238,7 @@ class RunFolder:
         """Drop the log rows of steps that a resumed run will take again."""
         for path in (self.metrics, self.samples):
             kept = [row for row in read_rows(path) if row.get("step", 0) <= step]
-            draft = path.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-            os.replace(draft, path)
+            write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
@@ -205,6 +263,32 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_samples(path: Path) -> list[Answered | Rollout]:
     """Rows of samples.jsonl, as `read_rows`."""
     return cast(list[Answered | Rollout], read_rows(path))
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did: with it a number that is used again is told apart.
+
+    None where the system does not say (proc(5), field 22 of stat).
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None, None, None]:
+    """No other process of this machine reads or makes the folder's lock meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 def _alive(pid: int) -> bool:

@@ -13,6 +13,7 @@ What differs from transformers.Trainer:
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -354,8 +355,9 @@ class FituneTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             checkpoints.write_extra_state(folder, self.extra_state)
             checkpoints.mark_complete(folder)
-        except OSError as error:
-            raise RunError(f"cannot write {folder}: {error}; earlier checkpoints are untouched") from error
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use, and a full disk needs the room
+            raise
         checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
 
     def trained_parameters(self) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What listens to the trainer: the metrics file, the progress on the screen, the best checkpoint, Ctrl-C.
+"""What listens to the trainer: the metrics file, the progress on the screen, the best checkpoint, signals.
 
 In: transformers' callback events, plain values. Out: rows of metrics.jsonl, lines on stderr, flags in `control`.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
-from types import FrameType
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import log, progress_in, stderr_console, warn
+from fitune.signals import ENDING, handled, raise_stopped
 
 if TYPE_CHECKING:
     from fitune.trainers.base import FituneTrainer
@@ -160,26 +159,28 @@ class BestKept(TrainerListener):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C ends the run after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the step in hand, with a checkpoint; a second one ends it at once."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: Callable[[int, FrameType | None], object] | int | None = None
+        self.number: int | None = None
 
-    def __enter__(self) -> StopOnInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._heard)
-        return self
+    @property
+    def asked(self) -> bool:
+        return self.number is not None
 
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+    @contextmanager
+    def listening(self) -> Generator[None, None, None]:
+        """While steps are taken."""
+        with handled((signal.SIGINT, *ENDING), self._heard):
+            yield
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _heard(self, number: int) -> None:
         if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        warn("interrupted: finishing this step, then writing a checkpoint; Ctrl-C again stops at once")
+            raise_stopped(number)
+        self.number = number
+        name = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second one"
+        warn(f"{name}: finishing this step, then writing a checkpoint; {again} stops at once")
 
     def _stop(self, control: TrainerControl) -> None:
         if self.asked:

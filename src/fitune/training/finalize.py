@@ -11,7 +11,7 @@ from fitune.console import log, warn
 from fitune.errors import RunError
 from fitune.methods.save_result import open_again
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import is_complete, step_of
+from fitune.runs.checkpoints import damaged_file, is_complete, step_of
 from fitune.runs.html_report import write_report
 from fitune.runs.manifest import Results
 from fitune.runs.model_card import write_card
@@ -70,6 +70,9 @@ def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:
     last, best = trainer.state.global_step, trainer.state.best_global_step
     folder = run.checkpoints / f"checkpoint-{best}"
     if not best or best == last or not is_complete(folder):
+        return last
+    if name := damaged_file(folder):
+        warn(f"{folder}, the best checkpoint, is damaged ({name} is not what was written): the last weights are saved")
         return last
     trainer.load_trained(folder)
     value = trainer.state.best_metric

@@ -15,6 +15,7 @@ from fitune.console import log
 from fitune.earlier_names import stored_with_new_names
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
+from fitune.runs.disk_faults import write_whole
 from fitune.runs.run_folder import MANIFEST, RunFolder
 from fitune.training.resume import check_same_settings
 from fitune.training.run import RunResult, train
@@ -38,7 +39,7 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
     chain.folder.mkdir(parents=True, exist_ok=True)
     if not kept.exists():
         listed = [{"name": stage.name, "settings": stage.settings.model_dump(mode="json")} for stage in chain.stages]
-        kept.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        write_whole(kept, json.dumps(listed, indent=1) + "\n")
     results = []
     for number, stage in enumerate(chain.stages, start=1):
         path = chain.folder / stage.name

@@ -5,13 +5,14 @@ In: the run folder, the settings asked for now. Out: the checkpoint, or a `RunEr
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
-from fitune.runs.checkpoints import drop_incomplete, newest_complete, read_extra_state, step_of
+from fitune.runs.checkpoints import complete_checkpoints, damaged_file, drop_incomplete, read_extra_state, step_of
 from fitune.runs.compare import flat, read_settings
 from fitune.runs.manifest import ModelFacts
 from fitune.runs.run_folder import RunFolder
@@ -98,7 +99,7 @@ def checkpoint_to_resume(run: RunFolder) -> Path | None:
     """The newest whole checkpoint, or None to begin anew; unfinished ones are removed and the logs cut back to it."""
     for broken in drop_incomplete(run.checkpoints):
         log(f"ignoring {broken.name}: it is incomplete")
-    checkpoint = newest_complete(run.checkpoints)
+    checkpoint = _newest_undamaged(run)
     step = step_of(checkpoint) if checkpoint else -1
     run.forget_after(step)
     log(
@@ -107,6 +108,21 @@ def checkpoint_to_resume(run: RunFolder) -> Path | None:
         else f"{run.path} has no checkpoint yet: starting from the beginning"
     )
     return checkpoint
+
+
+def _newest_undamaged(run: RunFolder) -> Path | None:
+    """The newest checkpoint whose files are what was written; damaged ones are named and removed."""
+    damaged = 0
+    for folder in reversed(complete_checkpoints(run.checkpoints)):
+        name = damaged_file(folder)
+        if name is None:
+            return folder
+        damaged += 1
+        warn(f"{folder} is damaged ({name} is not what was written): it is removed, and an earlier one is taken")
+        shutil.rmtree(folder, ignore_errors=True)
+    if damaged:
+        warn(f"every checkpoint of {run.path} was damaged: check the disk; the run starts from the beginning")
+    return None
 
 
 def is_over(checkpoint: Path, steps: int) -> bool:

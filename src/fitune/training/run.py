@@ -7,11 +7,13 @@ fitune.train(resume="runs/NAME")          goes on from its last whole checkpoint
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from typing import cast
 
 from transformers import TrainingArguments, set_seed
@@ -30,6 +32,7 @@ from fitune.runs.compare import find_run, read_settings
 from fitune.runs.disk_space import bytes_needed, check_space, folder_bytes
 from fitune.runs.manifest import ModelFacts
 from fitune.runs.run_folder import RunFolder
+from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
@@ -44,8 +47,8 @@ from fitune.training.setup import prepare_run
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left. ``status`` is finished or interrupted; ``saved`` the adapter's or model's folder;
-    ``exports`` the copies that the settings asked for."""
+    """What a run left. ``status`` is finished or interrupted (then ``signal`` is the number of what interrupted it);
+    ``saved`` the adapter's or model's folder; ``exports`` the copies that the settings asked for."""
 
     folder: Path
     status: str
@@ -55,11 +58,12 @@ class RunResult:
     before: dict[str, float] | None = None
     after: dict[str, float] | None = None
     exports: tuple[Path, ...] = ()
+    signal: int | None = None
 
     @property
     def exit_code(self) -> int:
-        """For the command line: 130 after Ctrl-C, as shells expect."""
-        return 130 if self.status == "interrupted" else 0
+        """For the command line, as shells expect it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return exit_status(self.signal or SIGINT) if self.status == "interrupted" else 0
 
 
 def train(
@@ -73,11 +77,13 @@ def train(
         exclude: sentences that the demo task must not make; a resumed run knows its own.
 
     Returns:
-        What the run left. After Ctrl-C its status is "interrupted" and a checkpoint is there.
+        What the run left. After Ctrl-C, SIGTERM or SIGHUP its status is "interrupted" and a checkpoint is there.
 
     Raises:
         FituneError: a fault in settings, data, model or run folder, before the first step; `TrainingHalted` when the
-            loss is not finite. The manifest of a run that had begun then says so.
+            loss is not finite, `StorageError` when the run folder takes no more. The manifest of a run that had begun
+            then says so.
+        Stopped: SIGTERM or SIGHUP came before the first step or after the last, or twice.
     """
     settings, run = _open(settings, resume)
     check_trackers(list(settings.run.report_to))
@@ -91,25 +97,45 @@ def train(
     log_schedule(setup, schedule)
     if not resumed:
         run = RunFolder.create(run.path)
-    with run.locked():
-        checkpoint = _go_on(run, setup) if resumed else _begin(run, setup)
-        try:
+    with handled(ENDING, raise_stopped), run.locked():
+        with _told(run):
+            checkpoint = _go_on(run, setup) if resumed else None
+        with _ending_noted(run), _told(run):
+            if not resumed:
+                _begin(run, setup)
             result = _train(run, setup, schedule, arguments, checkpoint)
-        except KeyboardInterrupt:
-            _interrupted(run)
-            raise
-        except Exception as error:
-            if run.metrics.exists():
-                status = "halted" if isinstance(error, TrainingHalted) else "failed"
-                manifests.update(run.manifest, status=status, ended=manifests.now(), error=str(error))
-            else:
-                run.discard()  # nothing was done yet: the name stays free for the next attempt
-            raise
     wanted = setup.settings.export
     if result.status == "finished" and wanted.to:
         exports = _export(run, list(wanted.to), wanted.gguf_type, setup.settings.model.device)
         return replace(result, exports=exports)
     return result
+
+
+@contextmanager
+def _told(run: RunFolder) -> Generator[None, None, None]:
+    """Errors of a full, read-only or broken disk in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FituneError) or (told := run.storage_error(error)) is None:
+            raise
+        raise told from error
+
+
+@contextmanager
+def _ending_noted(run: RunFolder) -> Generator[None, None, None]:
+    """The manifest says how a run ended that did not finish."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        _interrupted(run)
+        raise
+    except Exception as error:
+        if run.metrics.exists():
+            run.note_end("halted" if isinstance(error, TrainingHalted) else "failed", error=str(error))
+        else:
+            run.discard()  # nothing was done yet: the name stays free for the next attempt
+        raise
 
 
 def _export(run: RunFolder, forms: list[str], gguf_type: str, device: str) -> tuple[Path, ...]:
@@ -233,7 +259,7 @@ def _train(
     step = trainer.state.global_step
     if interrupt.asked and step < schedule.steps and not trainer.extra_state.get("stopped_early"):
         _interrupted(run, f" at step {step} of {schedule.steps}")
-        return RunResult(folder=run.path, status="interrupted", steps=step)
+        return RunResult(folder=run.path, status="interrupted", steps=step, signal=interrupt.number)
 
     saved, results = finish(run, trainer, partial(method.save, context))
     measured = meter.measured()
@@ -259,7 +285,7 @@ def _steps(run: RunFolder, trainer: FituneTrainer, checkpoint: Path | None, inte
         plain = {name.removeprefix("eval_"): value for name, value in before.items()}
         manifests.update(run.manifest, results={"before": plain})
     try:
-        with interrupt:
+        with interrupt.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         for callback in trainer.callback_handler.callbacks:
@@ -269,5 +295,5 @@ def _steps(run: RunFolder, trainer: FituneTrainer, checkpoint: Path | None, inte
 
 def _interrupted(run: RunFolder, where: str = "") -> None:
     """Note and say that the run was stopped, and how it goes on."""
-    manifests.update(run.manifest, status="interrupted", ended=manifests.now())
+    run.note_end("interrupted")
     log(f"stopped{where}; continue with: {resume_command(run.path)}")
