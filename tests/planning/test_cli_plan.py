@@ -48,7 +48,8 @@ def test_it_fits(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_does_not_fit_is_status_3(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(model, "--budget", "530MiB", *SMALL) == 3
-    assert capsys.readouterr().out.startswith("does not fit ")
+    said = capsys.readouterr().out
+    assert said.startswith("does not fit ") and ("\nfits " in said or "nothing that fitune may change" in said)
 
 
 def test_without_a_card_there_is_no_verdict(
@@ -286,9 +287,35 @@ def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsy
     assert "nothing fits" in said and "Cheapest way out" in said and "memory.may_change" in said
 
 
+def test_a_plan_that_does_not_fit_ends_with_what_would(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--seq-len", "512", "--data.eval_share", "0", "--train.batch_size", "16", "--memory.margin", "0")
+
+    def need(*more: str) -> int:
+        run(model, *words, *more, "--budget", "16GiB", "--json")
+        return json.loads(capsys.readouterr().out)["smi_peak_bytes"]
+
+    budget = f"{(need() + need('--train.micro_batch_size', '1')) / 2 / 2**20:.0f}MiB"
+    assert run(model, *words, "--budget", budget) == 3
+    end = capsys.readouterr().out.splitlines()[-2:]
+    assert end[0].startswith("fits ") and "--train.micro_batch_size " in end[0] and "then it needs" in end[1]
+
+
 def test_the_ladder_needs_a_card(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fitune.planning.gpus.catalogue.present", lambda: None)
     with pytest.raises(click.UsageError, match="--ladder needs a card"):
         run(model, *SMALL, "--ladder")
     with pytest.raises(click.UsageError, match="cannot be combined"):
         run(model, *SMALL, "--ladder", "--grid")
+
+
+def test_the_ladder_is_written_as_a_page_and_a_picture(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--svg", str(tmp_path / "a.svg"), "--html", str(tmp_path / "a.html"))
+    assert run(model, *SMALL, "--budget", "16GiB", "--ladder", *files) == 0
+    assert "fits as asked" in capsys.readouterr().out
+    assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert (
+        "fits&#160;as&#160;asked" in (tmp_path / "a.html").read_text()
+        or "fits as asked" in (tmp_path / "a.html").read_text()
+    )

@@ -12,8 +12,9 @@ import click
 
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import print_json
-from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder
+from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder, what_fits
 from fitune.cli.plan.plan_question import PlanOptions, PlanQuestion, ask
+from fitune.cli.plan.shown import Shown
 
 if TYPE_CHECKING:
     from fitune.planning.predict import Plan
@@ -75,11 +76,12 @@ def plan(
         return
     models = [word for word in words if not word.endswith((".yaml", ".yml"))]
     recipes = [word for word in words if word.endswith((".yaml", ".yml"))]
-    pictures = given["svg_file"] or given["html_file"] or given["explain"]
-    if as_grid + bool(most) + given["ladder"] + bool(pictures) > 1:
-        raise click.UsageError(
-            "--grid, --max and --ladder cannot be combined with each other, nor with --svg, --html or --explain"
-        )
+    pictures = given["svg_file"] or given["html_file"]
+    if as_grid + bool(most) + given["ladder"] + given["explain"] > 1:
+        raise click.UsageError("--grid, --max, --ladder and --explain cannot be combined with each other")
+    if pictures and (most or (given["as_json"] and (as_grid or given["ladder"]))):
+        raise click.UsageError("--svg and --html cannot be combined with --max, nor with --json of a grid or a ladder")
+    shown = Shown(shlex.join(["fitune", *sys.argv[1:]]), given["svg_file"], given["html_file"])
     if len(recipes) > 1 or (len(models) > 1 and most != "model"):
         raise click.UsageError("name one model and one recipe; several models need --max model")
     asked = ask(models[0] if models else None, recipes, ctx.meta["settings"], given)
@@ -88,9 +90,9 @@ def plan(
     elif most:
         status = _answer_most(asked, most, given["as_json"])
     elif given["ladder"]:
-        status = answer_ladder(asked, given["as_json"])
+        status = answer_ladder(asked, given["as_json"], shown)
     elif as_grid:
-        status = _answer_grid(asked, given["as_json"])
+        status = _answer_grid(asked, given["as_json"], shown)
     else:
         status = _answer(asked, given)
     ctx.exit(status)
@@ -139,6 +141,8 @@ def _answer(asked: PlanQuestion, given: PlanOptions) -> int:
 
             stdout_console().print()
             stdout_console().print(explain(made, explained))
+        if asked.card is not None and made.traced and not made.fits:
+            what_fits(asked, stdout_console())
     for file in (given["svg_file"], given["html_file"]):
         if file:
             log(f"wrote {file}")
@@ -234,11 +238,11 @@ def _answer_models(asked: PlanQuestion, names: list[str], as_json: bool) -> int:
     return 0 if any(view.plan.fits for view in found) else DOES_NOT_FIT
 
 
-def _answer_grid(asked: PlanQuestion, as_json: bool) -> int:
+def _answer_grid(asked: PlanQuestion, as_json: bool, shown: Shown) -> int:
     """Every combination of the remedies."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fitune.console import stderr_console, stdout_console
+    from fitune.console import stderr_console
     from fitune.planning.gpus.step_time import with_time
     from fitune.planning.search.grid import cells, fill, print_grid
 
@@ -256,6 +260,7 @@ def _answer_grid(asked: PlanQuestion, as_json: bool) -> int:
         rows = [cell.to_dict() for cell in done]
         print_json({"model": asked.config.name, "card": asked.card, "cells": rows})
     else:
-        stdout_console().print(asked.heading(), markup=False)
-        print_grid(stdout_console(), done, asked.card)
+        with shown.console() as console:
+            console.print(asked.heading(), markup=False)
+            print_grid(console, done, asked.card)
     return 0 if asked.card is None or any(cell.plan and cell.plan.fits for cell in done) else DOES_NOT_FIT

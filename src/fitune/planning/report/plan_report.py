@@ -111,17 +111,17 @@ def _verdict(view: View) -> str:
 
 
 def advice(view: View) -> list[str]:
-    """What to do when it does not fit."""
-    load = view.plan.phases.get("load")
+    """Why nothing but a smaller or quantized model can fit, where that is so."""
     if view.usable_bytes is None or view.plan.fits or not view.plan.traced:
         return []
-    if load is not None and float(load["smi_bytes"]) > view.usable_bytes:
-        least = size_in(float(load["smi_bytes"]), scale(view))
-        return [
-            f"not even the loaded model fits: weights and CUDA context take {least} before the first step. A smaller "
-            f"model or stronger quantization (--model.quantization {NF4.name}) is the way"
-        ]
-    return ["what would fit: the same words with --ladder, with --grid, or with --max seq-len or --max batch"]
+    load = view.plan.phases.get("load")
+    if load is None or float(load["smi_bytes"]) <= view.usable_bytes:
+        return []
+    least = size_in(float(load["smi_bytes"]), scale(view))
+    return [
+        f"not even the loaded model fits: weights and CUDA context take {least} before the first step. Use a smaller "
+        f"model or stronger quantization (--model.quantization {NF4.name})"
+    ]
 
 
 def figures(view: View) -> list[tuple[str, str, str]]:
