@@ -37,6 +37,7 @@ COMMANDS = {
         "List, show, compare, combine, rename, delete adapters; check a merge.",
     ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
+    "studio": ("fitune.cli.studio.studio:studio", "Runs, data and plans in the browser."),
     "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
 }
 STOPPED = "stopped; `fitune runs list` lists unfinished runs, `fitune train --resume RUN` continues one"

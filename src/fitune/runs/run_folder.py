@@ -292,11 +292,15 @@ def _alone(folder: Path) -> Generator[None, None, None]:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one of another user counts."""
+    """Whether a process of this machine runs; one of another user counts, one that has ended and waits for its parent to
+    look (a zombie) does not."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return True

@@ -1,0 +1,1 @@
+"""`fitune studio`: what the command line asks before the server starts."""

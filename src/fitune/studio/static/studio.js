@@ -1,0 +1,129 @@
+// What the pages do beyond reading: pieces that change are put in place, values are shown under the pointer, a part of a
+// curve is shown larger. Without this file every page still reads.
+"use strict";
+
+const note = (text) => { const place = document.getElementById("note"); if (place.textContent !== text) place.textContent = text; };
+
+// ---- live pieces
+function put(id, html) {
+  const place = document.getElementById(id);
+  if (!place) return;
+  const marked = new Set([...place.querySelectorAll("input:checked")].map((one) => one.name + "=" + one.value));
+  const opened = new Set([...place.querySelectorAll("details[open]")].map((one) => one.id));
+  const zoomed = new Map([...place.querySelectorAll("figure.zoomed")].map((one) => [one.dataset.key, one]));
+  const log = place.querySelector("pre.log");
+  const atEnd = !log || log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
+  const focused = place.contains(document.activeElement) ? document.activeElement.getAttribute("data-focus") : null;
+  place.innerHTML = html;
+  for (const box of place.querySelectorAll("input")) if (marked.has(box.name + "=" + box.value)) box.checked = true;
+  for (const one of place.querySelectorAll("details")) if (opened.has(one.id)) one.open = true;
+  for (const one of place.querySelectorAll("figure.chart")) {
+    const shown = zoomed.get(one.dataset.key);
+    if (shown) { shown.whole = one; one.replaceWith(shown); }
+  }
+  if (focused) place.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+  const after = place.querySelector("pre.log");
+  if (after && atEnd) after.scrollTop = after.scrollHeight;
+}
+
+function listen(address) {
+  const source = new EventSource(address);
+  source.addEventListener("pieces", (event) => {
+    note("");
+    for (const [id, html] of Object.entries(JSON.parse(event.data))) put(id, html);
+    document.documentElement.dataset.lines = event.lastEventId;
+  });
+  source.addEventListener("gone", () => { source.close(); note("This run is no longer in its folder."); });
+  source.addEventListener("error", () => {
+    note("The studio does not answer. Runs go on without it; this page goes on when it is back.");
+    if (source.readyState === EventSource.CLOSED)
+      fetch(location.href, { method: "HEAD" }).then((answer) => {
+        if (answer.status === 401) note("The studio was started again: open the new address that it printed in the terminal.");
+        else setTimeout(() => listen(address), 2000);
+      }).catch(() => setTimeout(() => listen(address), 2000));
+  });
+}
+for (const place of document.querySelectorAll("[data-events]")) listen(place.dataset.events);
+for (const log of document.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;
+
+// ---- charts: values under the pointer, a span that is drawn across is shown larger
+const SVG = "http://www.w3.org/2000/svg";
+const short = (value) => Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(4)).toString();
+let held = null;
+
+function frameOf(figure) {
+  if (!figure.frame) figure.frame = JSON.parse(figure.dataset.chart);
+  return figure.frame;
+}
+function stepAt(figure, event) {
+  const { frame: [x0, x1], box: [width, , left, right] } = frameOf(figure);
+  const svg = figure.querySelector("svg"), bounds = svg.getBoundingClientRect();
+  const x = (event.clientX - bounds.left) / bounds.width * width;
+  return Math.min(x1, Math.max(x0, x0 + (x - left) / (width - left - right) * (x1 - x0)));
+}
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (low < high) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle + 1; else high = middle; }
+  return low > 0 && x - xs[low - 1] < xs[low] - x ? low - 1 : low;
+}
+function draw(figure, kind, attributes) {
+  const svg = figure.querySelector("svg");
+  let one = svg.querySelector("." + kind);
+  if (!one) { one = document.createElementNS(SVG, kind === "span" ? "rect" : "line"); one.setAttribute("class", kind); svg.append(one); }
+  for (const [name, value] of Object.entries(attributes)) one.setAttribute(name, value);
+}
+function place(figure, x) {
+  const { frame: [x0, x1], box: [width, , left, right] } = frameOf(figure);
+  return left + (x - x0) / ((x1 - x0) || 1) * (width - left - right);
+}
+function show(figure, x) {
+  const { box: [, height, , , top, bottom], lines } = frameOf(figure);
+  const at = lines.map(([label, xs, ys]) => { const i = nearest(xs, x); return [label, xs[i], ys[i]]; });
+  let tip = figure.querySelector(".tip");
+  if (!tip) { tip = document.createElement("output"); tip.className = "tip"; figure.append(tip); }
+  tip.textContent = lines.length === 1 ? `step ${short(at[0][1])}: ${short(at[0][2])}` : at.map(([label, step, y]) => `${label}, step ${short(step)}: ${short(y)}`).join("\n");
+  const line = place(figure, at[0][1]);
+  draw(figure, "cursor", { x1: line, x2: line, y1: top, y2: height - bottom });
+  figure.at = at[0][1];
+}
+function hide(figure) { figure.querySelector(".tip")?.remove(); figure.querySelector(".cursor")?.remove(); figure.querySelector(".span")?.remove(); }
+async function zoom(figure, from, to) {
+  const base = document.querySelector("[data-charts]")?.dataset.charts;
+  if (!base) return;
+  const query = new URLSearchParams({ key: figure.dataset.key, from, to });
+  const answer = await fetch(`${base}?${query}`);
+  if (!answer.ok) return;
+  const holder = document.createElement("div");
+  holder.innerHTML = await answer.text();
+  const made = holder.firstElementChild;
+  if (!made) return;
+  made.classList.add("zoomed");
+  const back = document.createElement("button");
+  back.textContent = "all steps"; back.className = "back"; back.type = "button";
+  back.addEventListener("click", () => made.replaceWith(made.whole));
+  made.append(back);
+  made.whole = figure.whole ?? figure;
+  figure.replaceWith(made);
+}
+
+document.addEventListener("pointermove", (event) => {
+  const figure = event.target.closest?.("figure[data-chart]");
+  if (held && held.figure !== figure) { hide(held.figure); held = held.down === undefined ? null : held; }
+  if (!figure) return;
+  show(figure, stepAt(figure, event));
+  if (held?.down !== undefined && held.figure === figure) {
+    const { box: [, height, , , top, bottom] } = frameOf(figure);
+    const [a, b] = [place(figure, held.down), place(figure, stepAt(figure, event))].sort((one, other) => one - other);
+    draw(figure, "span", { x: a, width: b - a, y: top, height: height - bottom - top });
+  } else held = { figure };
+});
+document.addEventListener("pointerdown", (event) => {
+  const figure = event.target.closest?.("figure[data-chart] svg")?.parentElement;
+  if (figure && event.button === 0 && event.pointerType === "mouse") { held = { figure, down: stepAt(figure, event) }; event.preventDefault(); }
+});
+document.addEventListener("pointerup", (event) => {
+  if (held?.down === undefined) return;
+  const { figure, down } = held, up = stepAt(figure, event), { frame: [x0, x1] } = frameOf(figure);
+  held = null; hide(figure);
+  if (Math.abs(up - down) > (x1 - x0) / 50) zoom(figure, Math.min(up, down), Math.max(up, down));
+});
