@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.adapters.inject import attach, lora_config
 from fitune.cli import cli
+from fitune.console import printable
 from fitune.errors import ModelError
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import load_base
@@ -90,7 +91,7 @@ def test_generate_takes_lines_files_and_gives_json(adapter: str, tmp_path: Path)
     (tmp_path / "a.txt").write_text("pig\neat\n")
     arguments = ("generate", adapter, "--file", str(tmp_path / "a.txt"), "--max-new-tokens", "6", "--device", "cpu")
     rows = json.loads(run(*arguments, "--json").stdout)
-    assert [row["prompt"] for row in rows] == ["pig", "eat"] and rows[0]["answer"] == one
+    assert [row["prompt"] for row in rows] == ["pig", "eat"] and printable(rows[0]["answer"]) == one
     assert run("generate", adapter, "pig", "--file", "x").exit_code == 2
 
 
@@ -118,4 +119,28 @@ def test_evaluate_measures_a_file(adapter: str, tmp_path: Path):
 def test_a_target_that_is_nothing_is_a_clear_error(tmp_path: Path):
     for command in (("chat",), ("generate", "x"), ("evaluate", "--data", "x.jsonl")):
         result = run(command[0], str(tmp_path / "none"), *command[1:])
-        assert isinstance(result.exception, ModelError) and "there is no folder" in str(result.exception)
+        assert isinstance(result.exception, ModelError) and "there is no run or model" in str(result.exception)
+
+
+def test_the_system_prompt_of_the_training_is_kept_and_given(adapter: str, tmp_path: Path):
+    import shutil
+
+    from fitune.data.render.asking import Asking
+
+    kept = tmp_path / "adapter"
+    shutil.copytree(adapter, kept)
+    Asking(system="the pig eats a banana on a string").write(kept)
+    plain, given = answer(adapter), answer(adapter, "--system", "the pig eats a banana on a string")
+    assert answer(str(kept)) == given != plain
+    assert answer(str(kept), "--system", "") == plain
+    chatted = run("chat", str(kept), "--max-new-tokens", "6", "--device", "cpu", stdin="pig\n/system\n/clear\npig\n")
+    assert [line.strip() for line in chatted.stdout.splitlines()] == [given, plain]
+
+
+def test_a_name_that_is_nothing_lists_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "manifest.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    failed = run("generate", "xyzzy", "pig").exception
+    assert isinstance(failed, ModelError)
+    assert 'no run "xyzzy" in runs (runs: mine), and no model of that name opens' in str(failed)

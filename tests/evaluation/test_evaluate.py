@@ -69,5 +69,5 @@ def test_names_that_are_nothing_are_refused_with_a_hint(tmp_path: Path):
     (tmp_path / "runs" / "pig-latin").mkdir(parents=True)
     with pytest.raises(FituneError):
         open_target("pig-latn", runs_folder=str(tmp_path / "runs"))
-    with pytest.raises(ModelError, match="there is no folder"):
+    with pytest.raises(ModelError, match="there is no run or model"):
         open_target(str(tmp_path / "nothing" / "here"))

@@ -22,14 +22,14 @@ from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
 COMMANDS = {
     "demo": ("fitune.cli.demo:demo", "Teach the built-in model Pig Latin on this machine, in minutes."),
     "train": ("fitune.cli.train:train", "Fine-tune a model, or --resume a run."),
-    "chat": ("fitune.cli.chat:chat", "Talk to a run or a model."),
-    "generate": ("fitune.cli.generate:generate", "Answer prompts; --top N shows the most likely next tokens."),
-    "evaluate": ("fitune.cli.evaluate:evaluate", "Measure a run or a model on a dataset."),
+    "chat": ("fitune.cli.talk.chat:chat", "Talk to a run or a model."),
+    "generate": ("fitune.cli.talk.generate:generate", "Answer prompts; --top N shows the most likely next tokens."),
+    "evaluate": ("fitune.cli.talk.evaluate:evaluate", "Measure a run or a model on a dataset."),
     "export": (
         "fitune.cli.export:export",
         "Export a result: adapter, merged, GGUF or Ollama, with a fidelity report.",
     ),
-    "score": ("fitune.cli.score:score", "Judge answers with a reward model."),
+    "score": ("fitune.cli.talk.score:score", "Judge answers with a reward model."),
     "data": ("fitune.cli.data:data", "Show, check, split and make datasets."),
     "plan": ("fitune.cli.plan.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
     "adapters": (

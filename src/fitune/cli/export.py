@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitune.cli.options.shared import print_json
+from fitune.cli.options.shared import FOLDER, print_json
 from fitune.exporting.forms import EXPORT_FORMS, gguf_forms
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 
@@ -50,7 +50,7 @@ BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.val
     "--num-prompts", default=20, show_default=True, type=click.IntRange(1), help="Number of prompts in the report."
 )
 @click.option("--allow-pickled", is_flag=True, help="Load pickled weights of a model that has no safetensors.")
-@click.option("--runs", "runs_folder", default="runs", show_default=True, help="Folder of all runs.")
+@FOLDER
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
@@ -62,7 +62,7 @@ def export(
     prompts_file: str | None,
     num_prompts: int,
     allow_pickled: bool,
-    runs_folder: str,
+    folder: str,
     device: str,
     as_json: bool,
 ) -> None:
@@ -87,7 +87,7 @@ def export(
         num_prompts=num_prompts,
         prompts_file=prompts_file,
         device=device,
-        runs_folder=runs_folder,
+        runs_folder=folder,
         allow_pickled=allow_pickled,
     )
     if as_json:

@@ -35,6 +35,11 @@ class Desk:
             in_memory.rename(self._peft(), "default", self.last)
             self.places[self.last] = target.adapter
 
+    def speaker(self) -> str:
+        """Name of what answers now: the active adapter, or base."""
+        active = in_memory.active(self.model) if isinstance(self.model, PeftModel) else ()
+        return ", ".join(active) or in_memory.BASE
+
     def adapters(self) -> str:
         """What is in memory, and what answers."""
         if not isinstance(self.model, PeftModel):

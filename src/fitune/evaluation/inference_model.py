@@ -99,8 +99,13 @@ def open_target(
     hardware = detect(device)
     chosen = choose_precision(precision, hardware)
     if found is None or not (found / "adapter_config.json").exists():
-        source = resolve(str(found) if found else name, allow_pickled=pickled)
-        tokenizer = load_tokenizer(source, code)
+        try:
+            source = resolve(str(found) if found else name, allow_pickled=pickled)
+            tokenizer = load_tokenizer(source, code)
+        except ModelError as error:
+            if found is not None or "/" in name:
+                raise
+            raise ModelError(f"{_no_run(name, runs_folder)}, and no model of that name opens: {error}") from error
         config, template = load_config(source, code), resolve_template(tokenizer)
         check_vocabulary(tokenizer, config, template)
         base = load_base(source, tokenizer, template, hardware, chosen, trust_remote_code=code, config=config)
@@ -132,6 +137,13 @@ def open_target(
         adapter=found,
         source=source,
     )
+
+
+def _no_run(name: str, runs_folder: str) -> str:
+    """That there is no such run, and which there are."""
+    known = sorted(path.parent.name for path in Path(runs_folder).glob("*/manifest.json"))
+    listed = f" (runs: {', '.join(known[:8])}{', …' if len(known) > 8 else ''})" if known else ""
+    return f'there is no run "{name}" in {runs_folder}{listed}'
 
 
 def asked_by(thinking: str, folder: Path) -> Asking:

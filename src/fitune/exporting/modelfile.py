@@ -31,9 +31,11 @@ def modelfile(gguf_name: str, renderer: Renderer, context: int | None = None) ->
     if "strftime_now" in renderer.template_text:
         warn("the chat template writes today's date; in the Modelfile it stays that of the export")
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))]
+    system = renderer.asking.system
     lines = [
         f"FROM ./{gguf_name}",
         f'TEMPLATE """{turns.go()}"""',
+        *([f'SYSTEM """{system}"""'] if system and '"""' not in system else []),
         *(f'PARAMETER stop "{stop}"' for stop in stops),
         "PARAMETER temperature 0",
         *([f"PARAMETER num_ctx {context}"] if context else []),

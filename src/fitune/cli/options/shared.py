@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import click
 
-FOLDER = click.option("--folder", default="runs", show_default=True, help="Folder of all runs.")
+FOLDER = click.option(
+    "--runs", "--folder", "folder", default="runs", show_default=True, help="Folder of all runs; --folder until 0.3.0."
+)
 Cell = TypeVar("Cell")
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -91,10 +91,11 @@ class PlanQuestion:
 
     def view(self, scenario: Scenario, made: Plan) -> View:
         """What is shown of it."""
-        from fitune.planning.report.plan_report import View, describe
+        from fitune.planning.report.plan_report import UNFUSED, View, describe
 
         usable = None if self.card is None else self.gpu.usable_bytes
-        notes = (*self.notes, *self.config.notes)
+        unfused = (UNFUSED,) if scenario.quantized and not scenario.gradient_checkpointing else ()
+        notes = (*self.notes, *self.config.notes, *unfused)
         return View(
             model=self.config.name,
             question=describe(scenario),

@@ -26,12 +26,14 @@ class Asking:
     """`thinking`: ask for reasoning, for none, or (None) as the template does by itself.
 
     `system_as_user`: put the system prompt at the head of the first user message. `date`: the day (ISO 8601) that a
-    template writes as today's, None for today.
+    template writes as today's, None for today. `system`: the system prompt that the training rows began with; chat
+    begins with it.
     """
 
     thinking: bool | None = None
     system_as_user: bool = False
     date: str | None = None
+    system: str | None = None
 
     def dated(self, template: str) -> str:
         """The template with `strftime_now` of the kept day.
@@ -68,6 +70,16 @@ def thinking_of(examples: Iterable[Example]) -> bool | None:
         for example in examples
         for said in example.messages or ()
         if said["role"] == "assistant"
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def system_of(examples: Iterable[Example]) -> str | None:
+    """The system prompt that all conversations of a data set begin with; None where they differ or have none."""
+    found = {
+        said["content"] if (said := example.messages[0])["role"] == "system" else None
+        for example in examples
+        if example.messages
     }
     return found.pop() if len(found) == 1 else None
 

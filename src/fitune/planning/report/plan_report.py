@@ -35,6 +35,10 @@ LOOKS: dict[str, tuple[str, str, str]] = {
 }
 UNKNOWN = ("?", "#555555", "")
 FREE = "#eceef0"
+UNFUSED = (
+    "the fused layers, which keep fewer activations, take 16- and 32-bit bases only; over a quantized base PEFT's own layers "
+    "run, and without gradient checkpointing their activations can outweigh what quantization saves"
+)
 
 
 @dataclass(frozen=True)

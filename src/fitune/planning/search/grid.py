@@ -21,6 +21,7 @@ from fitune.ops.optimizers.adamw import ADAMW
 from fitune.planning import trace_cache
 from fitune.planning.closed_form import untraced_plan
 from fitune.planning.predict import Card, Plan, predict
+from fitune.planning.report.plan_report import UNFUSED
 from fitune.planning.scenario import Scenario
 from fitune.sizes import size_in
 
@@ -191,6 +192,8 @@ def print_grid(console: Console, done: list[Cell], card: str | None) -> None:
     console.print(table, soft_wrap=False)
     for number, reason in enumerate(reasons, 1):
         console.print(Text(f"– {number}: {reason}"))
+    if any(cell.scenario and cell.scenario.quantized for cell in done):
+        console.print(Text(f"quantized: {UNFUSED}"), soft_wrap=False)
     for note in dict.fromkeys(cell.plan.notes[0] for cell in done if cell.plan and not cell.plan.traced):
         console.print(Text(note, style="yellow"))
     if best is not None and best.plan is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.options.shared import print_json
+from fitune.cli.options.shared import FOLDER, print_json
 
 
 @click.command()
@@ -15,9 +15,12 @@ from fitune.cli.options.shared import print_json
 @click.option(
     "--seed", default=42, show_default=True, help="Seed for the rows of a demo task; training uses train.seed."
 )
+@FOLDER
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
-def score(run: str, data: str, rows: int | None, system: str | None, seed: int, device: str, as_json: bool) -> None:
+def score(
+    run: str, data: str, rows: int | None, system: str | None, seed: int, folder: str, device: str, as_json: bool
+) -> None:
     """Score DATA with the reward model of RUN (method reward), by name or folder.
 
     \b
@@ -33,7 +36,7 @@ def score(run: str, data: str, rows: int | None, system: str | None, seed: int, 
     from fitune.evaluation.reward_scores import open_reward_model
     from fitune.evaluation.reward_scores import score as judge
 
-    model = open_reward_model(open_target(run, device=device, for_reward=True))
+    model = open_reward_model(open_target(run, folder, device, for_reward=True))
     found = judge(model, data, DataOptions(system=system, seed=seed), rows)
     if as_json:
         print_json(found.to_dict())

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitune.cli.options.shared import THINKING
+from fitune.cli.options.shared import FOLDER, THINKING
+from fitune.cli.talk.chat_input import messages
 
 if TYPE_CHECKING:
     from fitune.data.examples import Message
     from fitune.evaluation.generation import Answer, Sampling
     from fitune.evaluation.inference_model import Target
 
-HELP = """/base        answer with the base model alone     /adapter     answer with the adapter again
-/adapters    adapters in memory                   /use NAME    answer with another one, loaded if necessary
-/merge       merge the adapter into the base       /unmerge     subtract it again, and report what was restored
-/unload      remove all adapters from memory    /clear       clear the conversation
-/system TEXT set the system prompt (empty: none)  /retry       answer the last message again
-/quit        exit (also Ctrl-D)"""
+HELP = '''/base        answer with the base model alone     /adapter   answer with the adapter again
+/adapters    adapters in memory                   /use NAME  answer with another one, loaded if necessary
+/merge       merge the adapter into the base      /unmerge   subtract it again, and report what was restored
+/unload      remove all adapters from memory      /clear     clear the conversation
+/system TEXT set the system prompt (empty: none)  /retry     answer the last message again
+/quit        exit (also Ctrl-D)                   """ or \\   a message of several lines'''
 COMMANDS = (
     "/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload", "/system", "/clear", "/retry", "/help",
     "/quit",
@@ -29,7 +30,7 @@ COMMANDS = (
 
 @click.command()
 @click.argument("target")
-@click.option("--system", default=None, help="System prompt.")
+@click.option("--system", default=None, help='System prompt; "" for none.  [default: that of the training rows]')
 @click.option(
     "--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
 )
@@ -48,8 +49,9 @@ COMMANDS = (
     help="Sample from the most likely tokens up to this total probability.",
 )
 @THINKING
+@FOLDER
 @click.option("--tools", type=click.Path(), help="A JSON file with the tools that the model may call.")
-@click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
+@click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 def chat(
     target: str,
@@ -58,6 +60,7 @@ def chat(
     temperature: float,
     top_p: float,
     thinking: str,
+    folder: str,
     tools: str | None,
     seed: int | None,
     device: str,
@@ -68,8 +71,9 @@ def chat(
     fitune chat demo
     fitune chat runs/demo --system "Translate to Pig Latin."
 
-    The chat template is that of the training. Answers are streamed; Ctrl-C stops one. Messages can be piped in, one
-    per line. Commands in the chat: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
+    The chat template and the system prompt are those of the training. Answers are streamed; Ctrl-C stops one. A line
+    that ends with \\ continues in the next, and lines between two \"\"\" are one message. Messages can be piped in.
+    Commands in the chat: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
     """
     from fitune.console import log
     from fitune.evaluation.generation import Sampling, fix_seed
@@ -78,37 +82,46 @@ def chat(
 
     fix_seed(seed)
     listed = read_tools(tools) if tools else ()
-    opened = open_target(target, device=device, thinking=thinking)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        log(f"{opened.base_name}{' with ' + str(opened.adapter) if opened.adapter else ''}; /help lists the commands")
-    talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p), listed)
-    while True:
-        try:
-            line = input("you: ") if interactive else next(iter(sys.stdin.readline, ""))
-        except (EOFError, StopIteration):
-            return
-        except KeyboardInterrupt:
-            log("\n/quit or Ctrl-D exits")
-            continue
-        if not (line := line.strip()):
-            continue
-        if line.startswith("/"):
-            if not talk.command(line):
-                return
-        else:
+    opened = open_target(target, folder, device, thinking=thinking)
+    if system is None:
+        system = opened.renderer.asking.system
+    talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p), listed, folder)
+    if sys.stdin.isatty():
+        log("\n".join(_greeting(opened, system, temperature)))
+    for line in messages(COMMANDS, lambda: log("\n/quit or Ctrl-D exits")):
+        if not line.startswith("/"):
             talk.ask(line)
+        elif not talk.command(line):
+            return
+
+
+def _greeting(opened: Target, system: str | None, temperature: float) -> list[str]:
+    """What talks, how it is asked, and where help is."""
+    with_adapter = f" with {opened.adapter}" if opened.adapter else ""
+    lines = [f"{opened.base_name}{with_adapter}; /help lists the commands, Ctrl-D exits"]
+    if system:
+        lines.append(f"system prompt: {system} (/system TEXT changes it, /system alone removes it)")
+    if temperature == 0:
+        lines.append("greedy decoding: the same question gets the same answer; --temperature 0.7 samples")
+    return lines
 
 
 class Conversation:
     """History, the adapters, and the commands."""
 
-    def __init__(self, target: Target, system: str | None, sampling: Sampling, tools: Sequence[dict[str, object]] = ()):
+    def __init__(
+        self,
+        target: Target,
+        system: str | None,
+        sampling: Sampling,
+        tools: Sequence[dict[str, object]] = (),
+        runs_folder: str = "runs",
+    ):
         from fitune.evaluation.adapter_session import Desk
 
         self.target, self.system, self.sampling, self.tools = target, system, sampling, tools
         self.messages: list[Message] = []
-        self.desk = Desk(target)
+        self.desk = Desk(target, runs_folder)
 
     def command(self, line: str) -> bool:
         """Carry out a /command; False leaves the chat."""
@@ -153,6 +166,7 @@ class Conversation:
         try:
             prompt = self.target.renderer.prompt_ids(system + asked, self.tools)
             check_fits(self.desk.model, prompt, self.sampling.max_new_tokens)
+            self._mark()
             answers = stream(self.desk.model, self.target.renderer, prompt, self.sampling)
             try:
                 said = self._spell(answers, pieces)
@@ -167,6 +181,11 @@ class Conversation:
             return
         answer: Message = {"role": "assistant", "content": said.text if said else "".join(pieces)}
         self.messages = [*asked, {**answer, "reasoning_content": said.reasoning} if said and said.reasoning else answer]
+
+    def _mark(self) -> None:
+        """On a terminal, who answers: the adapter's name, or base."""
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            click.secho(f"{self.desk.speaker()}: ", fg="green", nl=False)
 
     @staticmethod
     def _spell(answers: Generator[str, None, Answer], pieces: list[str]) -> Answer:

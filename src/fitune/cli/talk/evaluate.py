@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.options.shared import print_json
+from fitune.cli.options.shared import FOLDER, print_json
 
 
 @click.command()
@@ -20,6 +20,7 @@ from fitune.cli.options.shared import print_json
     type=click.IntRange(1),
     help="Maximum length of a generated answer in tokens.",
 )
+@FOLDER
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
 def evaluate(
@@ -29,6 +30,7 @@ def evaluate(
     system: str | None,
     base: bool,
     max_new_tokens: int,
+    folder: str,
     device: str,
     as_json: bool,
 ) -> None:
@@ -45,7 +47,7 @@ def evaluate(
     from fitune.evaluation.evaluate import evaluate as measure
     from fitune.evaluation.inference_model import open_target
 
-    opened = open_target(target, device=device)
+    opened = open_target(target, folder, device)
     with opened.without_adapter() if base else nullcontext():
         found = measure(opened, data, DataOptions(system=system), rows, max_new_tokens)
     if as_json:

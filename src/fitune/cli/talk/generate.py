@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitune.cli.options.shared import THINKING, print_json
+from fitune.cli.options.shared import FOLDER, THINKING, print_json
 
 if TYPE_CHECKING:
     from fitune.data.examples import Message
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="With --top: number of steps along the most likely token.",
 )
-@click.option("--system", default=None, help="System prompt.")
+@click.option("--system", default=None, help='System prompt; "" for none.  [default: that of the training rows]')
 @click.option("--base", is_flag=True, help="Answer with the base model, with the adapter switched off.")
 @click.option(
     "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     help="Sample from the most likely tokens up to this total probability.",
 )
 @THINKING
-@click.option("--seed", type=click.IntRange(0), help="With a temperature: the same answers again.")
+@click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
+@FOLDER
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def generate(
@@ -67,6 +68,7 @@ def generate(
     top_p: float,
     thinking: str,
     seed: int | None,
+    folder: str,
     device: str,
     as_json: bool,
 ) -> None:
@@ -80,10 +82,13 @@ def generate(
     from fitune.evaluation.generation import Sampling, check_fits, complete, fix_seed
     from fitune.evaluation.inference_model import open_target
 
-    asked = _asked(prompt, file, system)
+    asked = _asked(prompt, file)
     prompts = [messages[-1]["content"] for messages in asked]
     fix_seed(seed)
-    opened = open_target(target, device=device, thinking=thinking)
+    opened = open_target(target, folder, device, thinking=thinking)
+    if system is None and not raw:
+        system = opened.renderer.asking.system
+    asked = [with_system(messages, system) for messages in asked]
     side = opened.without_adapter() if base else nullcontext()
     ids = [_ids(opened.renderer, messages, raw) for messages in asked]
     with side:
@@ -109,7 +114,7 @@ def generate(
         log(f"{cut:,} of {len(answers):,} answers were truncated at {max_new_tokens:,} tokens; raise --max-new-tokens")
 
 
-def _asked(prompt: str | None, file: str | None, system: str | None) -> list[list[Message]]:
+def _asked(prompt: str | None, file: str | None) -> list[list[Message]]:
     """Conversations that end with a question: the prompt, the rows of the file, or the lines of standard input."""
     if prompt is not None and file:
         raise click.UsageError("give a prompt or --file, not both")
@@ -117,16 +122,22 @@ def _asked(prompt: str | None, file: str | None, system: str | None) -> list[lis
         from fitune.data.read.files import read_rows
         from fitune.evaluation.prompt_file import questions
 
-        return questions(read_rows(file), system)
-    head: list[Message] = [{"role": "system", "content": system}] if system else []
+        return questions(read_rows(file), None)
     if prompt is not None:
-        return [[*head, {"role": "user", "content": prompt}]]
+        return [[{"role": "user", "content": prompt}]]
     if sys.stdin.isatty():
         raise click.UsageError("give a prompt, --file, or lines on standard input")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
         raise click.UsageError("standard input is empty; give a prompt")
-    return [[*head, {"role": "user", "content": line}] for line in lines]
+    return [[{"role": "user", "content": line}] for line in lines]
+
+
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The conversation under a system prompt, unless it has one."""
+    if not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _ids(renderer: Renderer, messages: list[Message], raw: bool) -> list[int]:
