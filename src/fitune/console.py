@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
+from fitune.distributed import ranks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -47,8 +49,9 @@ NOT_SHOWN = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 @cache
 def stderr_console() -> Console:
-    """Console for progress, notes and warnings: stderr."""
-    return _plain_console(file=cast(TextIO, _LastingStderr()), highlight=False, soft_wrap=True)
+    """Console for progress, notes and warnings: stderr; on rank 0 alone where several processes train together."""
+    quiet = not ranks.is_first()
+    return _plain_console(file=cast(TextIO, _LastingStderr()), highlight=False, soft_wrap=True, quiet=quiet)
 
 
 @cache

@@ -6,6 +6,7 @@ FituneError                      anything below; the command line prints it with
 ├── ModelError (ValueError)      a model, tokenizer or template that cannot be found, read or used
 ├── RunError (RuntimeError)      a run folder, checkpoint or resume that cannot go on
 │   ├── TrainingHalted           training stopped itself: the loss was NaN or infinite
+│   ├── ToldByFirst              what rank 0 of a run on several processes tells, on the others
 │   ├── RewardError              a reward raised, took too long, or returned what is no reward
 │   └── StorageError             a disk that is full, read-only or broken
 ├── PlanError (RuntimeError)     a memory plan that cannot be made
@@ -49,6 +50,10 @@ class RunError(FituneError, RuntimeError):
 
 class TrainingHalted(RunError):
     """Training stopped itself: the loss was NaN or infinite."""
+
+
+class ToldByFirst(RunError):
+    """An error that every process of a run raises; rank 0 tells it, this one is another."""
 
 
 class RewardError(RunError):

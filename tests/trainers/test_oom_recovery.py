@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from fitune.errors import DoesNotFit
 from fitune.evaluation.generation import Sampling
@@ -214,15 +213,6 @@ def test_a_step_begun_again_is_the_step_to_the_bit(tmp_path, tiny, monkeypatch, 
     assert [event["at"] for event in tight.events] == ["at step 2"]
     assert tiny.losses(tight) == tiny.losses(free)
     assert torch.equal(weights(tight), weights(free))
-
-
-def test_processes_that_train_together_do_not_go_on(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
-    trainer = make(tmp_path / "run", tiny)
-    begun = fail_once(monkeypatch, trainer, "forward", 1, SAID["torch"])
-    with pytest.raises(torch.OutOfMemoryError):
-        trainer.train()
-    assert begun == [1] and trainer.events == []
 
 
 @pytest.mark.parametrize("sampling", [Sampling(6, 1.0), Sampling(6, 0.7, 0.9), Sampling(6)])

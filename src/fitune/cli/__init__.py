@@ -15,7 +15,8 @@ from signal import SIGINT
 
 import click
 
-from fitune.errors import FituneError, did_you_mean
+from fitune.distributed import ranks
+from fitune.errors import FituneError, ToldByFirst, did_you_mean
 from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
 
 # name → (module:function, one line of help). The order is that of a first day with fitune.
@@ -112,8 +113,10 @@ def main() -> None:
     except Stopped as stopped:
         _say(STOPPED)
         status = exit_status(stopped.number)
+    except ToldByFirst:
+        status = 1
     except FituneError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error}" if ranks.is_first() else f"error: rank {ranks.rank()}: {error}")
         status = 1
     except BrokenPipeError:
         # The reader (`head`, a pager) has gone; Python would complain again when it flushes stdout at exit.
@@ -124,4 +127,8 @@ def main() -> None:
         with suppress(OSError):
             sys.stdout.close()  # what is left in it cannot be written; Python would try again
         status = 1
+    if ranks.size() > 1:
+        from fitune.distributed import together
+
+        together.leave()
     sys.exit(status if isinstance(status, int) else 0)

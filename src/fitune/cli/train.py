@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from fitune.cli.options.flags import SettingsCommand
+from fitune.cli.options.flags import SettingsCommand, without_option
+from fitune.distributed import ranks
 
 if TYPE_CHECKING:
     from fitune.config.sections import Settings
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")
 @click.argument("recipe", required=False, metavar="[RECIPE.yaml]")
 @click.option("--resume", metavar="RUN", help="Resume an interrupted run, given by name or folder.")
+@click.option(
+    "--gpus", metavar="N|all", help="Train on so many GPUs of this machine, one process each (docs/scale.md)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
-def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: bool) -> None:
+def train(ctx: click.Context, recipe: str | None, resume: str | None, gpus: str | None, as_json: bool) -> None:
     """Fine-tune a model.
 
     \b
@@ -29,12 +33,15 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, as_json: b
     fitune train recipes/pig-latin.yaml --lora.rank 32 --train.learning_rate 1e-3
     fitune train recipes/pig-latin-chain.yaml
     fitune train --resume runs/NAME
+    fitune train recipes/pig-latin.yaml --gpus 2
 
     A recipe holds the differences from the defaults; flags override the recipe. Write lists as a,b, mappings as
     prompt=question,completion=answer and no value as null. A recipe with `stages:` is a chain of runs, each starting from
     the previous one; when resumed, it continues at the first unfinished stage.
     """
     overrides = ctx.meta["settings"]
+    if gpus is not None and ranks.size() == 1:
+        _on_ranks(ctx, gpus, overrides.get("model.device") == "cpu")
     from fitune.config.stages import Chain, load_recipe
 
     if resume is not None and (begun := _begun_chain(resume, overrides)) is not None:
@@ -82,17 +89,31 @@ def _show(result: RunResult, as_json: bool) -> None:
     from fitune.console import json_text, log
     from fitune.runs.end_of_run import last_words
 
+    if not ranks.is_first():
+        return
     if as_json:
         click.echo(json_text(_plain(result)))
     elif result.status == "finished":
         log("\n".join(["", *last_words(result.folder)]))
 
 
+def _on_ranks(ctx: click.Context, gpus: str, on_cpu: bool) -> None:
+    """This command again in several processes; returns where one is enough."""
+    from fitune.distributed.torchrun import count_of, launch
+
+    count = count_of(gpus, on_cpu)
+    if count > 1:
+        status, fault = launch(count, ["train", *without_option(ctx.meta["words"], "--gpus")])
+        if fault is not None:
+            click.echo(f"error: {fault}", err=True)
+        ctx.exit(status)
+
+
 def _end(ctx: click.Context, results: list[RunResult], as_json: bool) -> NoReturn:
     """Print the results of a chain's runs, where that was asked for, and end with the highest exit code."""
     from fitune.console import json_text
 
-    if as_json:
+    if as_json and ranks.is_first():
         click.echo(json_text([_plain(result) for result in results]))
     elif results:
         _show(results[-1], as_json)

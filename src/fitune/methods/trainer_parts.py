@@ -74,7 +74,6 @@ def lay_out(
         rows,
         run.packing,
         run.arguments.per_device_train_batch_size,
-        run.arguments.world_size,
         torch.autocast(run.device, dtype=torch.bfloat16, enabled=run.arguments.bf16),
         longest,
         bool(run.arguments.neftune_noise_alpha),

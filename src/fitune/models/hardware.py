@@ -69,8 +69,8 @@ def detect(device: str = "auto") -> Hardware:
         raise ModelError("model.device is mps and torch sees no Apple GPU; use cpu or auto")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        free_bytes, total_bytes = torch.cuda.mem_get_info()
         capability = (properties.major, properties.minor)
         return Hardware(
             device="cuda",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Required, TypedDict
 
 from fitune.console import json_text
+from fitune.distributed import ranks
 from fitune.errors import RunError
 from fitune.runs.disk_faults import write_whole
 
@@ -185,8 +186,9 @@ def read(path: Path) -> Manifest:
 
 
 def write(path: Path, manifest: Mapping[str, object]) -> None:
-    """Replace the manifest in one move."""
-    write_whole(path, json_text(manifest, indent=2) + "\n")
+    """Replace the manifest in one move; rank 0 of several processes does."""
+    if ranks.is_first():
+        write_whole(path, json_text(manifest, indent=2) + "\n")
 
 
 def update(path: Path, **values: object) -> Manifest:

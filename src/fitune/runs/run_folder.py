@@ -28,6 +28,7 @@ from typing import Any, Literal, TypedDict, cast
 import yaml
 
 from fitune.console import json_text, log, warn
+from fitune.distributed import ranks
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import newest_complete
@@ -149,12 +150,15 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None, None, None]:
-        """Hold the run against other processes; a lock left by a dead process is taken over.
+        """Hold the run against other processes; a lock left by a dead process is taken over. Rank 0 does for its run.
 
         Raises:
             RunError: a living process writes this run.
             StorageError: the folder cannot be written.
         """
+        if not ranks.is_first():
+            yield
+            return
         me = {"pid": os.getpid(), "host": platform.node(), "started": _start_of(os.getpid())}
         try:
             with _alone(self.path):
@@ -188,6 +192,8 @@ class RunFolder:
 
         Where nothing can be written at all, the manifest goes on saying "running", which `status` reads as dead.
         """
+        if not ranks.is_first():
+            return
         try:
             held = self._lock.read_text().rstrip()
             os.truncate(self._lock, len(held))
@@ -242,7 +248,9 @@ class RunFolder:
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Append one JSON line and flush it to the operating system."""
+    """Append one JSON line and flush it to the operating system; rank 0 of several processes does."""
+    if not ranks.is_first():
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json_text(row) + "\n")
 

@@ -7,6 +7,7 @@ What differs from transformers.Trainer:
 - the loss is per trained token of the whole optimizer step (loss.py), so accumulation changes nothing;
 - evaluation keeps no logits and weighs every token alike;
 - a checkpoint holds the trained parameters alone, and counts only once its completion mark is written;
+- of several ranks each takes its part of a step's rows, and gradients are summed once, behind the last pass (parallel/);
 - out of memory, a step or an evaluation is begun again in smaller passes (oom_recovery.py).
 """
 
@@ -34,14 +35,18 @@ from transformers import (
 )
 
 from fitune.console import follow
+from fitune.data.packing.dealing import deal
+from fitune.distributed import ranks, together
 from fitune.errors import RunError, TrainingHalted
 from fitune.models.base_model import base_model_of
 from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
-from fitune.trainers.callbacks import TrainerListener
+from fitune.trainers.callbacks import StopOnInterrupt, TrainerListener
 from fitune.trainers.listeners.row_noise import RowNoise, padded_rows
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
+from fitune.trainers.parallel.dealt_batch import AT, OWN, ROWS, SIZE, DealtCollate, dealt
+from fitune.trainers.parallel.rank_step import StepReport, broadcast_values, share_step
 from fitune.trainers.sampler import Numbered, Row, ShuffledByEpoch
 
 if TYPE_CHECKING:
@@ -151,7 +156,10 @@ class FituneTrainer(Trainer):
         if self.noise is not None:
             self.noise.bind(self)
             self.add_callback(self.noise)
+        self.micro_rows: int | None = args.per_device_train_batch_size
         size = pass_size or PassSize(args.per_device_train_batch_size)
+        if ranks.size() > 1:
+            self.take_whole_steps()
         self.recovery = OomRecovery(
             size,
             where=lambda: f"at step {self.state.global_step + 1}",
@@ -160,7 +168,6 @@ class FituneTrainer(Trainer):
                 getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
             ),
             begin_again=self.drop_gradients,
-            processes=args.world_size,
             on_step_down=on_step_down,
         )
         self.eval_recovery = OomRecovery(
@@ -187,7 +194,34 @@ class FituneTrainer(Trainer):
         """Makes of training rows what `training_step` takes; held-out rows always go through `data_collator`."""
         return cast("Callable[..., Batch]", self.data_collator)
 
+    def take_whole_steps(self) -> None:
+        """Have the loader hand out the rows of a whole optimizer step, which `training_step` takes in passes.
+
+        transformers then sees one batch a step. Accelerate holds a number of its own, fixed when the Trainer was made.
+        """
+        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
+        self._train_batch_size = self.args.train_batch_size
+        self.args.gradient_accumulation_steps = 1
+        self.accelerator.gradient_accumulation_steps = 1
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows of an optimizer step, over all ranks."""
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+
+    def deal(self, rows: Sequence[Any]) -> list[list[int]]:
+        """Places of each rank's rows among those of a step."""
+        return deal([row.num_tokens for row in rows], ranks.size())
+
+    def rows_size(self, rows: Sequence[Any]) -> tuple[int, int]:
+        """Tokens of a step's rows, and what its loss is divided by."""
+        return sum(row.num_tokens for row in rows), sum(row.num_trained for row in rows)
+
     def get_train_dataloader(self) -> DataLoader[Numbered]:
+        if ranks.size() > 1:
+            dataset = cast("RowDataset[Numbered]", self.train_dataset)
+            collate = DealtCollate(self.deal, self.train_collator, self.rows_size, self.micro_rows)
+            return DataLoader(dataset, batch_size=self.rows_a_step, sampler=self.order, collate_fn=collate)
         of_evaluation, self.data_collator = self.data_collator, self.train_collator
         try:
             return super().get_train_dataloader()
@@ -200,16 +234,14 @@ class FituneTrainer(Trainer):
         """The micro-batches of one optimizer step, and what its loss is divided by."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.step_batches, self.step_loss = [], 0.0
-        self.step_tokens, items = self.step_size(batches)
+        self.last_row_numbers = []
+        self.step_tokens, items = dealt(batches[0])[SIZE] if OWN in batches[0] else self.step_size(batches)
         return batches, torch.tensor(items, device=device).clamp(min=1)
 
     def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
-        """Tokens of a step's micro-batches, and how many of them are trained, over all processes."""
+        """Tokens of a step's micro-batches, and how many of them are trained."""
         padded = cast("Sequence[Padded]", batches)
         trained = sum(count_trained(batch["labels"]) for batch in padded)
-        if self.args.world_size > 1:
-            everywhere = self.accelerator.gather(torch.tensor([trained], device=self.args.device))
-            trained = int(cast(Tensor, everywhere).sum())
         return sum(int(batch["attention_mask"].sum()) for batch in padded), trained
 
     # ---- loss
@@ -227,14 +259,59 @@ class FituneTrainer(Trainer):
         batch = {name: value for name, value in cast(Padded, inputs).items() if name != ROW_NUMBERS}
         if self.noise is not None:
             self.noise.rows = padded_rows(batch["attention_mask"])
-        loss = label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
-        # DDP averages gradients over processes; the divisor already counts the tokens of all of them.
-        return loss * self.accelerator.num_processes if self.args.world_size > 1 else loss
+        return label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of a micro-batch; out of memory, of the step's earlier ones again, too."""
+        num_items = cast("Tensor | int", num_items_in_batch)
+        if OWN in inputs:
+            return self._share_step(model, inputs, num_items)
         self.step_batches.append(inputs)
-        return self.take_step(model, self.step_batches, cast("Tensor | int", num_items_in_batch))
+        return self.take_step(model, self.step_batches, num_items)
+
+    # ---- several ranks
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """On several ranks the model as it is, with accelerate's autocast: gradients are summed behind the last pass.
+
+        transformers would have it wrapped in DistributedDataParallel, whose sums begin within the last backward pass: a
+        rank that runs out of memory there could not begin again, and packs do not go through the wrapper's forward.
+        """
+        if ranks.size() == 1:
+            return super()._wrap_model(model, training, dataloader)
+        prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
+        cast(Any, prepared)._is_accelerate_prepared = True  # or the Trainer's own call would wrap it after all
+        broadcast_values([value for _, value in self.trained_parameters()])
+        return prepared
+
+    def _share_step(self, model: nn.Module, inputs: Batch, num_items: Tensor | int) -> Tensor:
+        """This rank's part of a step, then the sum over all ranks: gradients, loss, and what was measured."""
+        batch, failure, report = dealt(inputs), None, None
+        try:
+            report = self.take_part(model, batch[OWN], num_items)
+        except Exception as error:  # told to the others, who wait for this rank's gradients
+            failure = error
+        values = [value for _, value in self.trained_parameters()]
+        interrupt = self._interrupt()
+        mine = StepReport(self.step_loss, self.recovery.take_notes(), interrupt.number if interrupt else None, report)
+        every = share_step(values, mine, failure, f"step {self.state.global_step + 1} is taken")
+        self.step_loss = math.fsum(one.loss for one in every)
+        if interrupt is not None:
+            interrupt.agree([one.signal for one in every])
+        self.read_reports([one.measured for one in every], [[batch[ROWS][at] for at in part] for part in batch[AT]])
+        return torch.tensor(self.step_loss, device=self.args.device)
+
+    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | int) -> object:
+        """Forward and backward of this rank's part of a step; returns what `read_reports` gets of every rank."""
+        self.recovery.run(lambda own: [self.forward_backward(model, num_items, one) for one in own], batches)
+        return None
+
+    def read_reports(self, reports: Sequence[Any], parts: Sequence[Sequence[Any]]) -> None:
+        """What the ranks measured in a step, and the rows of each."""
+        return
+
+    def _interrupt(self) -> StopOnInterrupt | None:
+        return next((one for one in self.callback_handler.callbacks if isinstance(one, StopOnInterrupt)), None)
 
     def take_step(
         self,
@@ -321,7 +398,10 @@ class FituneTrainer(Trainer):
 
     def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
-        loss = self.eval_recovery.run(self._token_loss, eval_dataset)
+        doing = f"held-out rows are measured at step {self.state.global_step}"
+        mine = together.everywhere(doing, lambda: self.eval_recovery.run(self._token_loss, eval_dataset))
+        every = together.gather(mine, doing)
+        loss = sum(total for total, _ in every) / max(sum(tokens for _, tokens in every), 1)
         if not math.isfinite(loss):
             raise TrainingHalted(
                 f"the loss on the held-out rows is {loss} in the evaluation at step {self.state.global_step}: "
@@ -329,9 +409,21 @@ class FituneTrainer(Trainer):
             )
         return {"loss": loss}
 
-    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
+    def own_eval_rows(self, eval_dataset: RowDataset[Numbered] | None) -> Sequence[Any]:
+        """The held-out rows that this rank measures."""
+        dataset = cast("RowDataset[Numbered]", self.eval_dataset if eval_dataset is None else eval_dataset)
+        return dataset.rows if ranks.size() == 1 else dataset.rows[ranks.share(len(dataset))]
+
+    def _eval_batches(self, eval_dataset: RowDataset[Numbered] | None) -> DataLoader[Any]:
+        if ranks.size() == 1:
+            return self.get_eval_dataloader(eval_dataset)
+        rows, collate = RowDataset(self.own_eval_rows(eval_dataset)), cast("Callable[..., Batch]", self.data_collator)
+        return DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=collate)
+
+    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> tuple[float, int]:
+        """Summed loss of this rank's held-out rows, and their trained tokens."""
         total, tokens = 0.0, 0
-        loader = self.get_eval_dataloader(eval_dataset)
+        loader = self._eval_batches(eval_dataset)
         for _, batch in zip(follow(range(len(loader)), "evaluating the loss, batch"), loader, strict=False):
             batch = cast("dict[str, Tensor]", self._prepare_inputs(batch))
             for part in self._cut(batch, self.eval_recovery):
@@ -339,7 +431,7 @@ class FituneTrainer(Trainer):
                     inputs = {name: value for name, value in part.items() if name != ROW_NUMBERS}
                     total += label_loss(self.model, inputs, 1).item()
             tokens += count_trained(batch["labels"])
-        return total / max(tokens, 1)
+        return total, tokens
 
     # ---- checkpoints
 
@@ -350,15 +442,33 @@ class FituneTrainer(Trainer):
             self.halt(f"{len(broken)} trained parameters are not finite, starting with {broken[0]}")
         root = Path(str(self.args.output_dir))
         folder = root / f"checkpoint-{self.state.global_step}"
+        doing = f"{folder.name} is written"
         try:
-            checkpoints.unmark(folder)
-            super()._save_checkpoint(model, trial)
-            checkpoints.write_extra_state(folder, self.extra_state)
-            checkpoints.mark_complete(folder)
+            together.by_first(doing, partial(checkpoints.unmark, folder))
+            together.everywhere(doing, partial(self._write_checkpoint, folder, model, trial))
+            together.by_first(doing, partial(self._complete_checkpoint, folder))
         except Exception:
-            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint is of no use, and a full disk needs the room
+            if ranks.is_first():  # half a checkpoint is of no use, and a full disk needs the room
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
+        if ranks.is_first():
+            checkpoints.drop_old(root, self.keep_checkpoints, self.state.best_global_step)
+
+    def _write_checkpoint(self, folder: Path, model: nn.Module, trial: object) -> None:
+        if ranks.size() == 1:
+            super()._save_checkpoint(model, trial)
+            return
+        # transformers' own waits for the other ranks in the middle, for ever where one of them cannot write.
+        self._save_rng_state(str(folder))
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        if ranks.is_first():
+            self.save_model(str(folder))
+            self.state.save_to_json(str(folder / checkpoints.STATE))
+
+    def _complete_checkpoint(self, folder: Path) -> None:
+        checkpoints.write_extra_state(folder, self.extra_state)
+        checkpoints.mark_complete(folder)
 
     def trained_parameters(self) -> list[tuple[str, Tensor]]:
         """Name and value of each parameter that is trained."""
@@ -406,6 +516,5 @@ class _EpochOrder(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps_an_epoch = -(-self.trainer.order.num_rows // rows_a_step)
+        steps_an_epoch = -(-self.trainer.order.num_rows // self.trainer.rows_a_step)
         self.trainer.order.set_epoch(state.global_step // steps_an_epoch)

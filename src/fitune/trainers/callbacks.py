@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -163,6 +163,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._agreed: bool | None = None
 
     @property
     def asked(self) -> bool:
@@ -182,8 +183,23 @@ class StopOnInterrupt(TrainerCallback):
         again = "Ctrl-C again" if number == signal.SIGINT else "a second one"
         warn(f"{name}: finishing this step, then writing a checkpoint; {again} stops at once")
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run ends."""
+        return self.asked if self._agreed is None else self._agreed
+
+    def agree(self, numbers: Sequence[int | None]) -> None:
+        """Stop behind this step when any of several ranks was asked before its end, so that all stop behind the same.
+
+        Args:
+            numbers: the signal that each rank has had.
+        """
+        self._agreed = any(number is not None for number in numbers)
+        if self.number is None:
+            self.number = next((number for number in numbers if number is not None), None)
+
     def _stop(self, control: TrainerControl) -> None:
-        if self.asked:
+        if self.stops:
             control.should_training_stop = control.should_save = True
 
     def on_step_end(

@@ -14,6 +14,7 @@ from torch import nn
 from fitune.answer_metrics import score
 from fitune.data.examples import Example
 from fitune.data.render.renderer import Renderer
+from fitune.distributed import ranks, together
 from fitune.evaluation.evaluate import AnswerRow, answer_rows
 from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target
@@ -45,12 +46,17 @@ class GenerationEval:
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         target = Target(model=cast("LanguageModel", model), renderer=self.renderer, base_name="", adapter=None)
-        rows = self.recovery.run(self._answered, target)
+        doing = f"held-out questions are answered at step {step}"
+        mine = together.everywhere(doing, lambda: self.recovery.run(self._answered, target))
+        rows = [row for part in together.gather(mine, doing) for row in part]
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
 
     def _answered(self, target: Target) -> list[AnswerRow]:
-        at_once = min(self.recovery.size.most, len(self.examples))
+        own = self.examples[ranks.share(len(self.examples))]
+        if not own:
+            return []
+        at_once = min(self.recovery.size.most, len(own))
         self.recovery.begin_pass(at_once)
-        return answer_rows(target, self.examples, self.max_new_tokens, at_once, EVALUATING)
+        return answer_rows(target, own, self.max_new_tokens, at_once, EVALUATING)

@@ -135,11 +135,8 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         self.keep, self.values = keep, values
         self.answered: RolloutBatch | None = None
         self.mask = torch.zeros(0)
-        # A step takes the prompts of a whole batch, whatever a forward pass takes; as in PackedTrainer.
-        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
-        self._train_batch_size = self.args.train_batch_size
-        self.args.gradient_accumulation_steps = 1
-        self.accelerator.gradient_accumulation_steps = 1
+        self.take_whole_steps()
+        self.micro_rows = None
 
     # ---- one step
 

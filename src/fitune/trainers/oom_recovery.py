@@ -8,6 +8,8 @@ micro-batches taken anew. Losses are divided by what the whole step trains, so s
 When a single row, pair or answer is still too much, gradient checkpointing is switched on. Only when that does not help
 either does the run end, with its checkpoints and a sentence.
 
+Of several ranks the one that ran out begins its part again, while the others wait for its gradients.
+
 A trainer holds one `OomRecovery` for its training passes and another for its evaluation; sampling and scoring have
 their own, since each is limited by a memory of its own.
 """
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import log, warn
+from fitune.distributed import together
 from fitune.errors import DoesNotFit
 from fitune.models.base_model import base_model_of
 from fitune.models.quantization.nf4 import NF4
@@ -77,7 +80,6 @@ class OomRecovery:
         model: where passes keep activations for a backward pass, the model that may recompute them as the last resort.
         checkpointing: it does so from the start.
         begin_again: undoes what a failed attempt has left behind (gradients).
-        processes: that train together; with several the error stands, since all must take the same passes.
         on_step_down: told of each step down: at, to.
     """
 
@@ -90,14 +92,14 @@ class OomRecovery:
         model: nn.Module | None = None,
         checkpointing: bool = False,
         begin_again: Callable[[], None] | None = None,
-        processes: int = 1,
         on_step_down: StepDown | None = None,
     ):
         self.size = size
         self.checkpoints_activations = checkpointing
         self.parts, self.tokens = 0, 0
         self._where, self._advice, self._model = where, advice, model
-        self._begin_again, self._processes, self._on_step_down = begin_again, processes, on_step_down
+        self._begin_again, self._on_step_down = begin_again, on_step_down
+        self._notes: list[str] = []
         self._random_state = random_state()
 
     def begin_pass(self, parts: int, tokens: int = 0) -> None:
@@ -136,7 +138,7 @@ class OomRecovery:
             try:
                 return [work(one) for one in batches][-1]
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not is_out_of_memory(error) or self._processes > 1:
+                if not is_out_of_memory(error):
                     raise
             # Out of the handler: its traceback has let go of the activations.
             if self._begin_again is not None:
@@ -157,9 +159,16 @@ class OomRecovery:
             what = "gradient checkpointing, about a third more time"
         else:
             raise DoesNotFit(self._way_out(where))
-        warn(f"out of memory {where}: from now on {what}; the results stay the same")
+        said = f"out of memory {where}: from now on {what}; the results stay the same"
+        warn(said)
+        self._notes.append(said)
         if self._on_step_down is not None:
             self._on_step_down({"at": where, "to": what})
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What was given up since the last call; rank 0 tells it of the others."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
 
     def _can_checkpoint(self) -> bool:
         if self._model is None or self.checkpoints_activations:
@@ -221,7 +230,7 @@ class TriedFirst(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        try_first(self.trainer, self.rows())
+        together.everywhere("the largest pass is tried", lambda: try_first(self.trainer, self.rows()))
 
 
 def try_first(trainer: FituneTrainer, rows: Sequence[Numbered]) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from fitune.data.packing.bins import pack_rows
+from fitune.data.packing.dealing import deal_rows
 from fitune.data.packing.tree import Row, Tree
 from fitune.data.token_rows import TokenRow
+from fitune.distributed import ranks
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.listeners.row_noise import packed_rows
@@ -61,11 +63,8 @@ class PackedTrainer(FituneTrainer):
         if packing.mode == "off":
             raise ValueError("PackedTrainer needs a packing other than off; use FituneTrainer")
         self.packing = packing
-        # Accelerate holds a number of its own, fixed when the Trainer was made.
-        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
-        self._train_batch_size = self.args.train_batch_size
-        self.args.gradient_accumulation_steps = 1
-        self.accelerator.gradient_accumulation_steps = 1
+        self.take_whole_steps()
+        self.micro_rows = None
 
     @property
     def layout(self) -> str:
@@ -74,6 +73,9 @@ class PackedTrainer(FituneTrainer):
     @property
     def train_collator(self) -> Callable[[Sequence[Row]], Batch]:
         return PackCollate(self.packing.max_tokens, self.packing.mode == "tree")
+
+    def deal(self, rows: Sequence[TokenRow]) -> list[list[int]]:
+        return deal_rows(rows, ranks.size(), self.packing.mode)
 
     def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Tokens of a step's rows, and how many of them are trained."""
@@ -108,12 +110,12 @@ class PackedTrainer(FituneTrainer):
             else:
                 yield from pack_rows(tree.rows, most, self.packing.mode == "tree")
 
-    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> float:
-        dataset = cast("RowDataset[TokenRow]", self.eval_dataset if eval_dataset is None else eval_dataset)
+    def _token_loss(self, eval_dataset: RowDataset[Numbered] | None) -> tuple[float, int]:
+        rows = cast("Sequence[TokenRow]", self.own_eval_rows(eval_dataset))
         total, tokens = 0.0, 0
-        for tree in pack_rows(dataset.rows, self.eval_recovery.size.most, self.packing.mode == "tree"):
+        for tree in pack_rows(rows, self.eval_recovery.size.most, self.packing.mode == "tree"):
             self.eval_recovery.begin_pass(len(tree.row_numbers), tree.num_nodes)
             with self.accelerator.autocast():
                 total += pack_loss(self.model, to_pack(tree, self.args.device), 1).item()
             tokens += tree.num_targets
-        return total / max(tokens, 1)
+        return total, tokens

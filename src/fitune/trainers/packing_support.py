@@ -53,7 +53,6 @@ def choose_packing(
     rows: Sequence[Row],
     wanted: Literal["auto", "tree", "rows", "off"],
     micro_batch_rows: int,
-    processes: int = 1,
     autocast: AbstractContextManager[object] | None = None,
     longest: int | None = None,
     noise: bool = False,
@@ -71,7 +70,7 @@ def choose_packing(
     if wanted == "off":
         return Packing("off", max_tokens)
     longest = longest or max((len(row.input_ids) for row in rows), default=1)
-    refusal = _refusal(model, processes) or _refused_by_length(base_model_of(model).config, longest)
+    refusal = _refusal(model) or _refused_by_length(base_model_of(model).config, longest)
     if refusal:
         return Packing("off", max_tokens, (f"rows are padded, not packed: {refusal}",))
     modes, notes = _candidates(model, wanted)
@@ -86,10 +85,8 @@ def choose_packing(
     return Packing("off", max_tokens, (*notes, "rows are padded"))
 
 
-def _refusal(model: nn.Module, processes: int) -> str | None:
+def _refusal(model: nn.Module) -> str | None:
     """Why packing is not even tried."""
-    if processes > 1:
-        return f"{processes} processes train together"
     inner = base_model_of(model)
     config = inner.config.get_text_config()
     if refusal := refused_by_config(lambda name: getattr(config, name, None)):

@@ -87,11 +87,8 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
         if packing.mode != "off":
             size = PassSize(self.packing.max_tokens, self.part, in_tokens=True)
         super().__init__(model, args, train_rows, eval_rows, keep_pairs, pass_size=size, **options)
-        # One batch a step, dealt out to passes here: see PackedTrainer.
-        self.args.per_device_train_batch_size *= self.args.gradient_accumulation_steps
-        self._train_batch_size = self.args.train_batch_size
-        self.args.gradient_accumulation_steps = 1
-        self.accelerator.gradient_accumulation_steps = 1
+        self.take_whole_steps()
+        self.micro_rows = None
 
     @abstractmethod
     def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[AnyPair]) -> tuple[Tensor, Measured]:

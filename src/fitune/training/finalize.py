@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fitune.console import log, warn
+from fitune.distributed import together
 from fitune.errors import RunError
 from fitune.methods.save_result import open_again
 from fitune.runs import manifest as manifests
@@ -37,11 +39,7 @@ def finish(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
-    saved = save(trainer, model)
-    try:
-        open_again(model, saved)
-    except RunError as error:
-        raise RunError(f"the result lies in {saved}, but it does not open again: {error}") from error
+    saved = together.by_first("the result is saved", lambda: _saved(save, trainer, model))
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = Results(steps=trainer.state.global_step, best_step=kept_step, final_loss=losses[-1] if losses else None)
@@ -50,6 +48,15 @@ def finish(
     if after is not None:
         results["after"] = after
     return saved, results
+
+
+def _saved(save: Callable[[FituneTrainer, nn.Module], Path], trainer: FituneTrainer, model: nn.Module) -> Path:
+    saved = save(trainer, model)
+    try:
+        open_again(model, saved)
+    except RunError as error:
+        raise RunError(f"the result lies in {saved}, but it does not open again: {error}") from error
+    return saved
 
 
 def log_memory(run: RunFolder, predicted: dict[str, object], measured: dict[str, int]) -> None:
@@ -82,15 +89,20 @@ def put_best_back(run: RunFolder, trainer: FituneTrainer) -> int:
 
 def metrics_after(run: RunFolder, trainer: FituneTrainer, step: int) -> dict[str, float]:
     """What was measured at ``step``, measured now if it was not; the answers of then are kept as those of the end."""
-    rows = [row for row in read_rows(run.metrics) if row.get("kind") == "eval" and row["step"] == step]
+    rows = together.by_first("the log is read", lambda: _evaluations(run, step))
     if not rows:
         trainer.state.global_step, last = step, trainer.state.global_step
         trainer.evaluate()
         trainer.state.global_step = last
-        rows = [row for row in read_rows(run.metrics) if row.get("kind") == "eval" and row["step"] == step]
+        rows = together.by_first("the log is read", lambda: _evaluations(run, step))
     samples = [row for row in read_rows(run.samples) if row["step"] == step and row["moment"] == "during"]
     run.log_samples([{**row, "moment": "after"} for row in samples])
     return {name: value for name, value in rows[-1].items() if name not in ("step", "kind")}
+
+
+def _evaluations(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    """Rows of the log of an evaluation at ``step``."""
+    return [row for row in read_rows(run.metrics) if row.get("kind") == "eval" and row["step"] == step]
 
 
 def write_pages(run: RunFolder, defaults: dict[str, object]) -> None:

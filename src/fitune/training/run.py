@@ -21,6 +21,7 @@ from transformers import TrainingArguments, set_seed
 from fitune.adapters.inject import trained_share
 from fitune.config.sections import Settings
 from fitune.console import log, warn
+from fitune.distributed import ranks, together
 from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
 from fitune.exporting.export import export
 from fitune.methods.registry import METHODS
@@ -42,7 +43,7 @@ from fitune.training.finalize import finish, log_memory, write_pages
 from fitune.training.memory_report import begin_measuring
 from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
 from fitune.training.run_setup import RunSetup
-from fitune.training.setup import prepare_run
+from fitune.training.setup import prepare_on_ranks, seen_by_all
 
 
 @dataclass(frozen=True)
@@ -85,27 +86,33 @@ def train(
             then says so.
         Stopped: SIGTERM or SIGHUP came before the first step or after the last, or twice.
     """
-    settings, run = _open(settings, resume)
+    together.start()
+    if ranks.size() > 1 and settings is not None and METHODS[settings.method].reads not in ("rows", "text"):
+        fault = f"method {settings.method} trains in one process; several train sft and lm so far"
+        raise SettingsError([fault])
+    settings, run = together.everywhere("the settings are read", partial(_open, settings, resume))
+    run = RunFolder(together.by_first("the run's folder is named", lambda: run.path))  # its name may hold the time
     check_trackers(list(settings.run.report_to))
-    resumed, date = run.manifest.exists(), None
+    resumed, date = together.everywhere("the run's folder is looked at", run.manifest.exists), None
     if resumed:
         begun = manifests.read(run.manifest)
         exclude, date = begun["data"]["exclude"], begun.get("model", ModelFacts()).get("template_date")
-    setup = prepare_run(settings, exclude, fit=not resumed, date=date)
+    setup = prepare_on_ranks(settings, exclude, fit=not resumed, date=date)
     schedule = make_schedule(setup)
-    arguments = make_arguments(setup, schedule, run)
+    arguments = together.everywhere("arguments are made", partial(make_arguments, setup, schedule, run))
     log_schedule(setup, schedule)
     if not resumed:
-        run = RunFolder.create(run.path)
+        together.by_first("the run's folder is made", lambda: RunFolder.create(run.path).path)
+        together.everywhere("the run's folder is looked for", partial(seen_by_all, run.path))
     with handled(ENDING, raise_stopped), run.locked():
         with _told(run):
-            checkpoint = _go_on(run, setup) if resumed else None
+            checkpoint = together.by_first("the run is resumed", partial(_go_on, run, setup)) if resumed else None
         with _ending_noted(run), _told(run):
             if not resumed:
-                _begin(run, setup)
+                together.by_first("the run begins", partial(_begin, run, setup))
             result = _train(run, setup, schedule, arguments, checkpoint)
     wanted = setup.settings.export
-    if result.status == "finished" and wanted.to:
+    if result.status == "finished" and wanted.to and ranks.is_first():
         exports = _export(run, list(wanted.to), wanted.gguf_type, setup.settings.model.device)
         return replace(result, exports=exports)
     return result
@@ -131,6 +138,8 @@ def _ending_noted(run: RunFolder) -> Generator[None, None, None]:
         _interrupted(run)
         raise
     except Exception as error:
+        if not ranks.is_first():
+            raise
         if run.metrics.exists():
             run.note_end("halted" if isinstance(error, TrainingHalted) else "failed", error=str(error))
         else:
@@ -232,7 +241,7 @@ def _train(
     """From prepared rows to the saved result."""
     settings, meter = setup.settings, begin_measuring(setup.hardware.device)
     set_seed(settings.train.seed)  # grown embedding rows start at random
-    base = load(setup)
+    base = together.everywhere("the model is loaded", partial(load, setup))
     set_seed(settings.train.seed)
     interrupt = StopOnInterrupt()
     context = context_of(setup, run, base, arguments, schedule, interrupt)
@@ -243,30 +252,30 @@ def _train(
     final_bytes = 4 * (total if settings.train.tuning == "full" else trained)
     states = OPTIMIZERS[settings.train.optimizer].states_of(one for one in model.parameters() if one.requires_grad)
     needed = bytes_needed(trained, states.total, settings.run.keep_checkpoints, final_bytes)
-    check_space(run.path, needed, held_bytes=folder_bytes(run.path))
+    together.by_first("the disk is looked at", lambda: check_space(run.path, needed, held_bytes=folder_bytes(run.path)))
     manifests.update(
         run.manifest,
         parameters={"trained": trained, "total": total, "share": trained / total},
         training={**asdict(schedule), "learning_rate": arguments.learning_rate, "precision": setup.precision.name},
     )
 
-    trainer = method.make_trainer(context, model)
-    rehearse_saving(context, trainer, model)
+    trainer = together.everywhere("the trainer is made", partial(method.make_trainer, context, model))
+    together.by_first("saving is rehearsed", partial(rehearse_saving, context, trainer, model))
+    if ranks.size() > 1:  # noise and dropout of its own on each rank
+        set_seed(settings.train.seed + ranks.rank())
     if checkpoint is not None and is_over(checkpoint, schedule.steps):
         trainer.load_finished_state(checkpoint)
     else:
         _steps(run, trainer, checkpoint, interrupt)
     step = trainer.state.global_step
-    if interrupt.asked and step < schedule.steps and not trainer.extra_state.get("stopped_early"):
+    if interrupt.stops and step < schedule.steps and not trainer.extra_state.get("stopped_early"):
         _interrupted(run, f" at step {step} of {schedule.steps}")
         return RunResult(folder=run.path, status="interrupted", steps=step, signal=interrupt.number)
 
     saved, results = finish(run, trainer, partial(method.save, context))
     measured = meter.measured()
-    log_memory(run, predicted_run(setup, trainer.layout, total), measured)
-    whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
-    write_pages(run, Settings().model_dump(mode="json"))
-    before = whole.get("results", {}).get("before")
+    end = partial(_note_end, run, setup, trainer.layout, total, measured, results)
+    before = together.by_first("the run's pages are written", end)
     return RunResult(
         folder=run.path,
         status="finished",
@@ -276,6 +285,16 @@ def _train(
         before=before,
         after=results.get("after"),
     )
+
+
+def _note_end(
+    run: RunFolder, setup: RunSetup, layout: str, total: int, measured: dict[str, int], results: manifests.Results
+) -> dict[str, float] | None:
+    """Results, memory and pages of a finished run; returns what was measured before its first step."""
+    log_memory(run, predicted_run(setup, layout, total), measured)
+    whole = manifests.update(run.manifest, status="finished", ended=manifests.now(), results=results)
+    write_pages(run, Settings().model_dump(mode="json"))
+    return whole.get("results", {}).get("before")
 
 
 def _steps(run: RunFolder, trainer: FituneTrainer, checkpoint: Path | None, interrupt: StopOnInterrupt) -> None:

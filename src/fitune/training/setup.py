@@ -7,11 +7,14 @@ that does not need (peft, the plan, model classes) is imported where a run needs
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fitune.adapters.locate import digest, find_adapter, merged_facts, merged_inside
 from fitune.config.sections import DataSettings, Settings
@@ -22,7 +25,8 @@ from fitune.data.read.sources import PreparedData
 from fitune.data.render.asking import Asking
 from fitune.data.render.renderer import Renderer
 from fitune.data.token_rows import PromptRow
-from fitune.errors import DataError, SettingsError
+from fitune.distributed import ranks, together
+from fitune.errors import DataError, RunError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
 from fitune.methods.registry import METHODS
@@ -30,6 +34,8 @@ from fitune.models.load_config import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
+from fitune.runs import manifest as manifests
+from fitune.runs.compare import flat
 from fitune.runs.manifest import folder_fingerprint
 from fitune.training.plan_scenario import sampled_by
 
@@ -64,6 +70,44 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
     return replace(setup, settings=fitted.settings, fit_facts=fitted.facts)
 
 
+def prepare_on_ranks(settings: Settings, exclude: Sequence[str], fit: bool, date: str | None) -> RunSetup:
+    """`prepare_run` on rank 0, which reads and tokenizes the data and fits the settings; then on the others, which find
+    the tokens in the cache.
+
+    Raises:
+        FituneError: as `prepare_run`; or a rank has other packages, settings, data or another model than rank 0.
+    """
+    if ranks.size() == 1:
+        return prepare_run(settings, exclude, fit, date)
+    packages = {name: version for name, version in manifests.versions().items() if name != "system"}
+    together.same({**packages, **flat(settings.model_dump(mode="json"))}, "settings are compared")
+    made: list[RunSetup] = []
+
+    def first() -> tuple[dict[str, Any], dict[str, object]]:
+        made.append(prepare_run(settings, exclude, fit, date))
+        return made[0].settings.model_dump(mode="json"), made[0].fit_facts
+
+    seconds = float(settings.trainer.get("ddp_timeout", together.WAIT_SECONDS))
+    fitted, facts = together.by_first("rank 0 reads and tokenizes the data (trainer.ddp_timeout)", first, seconds)
+
+    def others() -> RunSetup:
+        return made[0] if made else prepare_run(Settings(**fitted), exclude, fit=False, date=date)
+
+    setup = together.everywhere("the data are read", others)
+    model = {f"model ({name})": setup.base_facts.get(name) for name in ("fingerprint", "template_hash", "precision")}
+    together.same({"data": list(setup.data.hashes.values()), **model}, "data and model are compared")
+    return replace(setup, fit_facts=facts)
+
+
+def seen_by_all(folder: Path) -> None:
+    """Raise `RunError` when this rank does not see the folder that rank 0 has made."""
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder.resolve()} was made by rank 0 and is not there for rank {ranks.rank()} on {platform.node()}; set "
+            "run.folder to a folder that all machines share"
+        )
+
+
 def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -> RunSetup:
     """The setup of a run that is trained as it was asked for."""
     from fitune.models.hardware import choose_precision, detect
@@ -73,7 +117,10 @@ def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -
     start, merges = start_of(settings), merges_of(settings)
     hardware = detect(settings.model.device)
     precision = choose_precision(settings.model.precision, hardware)
-    log(f"training on {hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
+    several = f"{ranks.size()} × " if ranks.size() > 1 else ""
+    log(f"training on {several}{hardware.device} ({hardware.name}) in {precision.name}: {precision.reason}")
+    if hardware.device == "cuda" and ranks.size() == 1 and (idle := torch.cuda.device_count() - 1):
+        log(f"{idle} more GPU{'s are' if idle > 1 else ' is'} idle; --gpus all uses them (docs/scale.md)")
     source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)

@@ -6,6 +6,7 @@ A flag that is no setting stays an override: `load_settings` then lists it with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -20,9 +21,11 @@ BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 
 
 class SettingsCommand(click.Command):
-    """A command whose unknown `--flags` are settings. They reach it as `ctx.meta["settings"]`."""
+    """A command whose unknown `--flags` are settings. They reach it as `ctx.meta["settings"]`, all words as
+    `ctx.meta["words"]`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)
         own: dict[str, bool] = {}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option):
@@ -37,6 +40,17 @@ class SettingsCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         write_settings_help(formatter)
+
+
+def without_option(words: Sequence[str], name: str) -> list[str]:
+    """The words without an option that takes a value, and without the value."""
+    kept: list[str] = []
+    follows = False
+    for word in words:
+        if not follows and word != name and not word.startswith(f"{name}="):
+            kept.append(word)
+        follows = word == name
+    return kept
 
 
 def take_settings(args: list[str], own: dict[str, bool]) -> tuple[dict[str, str], list[str]]:

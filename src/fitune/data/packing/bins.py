@@ -35,12 +35,12 @@ def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[
         return [build_tree(pack, share=False) for pack in _fill_even(rows, max_tokens)]
     ordered = sorted(rows, key=lambda row: tuple(row.input_ids))
     heads = [needed_tokens(row) for row in ordered]
-    fresh_tokens = _fresh_tokens(heads)
-    fewest = -(-sum(fresh_tokens) // max_tokens)
-    even = min(max_tokens, -(-sum(fresh_tokens) // fewest) + max(map(len, heads)) // 2)
+    news = fresh_tokens(heads)
+    fewest = -(-sum(news) // max_tokens)
+    even = min(max_tokens, -(-sum(news) // fewest) + max(map(len, heads)) // 2)
     packs: list[list[Row]] = [[]]
     filled = 0
-    for row, head, fresh in zip(ordered, heads, fresh_tokens, strict=True):
+    for row, head, fresh in zip(ordered, heads, news, strict=True):
         if packs[-1] and filled + fresh > even:
             packs.append([])
             filled = 0
@@ -50,7 +50,7 @@ def pack_rows(rows: Sequence[Row], max_tokens: int, share: bool = True) -> list[
     return [build_tree(pack) for pack in packs]
 
 
-def _fresh_tokens(heads: Sequence[Sequence[int]]) -> list[int]:
+def fresh_tokens(heads: Sequence[Sequence[int]]) -> list[int]:
     """New tokens that each of the sorted rows' tokens brings after its neighbour's."""
     return [len(head) - common_prefix(previous, head) for previous, head in pairwise([(), *heads])]
 
