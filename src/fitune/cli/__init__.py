@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("fitune.cli.train:train", "Fine-tune a model, or --resume a run."),
     "chat": ("fitune.cli.talk.chat:chat", "Talk to a run or a model."),
     "generate": ("fitune.cli.talk.generate:generate", "Answer prompts; --top N shows the most likely next tokens."),
+    "serve": ("fitune.cli.talk.serve:serve", "Serve a run or a model to OpenAI clients."),
     "evaluate": ("fitune.cli.talk.evaluate:evaluate", "Measure a run or a model on a dataset."),
     "export": (
         "fitune.cli.export:export",
