@@ -20,7 +20,8 @@ SAMPLED = f"{DEMO} --rl.rewards length:6,2*chrf --rl.answers 4 --rl.max_new_toke
 
 RECIPES = {
     "pig-latin": "",
-    "yoda": "--data.train {inputs}/yoda.jsonl",
+    "yoda": "--data.train {inputs}/yoda.jsonl --data.form prompt_completion "
+    "--data.columns prompt=sentence,completion=translation --data.system 'Translate to Yoda speak.' --train.epochs 4",
     "lm-style": "--data.train {inputs}/texts.txt",
     "instruct-pythia": "--model.name {inputs}/neox --data.train {inputs}/chat.jsonl",
     "pig-latin-chain": "",

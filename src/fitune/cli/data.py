@@ -135,8 +135,12 @@ def split(file: str, share: float, seed: int, out_train: str | None, out_test: s
 @click.argument("task", type=click.Choice(["pig-latin", "pig-latin-pairs", "yoda"]))
 @click.option("--from", "sentences", type=click.Path(), help="Pig Latin: a .txt file, one sentence a line.")
 @click.option("--out", type=click.Path(), required=True, help="The .jsonl file to write.")
-@click.option("--seed", type=int, default=1, show_default=True, help="pig-latin-pairs: seed for the mistakes.")
-def make(task: str, sentences: str | None, out: str, seed: int) -> None:
+@click.option("--rows", type=click.IntRange(1), default=1000, show_default=True, help="yoda: how many sentences.")
+@click.option("--hub", is_flag=True, help="yoda: take the 720 sentences of a dataset on the hub instead.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed for mistakes (pig-latin-pairs), sentences (yoda)."
+)
+def make(task: str, sentences: str | None, out: str, rows: int, hub: bool, seed: int) -> None:
     """Make the data of a demo task.
 
     \b
@@ -145,17 +149,17 @@ def make(task: str, sentences: str | None, out: str, seed: int) -> None:
     fitune data make yoda --out yoda.jsonl
 
     Pig Latin without --from translates the Harvard sentences; its pairs hold the right translation (chosen) and one
-    with mistakes in a few words (rejected). Yoda comes from a dataset on the hub.
+    with mistakes in a few words (rejected). Yoda's sentences are generated and turned round by a rule.
     """
     from importlib.resources import files
 
     from fitune.console import log
-    from fitune.data.demo_files import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences
+    from fitune.data.demo_files import make_pig_latin, make_pig_latin_pairs, make_yoda, read_sentences, take_hub_yoda
 
     if task == "yoda":
         if sentences:
-            raise click.UsageError("--from is for pig-latin; the rows of yoda come from the hub")
-        count = make_yoda(Path(out))
+            raise click.UsageError("--from is for pig-latin; yoda makes its own sentences")
+        count = take_hub_yoda(Path(out)) if hub else make_yoda(Path(out), rows, seed)
     else:
         source = sentences or str(files("fitune.data") / "harvard_sentences.txt")
         lines = read_sentences(source)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fitune.data.read.files import read_rows, write_jsonl
 from fitune.data.read.forms.cells import Cells
-from fitune.demo.tasks import pig_latin_pairs, pig_latin_row
+from fitune.demo.tasks import YODA_SYSTEM, pig_latin_pairs, pig_latin_row, yoda_rows
 from fitune.errors import DataError
 
-YODA = "hub:dvgodoy/yoda_sentences"
+HUB_YODA = "hub:dvgodoy/yoda_sentences"
 
 
 def read_sentences(path: str) -> list[str]:
@@ -36,13 +36,17 @@ def make_pig_latin_pairs(sentences: Iterable[str], out: Path, seed: int) -> int:
     return write_jsonl(pig_latin_pairs(sentences, seed), out)
 
 
-def make_yoda(out: Path) -> int:
-    """Write rows of English → Yoda from the hub set (columns sentence and translation); returns their number.
+def make_yoda(out: Path, count: int, seed: int) -> int:
+    """Write rows of English → Yoda by the demo's rule; returns their number."""
+    return write_jsonl(yoda_rows(count, seed), out)
+
+
+def take_hub_yoda(out: Path) -> int:
+    """Write rows of English → Yoda from a set of 720 on the hub (columns sentence and translation); returns their number.
 
     Raises:
         DataError: the hub cannot be reached.
     """
-    rows = read_rows(YODA).rows
-    system = "Translate to Yoda speak."
-    made = ({"system": system, "prompt": row["sentence"], "completion": row["translation"]} for row in rows)
+    rows = read_rows(HUB_YODA).rows
+    made = ({"system": YODA_SYSTEM, "prompt": row["sentence"], "completion": row["translation"]} for row in rows)
     return write_jsonl(made, out)
