@@ -65,8 +65,8 @@ def test_every_package_stands_in_the_contract_and_in_the_page_in_its_order():
 
 
 def test_settings_stop_right_below_training():
-    top, second, third, *_ = layers()
-    assert top == ["cli"] and "training" in second and third == ["config"], (
+    top, api, second, third, *_ = layers()
+    assert top == ["cli"] and api == ["api"] and "training" in second and third == ["config"], (
         "whatever stands below config cannot import it"
     )
 

@@ -4,9 +4,12 @@ The public API. Names are loaded at first use: `import fitune` imports neither t
 
     import fitune
 
-    result = fitune.train(fitune.load_settings("run.yaml"))
-    print(result.folder, result.after)
-    fitune.export(str(result.folder), "gguf", gguf_type="q8_0")
+    fitune.check_data("my.jsonl")
+    run = fitune.train(model="HuggingFaceTB/SmolLM2-360M-Instruct", data="my.jsonl")
+    fitune.generate(run, "The pig eats.")
+    fitune.export(str(run.folder), "gguf", gguf_type="q8_0")
+
+`help(fitune.train)` and docs/api.md explain each function; every setting of the command line is a keyword.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fitune.api.ask_calls import Chat, chat, evaluate, generate, load
+    from fitune.api.data_call import DataCheck, check_data
+    from fitune.api.plan_call import MemoryPlan, plan
+    from fitune.api.train_call import train
     from fitune.config.sections import Settings
     from fitune.config.settings_loader import load_settings
     from fitune.errors import (
@@ -29,21 +36,33 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingHalted,
     )
-    from fitune.evaluation.inference_model import open_target
+    from fitune.evaluation.evaluate import Evaluation
+    from fitune.evaluation.inference_model import Target, open_target
     from fitune.exporting.export import export
     from fitune.runs.compare import compare_runs, list_runs, show_run
-    from fitune.training.run import RunResult, train
+    from fitune.runs.run_result import RunResult
 
 _HOME = {
+    "Chat": "fitune.api.ask_calls",
+    "chat": "fitune.api.ask_calls",
+    "evaluate": "fitune.api.ask_calls",
+    "generate": "fitune.api.ask_calls",
+    "load": "fitune.api.ask_calls",
+    "DataCheck": "fitune.api.data_call",
+    "check_data": "fitune.api.data_call",
+    "MemoryPlan": "fitune.api.plan_call",
+    "plan": "fitune.api.plan_call",
+    "train": "fitune.api.train_call",
     "Settings": "fitune.config.sections",
-    "load_settings": "fitune.config",
-    "RunResult": "fitune.training.run",
-    "train": "fitune.training.run",
-    "export": "fitune.exporting.export",
+    "load_settings": "fitune.config.settings_loader",
+    "Evaluation": "fitune.evaluation.evaluate",
+    "Target": "fitune.evaluation.inference_model",
     "open_target": "fitune.evaluation.inference_model",
+    "export": "fitune.exporting.export",
+    "compare_runs": "fitune.runs.compare",
     "list_runs": "fitune.runs.compare",
     "show_run": "fitune.runs.compare",
-    "compare_runs": "fitune.runs.compare",
+    "RunResult": "fitune.runs.run_result",
     "FituneError": "fitune.errors",
     "SettingsError": "fitune.errors",
     "DataError": "fitune.errors",
@@ -57,9 +76,13 @@ _HOME = {
 }
 
 __all__ = [
+    "Chat",
+    "DataCheck",
     "DataError",
     "DoesNotFit",
+    "Evaluation",
     "FituneError",
+    "MemoryPlan",
     "MissingExtra",
     "ModelError",
     "PlanError",
@@ -68,12 +91,19 @@ __all__ = [
     "RunResult",
     "Settings",
     "SettingsError",
+    "Target",
     "TrainingHalted",
+    "chat",
+    "check_data",
     "compare_runs",
+    "evaluate",
     "export",
+    "generate",
     "list_runs",
+    "load",
     "load_settings",
     "open_target",
+    "plan",
     "show_run",
     "train",
 ]

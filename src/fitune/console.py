@@ -171,6 +171,18 @@ def _finite(value: object) -> object:
     return [_finite(one) for one in cast("list[object]", value)] if isinstance(value, list | tuple) else value
 
 
+def in_notebook() -> bool:
+    """Whether this Python runs the cells of a notebook."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+def be_quiet_in_a_notebook() -> None:
+    """Keep the bars and notices of libraries out of a notebook's cells; elsewhere nothing changes."""
+    if in_notebook():
+        hush_libraries()
+
+
 def hush_libraries() -> None:
     """Quieten what libraries say for themselves: fitune says what matters, and a pipe is no place for their bars.
 

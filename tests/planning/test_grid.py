@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fitune.cli.plan.plan_question import PlanQuestion
+from fitune.api.plan_question import PlanQuestion
 from fitune.config.settings_loader import load_settings
 from fitune.errors import PlanError
 from fitune.planning.model_config import ModelConfig

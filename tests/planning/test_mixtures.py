@@ -54,7 +54,7 @@ def test_they_are_traced(name):
 
 
 def test_gpt_oss_is_traced_padded_and_says_why(tmp_path):
-    from fitune.cli.plan.plan_question import ask
+    from fitune.api.plan_question import ask
 
     path = tmp_path / "config.json"
     few = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}

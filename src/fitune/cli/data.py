@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from fitune.api.data_source import refuse_unreadable, renderer_of, settings_of_data
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import JSON, print_json
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from fitune.config.sections import Settings
-    from fitune.data.read.files import Rows
     from fitune.data.read.sources import DataOptions
-    from fitune.data.render.renderer import Renderer
 
 
 @click.group()
@@ -44,9 +40,9 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
     from fitune.data.prepare import rows_to_show
     from fitune.data.render.show import label_rows, show_row
 
-    settings = _settings(source, ctx.meta["settings"])
-    _refuse_unreadable(settings)
-    renderer, _ = _renderer(settings)
+    settings = settings_of_data(source, ctx.meta["settings"])
+    refuse_unreadable(settings)
+    renderer, _ = renderer_of(settings)
     shown = rows_to_show(settings.data.train, renderer, _options(settings), rows)
     if as_json:
         found = [
@@ -79,12 +75,12 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
     from fitune.console import stdout_console
     from fitune.errors import DataError
 
-    settings = _settings(source, ctx.meta["settings"])
+    settings = settings_of_data(source, ctx.meta["settings"])
     try:
-        _refuse_unreadable(settings)
+        refuse_unreadable(settings)
         from fitune.training.setup import read_data
 
-        renderer, config = _renderer(settings)
+        renderer, config = renderer_of(settings)
         prepared = read_data(settings, config, renderer, exclude=())
     except DataError as error:
         if as_json:
@@ -167,76 +163,6 @@ def make(task: str, sentences: str | None, out: str, rows: int, hub: bool, seed:
             make_pig_latin(lines, Path(out)) if task == "pig-latin" else make_pig_latin_pairs(lines, Path(out), seed)
         )
     log(f"{count:,} rows in {out}")
-
-
-def _settings(source: str, overrides: dict[str, str]) -> Settings:
-    """Settings of a recipe, or the defaults with a file as its training data and nothing held out."""
-    from fitune.config.settings_loader import load_settings
-
-    if source.endswith((".yaml", ".yml")):
-        return load_settings(source, overrides)
-    held_out = {} if "data.eval" in overrides else {"data.eval_share": "0"}
-    chosen = overrides.keys() & {"method", "data.columns", "data.form"}
-    fitting = None if chosen else _preference_method(source)
-    method = {} if fitting is None else {"method": fitting}
-    return load_settings(None, {"data.train": source, **held_out, **method, **overrides})
-
-
-def _preference_method(source: str) -> str | None:
-    """A method that reads the preferences that a file (not the hub's, which is read once only) holds by its columns."""
-    from fitune.data.read.recognise import holds
-    from fitune.demo.tasks import PAIRS, is_demo
-    from fitune.errors import DataError
-
-    if source.startswith("hub:") or is_demo(source):
-        return "dpo" if source.startswith(PAIRS) else None
-    try:
-        rows = _rows_of(source)
-    except DataError:  # told by the command itself
-        return None
-    if holds("pairs", rows.columns, rows.rows[0]):
-        return "dpo"
-    return "kto" if holds("judged", rows.columns, rows.rows[0]) else None
-
-
-@cache
-def _rows_of(source: str) -> Rows:
-    from fitune.data.read.files import read_rows
-
-    return read_rows(source)
-
-
-def _refuse_unreadable(settings: Settings) -> None:
-    """Raises DataError, before torch and a tokenizer are loaded, for files that are not there or of no known form."""
-    from fitune.data.read.mixture import sources_in
-    from fitune.data.read.recognise import recognise
-    from fitune.demo.tasks import is_demo
-    from fitune.methods.registry import METHODS
-
-    sources = sources_in(settings.data.train)
-    for name in [one.name for one in sources] + ([settings.data.eval] if settings.data.eval else []):
-        if name.startswith("hub:") or is_demo(name):
-            continue
-        rows = _rows_of(name)
-        if len(sources) == 1:
-            recognise(
-                rows.columns, settings.data.form, settings.data.columns, METHODS[settings.method].reads, rows.rows[0]
-            )
-
-
-def _renderer(settings: Settings) -> tuple[Renderer, PretrainedConfig]:
-    """The renderer that training would use, and the model's config; no weights are loaded."""
-    from fitune.models.load_config import load_config
-    from fitune.models.source import resolve
-    from fitune.models.template import resolve_template
-    from fitune.models.tokenizer import load_tokenizer
-    from fitune.training.setup import make_renderer
-
-    source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
-    config = load_config(source, settings.model.trust_remote_code)
-    tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
-    template = resolve_template(tokenizer, settings.model.chat_template)
-    return make_renderer(tokenizer, template, config, settings.data), config
 
 
 def _options(settings: Settings) -> DataOptions:

@@ -14,7 +14,7 @@ from fitune.distributed import ranks
 if TYPE_CHECKING:
     from fitune.config.sections import Settings
     from fitune.config.stages import Chain
-    from fitune.training.run import RunResult
+    from fitune.runs.run_result import RunResult
 
 
 @click.command(cls=SettingsCommand, options_metavar="[OPTIONS] [--SECTION.SETTING VALUE]...")

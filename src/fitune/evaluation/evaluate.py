@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, NotRequired
 
 from fitune.answer_metrics import RowScores, row_scores, score
@@ -24,6 +25,8 @@ from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import label_loss
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from fitune.evaluation.generation import LanguageModel
 
 
@@ -39,9 +42,9 @@ class AnswerRow(RowScores):
     reasoning: NotRequired[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Metrics of a data set, and each row."""
+    """Metrics of a dataset, and each row."""
 
     metrics: dict[str, float]
     rows: list[AnswerRow]
@@ -49,6 +52,26 @@ class Evaluation:
     def to_dict(self) -> dict[str, object]:
         """Plain values for `--json`."""
         return {"metrics": self.metrics, "rows": self.rows}
+
+    def frame(self) -> DataFrame:
+        """The rows as a data frame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows)
+
+    def __repr__(self) -> str:
+        return "Evaluation(" + ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) + ")"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{name.replace('_', ' ')}</td><td>{value:.4g}</td></tr>" for name, value in self.metrics.items()
+        )
+        named = ("asked", "answer", "wanted")
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{escape(row[name])}</td>" for name in named) + "</tr>" for row in self.rows[:5]
+        )
+        rows = f"<table><tr><th>prompt<th>answer<th>reference</tr>{lines}</table>" if lines else ""
+        return f"<table>{cells}</table>{rows}"
 
 
 def evaluate(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fitune.evaluation.generation import LanguageModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Target:
     """A model ready to be asked. `adapter` is None for a bare model; `source` is where the (base) model came from."""
 
@@ -41,6 +41,9 @@ class Target:
     base_name: str
     adapter: Path | None
     source: ModelSource | None = None
+
+    def __repr__(self) -> str:
+        return f"Target({self.base_name}{f' with {self.adapter}' if self.adapter else ''})"
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """A context in which the base answers alone."""

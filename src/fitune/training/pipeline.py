@@ -17,8 +17,9 @@ from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.disk_faults import write_whole
 from fitune.runs.run_folder import MANIFEST, RunFolder
+from fitune.runs.run_result import RunResult
 from fitune.training.resume import check_same_settings
-from fitune.training.run import RunResult, train
+from fitune.training.run import train
 
 CHAIN = "chain.json"
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from signal import SIGINT
 from typing import cast
 
 from transformers import TrainingArguments, set_seed
@@ -33,7 +32,8 @@ from fitune.runs.compare import find_run, read_settings
 from fitune.runs.disk_space import bytes_needed, check_space, folder_bytes
 from fitune.runs.manifest import ModelFacts
 from fitune.runs.run_folder import RunFolder
-from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
+from fitune.runs.run_result import RunResult
+from fitune.signals import ENDING, Stopped, handled, raise_stopped
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
@@ -44,27 +44,6 @@ from fitune.training.memory_report import begin_measuring
 from fitune.training.resume import check_same_facts, check_same_settings, checkpoint_to_resume, is_over, with_fit_of
 from fitune.training.run_setup import RunSetup
 from fitune.training.setup import prepare_on_ranks, seen_by_all
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run left. ``status`` is finished or interrupted (then ``signal`` is the number of what interrupted it);
-    ``saved`` the adapter's or model's folder; ``exports`` the copies that the settings asked for."""
-
-    folder: Path
-    status: str
-    steps: int
-    saved: Path | None = None
-    best_step: int | None = None
-    before: dict[str, float] | None = None
-    after: dict[str, float] | None = None
-    exports: tuple[Path, ...] = ()
-    signal: int | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """For the command line, as shells expect it: 130 after Ctrl-C, 143 after SIGTERM."""
-        return exit_status(self.signal or SIGINT) if self.status == "interrupted" else 0
 
 
 def train(

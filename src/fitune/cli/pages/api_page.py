@@ -30,7 +30,7 @@ def api_text() -> str:
     errors = {name: value for name, value in public.items() if _is_error(value)}
     classes = {name: value for name, value in public.items() if inspect.isclass(value) and name not in errors}
     for value in functions.values():
-        given = typing.get_type_hints(value).get("return")
+        given = _returned(value)
         if inspect.isclass(given) and given.__module__.startswith("fitune.") and given not in classes.values():
             classes[given.__name__] = given
     lines = [HEAD, "## Functions"]
@@ -44,6 +44,14 @@ def api_text() -> str:
     lines += ["", "## Errors", "", "| error | inherits from | |", "|---|---|---|"]
     lines += [f"| `{name}` | {_parents(error)} | {_sentence(error)} |" for name, error in errors.items()]
     return "\n".join(lines) + "\n"
+
+
+def _returned(function: Callable[..., object]) -> object:
+    """What a function returns, where its own module knows the name; public names are listed anyway."""
+    try:
+        return typing.get_type_hints(function).get("return")
+    except NameError:
+        return None
 
 
 def _is_error(value: object) -> bool:

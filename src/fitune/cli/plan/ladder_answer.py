@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fitune.api.plan_question import PlanQuestion
 from fitune.cli.options.shared import print_json
-from fitune.cli.plan.plan_question import PlanQuestion
 from fitune.cli.plan.shown import Shown
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
+from fitune.api.plan_question import PlanOptions, PlanQuestion, ask
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import print_json
 from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder, what_fits
-from fitune.cli.plan.plan_question import PlanOptions, PlanQuestion, ask
 from fitune.cli.plan.shown import Shown
 
 if TYPE_CHECKING:

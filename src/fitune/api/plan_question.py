@@ -107,7 +107,7 @@ class PlanQuestion:
         )
 
 
-def ask(model: str | None, recipes: list[str], overrides: dict[str, str], given: PlanOptions) -> PlanQuestion:
+def ask(model: str | None, recipes: list[str], overrides: Mapping[str, object], given: PlanOptions) -> PlanQuestion:
     """The question; ``given`` holds the command's own options.
 
     Raises:
