@@ -74,6 +74,47 @@ def run_on(count: int, jobs: Sequence[dict[str, Any]], seconds: float = SECONDS)
     return [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for _, out, _ in ended]
 
 
+# What a step of AdamW makes of a difference of 1e-7 in the gradients of 1e-2.
+WEIGHTS = 2e-5
+
+
+def weights(run: Any) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    files = [*run.path.glob("adapter/*.safetensors"), *run.path.glob("model/*.safetensors")]
+    return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def check_equal(one: Path, other: Path) -> None:
+    """Two finished runs have logged and saved the same numbers, to fp32 rounding."""
+    import pytest
+
+    from fitune.runs import manifest as manifests
+    from fitune.runs.run_folder import RunFolder, read_rows
+
+    runs = RunFolder.open(one), RunFolder.open(other)
+    rows = [read_rows(run.metrics) for run in runs]
+    assert len(rows[0]) == len(rows[1]) and any(row["kind"] == "eval" for row in rows[0])
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("step", "kind", "tokens", "epoch", "learning_rate", "exact_match"):
+            assert mine.get(name) == theirs.get(name), name
+        for name in ("loss", "grad_norm", "reward", "kl", "entropy", "accuracy", "margin"):
+            if name in mine:
+                wanted = pytest.approx(mine[name], rel=1e-4, abs=2e-6)
+                assert theirs[name] == wanted, (name, mine["step"])
+        assert mine.keys() == theirs.keys()
+    assert [(row["step"], row["asked"], row["answer"]) for row in read_rows(runs[0].samples)] == [
+        (row["step"], row["asked"], row["answer"]) for row in read_rows(runs[1].samples)
+    ]
+    import torch
+
+    found, wanted = weights(runs[1]), weights(runs[0])
+    assert found.keys() == wanted.keys() != set()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=WEIGHTS)
+    assert manifests.read(runs[1].manifest)["status"] == "finished"
+
+
 def main(folder: Path) -> None:
     import torch
 

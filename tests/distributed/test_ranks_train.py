@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from on_ranks import run_on
-from safetensors.torch import load_file
+from on_ranks import check_equal, run_on
 
 import fitune
-from fitune.runs import manifest as manifests
-from fitune.runs.run_folder import RunFolder, read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -28,32 +24,6 @@ RECIPES = {
         "eval__every_steps": 10,
     },
 }
-# What a step of AdamW makes of a difference of 1e-7 in the gradients of 1e-2.
-WEIGHTS = 2e-5
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    (file,) = [*run.path.glob("adapter/*.safetensors"), *run.path.glob("model/*.safetensors")]
-    return load_file(file)
-
-
-def check_equal(one: Path, other: Path) -> None:
-    runs = RunFolder.open(one), RunFolder.open(other)
-    rows = [read_rows(run.metrics) for run in runs]
-    assert len(rows[0]) == len(rows[1]) and any(row["kind"] == "eval" for row in rows[0])
-    for mine, theirs in zip(*rows, strict=True):
-        for name in ("step", "kind", "tokens", "epoch", "learning_rate", "exact_match"):
-            assert mine.get(name) == theirs.get(name), name
-        for name in ("loss", "grad_norm") if mine["kind"] == "train" else ("loss",):
-            assert theirs.get(name) == pytest.approx(mine.get(name), rel=1e-4, abs=2e-6), (name, mine["step"])
-    assert [(row["step"], row["asked"], row["answer"]) for row in read_rows(runs[0].samples)] == [
-        (row["step"], row["asked"], row["answer"]) for row in read_rows(runs[1].samples)
-    ]
-    found, wanted = weights(runs[1]), weights(runs[0])
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=WEIGHTS)
-    assert manifests.read(runs[1].manifest)["status"] == "finished"
 
 
 @pytest.fixture(scope="module")

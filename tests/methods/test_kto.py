@@ -99,7 +99,7 @@ def test_the_loss_and_its_gradients_are_trls(
     if mode != "off":
         use_tree_attention(model.get_base_model())
     trainer.answer_logprobs = lambda asked, recovery: dict(zip(asked, logprobs(asked), strict=True))
-    trainer.before_passes(rows, None)
+    trainer.heed(trainer.survey(rows, None))
     assert trainer.kl == pytest.approx(kl, rel=1e-4, abs=1e-6) and (trainer.kl > 0) == above
     losses, measured = trainer.pair_losses(model, make_row_batch(rows, mode), rows)
     assert losses.mean().item() == pytest.approx(wanted.item(), rel=1e-5)

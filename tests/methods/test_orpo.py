@@ -60,7 +60,7 @@ def test_the_loss_and_its_gradients_are_trls(tiny, tiny_llama, tmp_path, make_pa
     if mode != "off":
         use_tree_attention(model.get_base_model())
     trainer = trainer_of(0.4, "all")
-    trainer.before_passes(pairs, None)
+    trainer.heed(trainer.survey(pairs, None))
     losses, measured = trainer.pair_losses(model, make_row_batch(trainer._rows(pairs), mode), pairs)
     assert losses.mean().item() == pytest.approx(wanted.item(), rel=1e-6)
     for ours, name in {"margin": "log_odds_chosen", "sft_loss": "nll_loss", "logprob_chosen": "logps/chosen"}.items():
@@ -75,7 +75,7 @@ def test_without_prompts_the_supervised_loss_is_that_of_sft(tiny, make_pairs):
     found = {}
     for sft_on in ("answer", "all"):
         trainer = trainer_of(0.4, sft_on)
-        trainer.before_passes(pairs, None)
+        trainer.heed(trainer.survey(pairs, None))
         with torch.no_grad():
             found[sft_on] = trainer.pair_losses(model, make_row_batch(trainer._rows(pairs), "off"), pairs)[1]
     torch.testing.assert_close(found["answer"]["margin"], found["all"]["margin"])

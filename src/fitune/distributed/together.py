@@ -197,6 +197,11 @@ def error_text(failure: Exception | None) -> str | None:
     return f"{type(failure).__name__}: {_line(failure)}"
 
 
+def told(error: FituneError) -> FituneError:
+    """An error that every rank has, as each of them raises it."""
+    return error if ranks.is_first() else ToldByFirst(str(error))
+
+
 def _told(text: str) -> RunError:
     return RunError(text) if ranks.is_first() else ToldByFirst(text)
 

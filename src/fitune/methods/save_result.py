@@ -23,6 +23,7 @@ from fitune.data.render.asking import system_of, thinking_of
 from fitune.errors import ModelError, RunError
 from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of
+from fitune.models.hardware import gpus_in_use
 from fitune.models.load_base import LoadedBase, input_weight
 from fitune.models.towers import copy_processor
 from fitune.models.weight_files.safetensors_check import check_weight_files
@@ -52,7 +53,7 @@ def rehearse_saving(run: RunContext, trainer: FituneTrainer, model: nn.Module) -
     Raises:
         RunError: the result of this run could not be saved, or not opened again.
     """
-    no_draws = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    no_draws = torch.random.fork_rng(devices=gpus_in_use())
     with no_draws, tempfile.TemporaryDirectory(dir=run.folder.path, prefix=".rehearsal-") as scratch:
         try:
             if run.tuning == "full":

@@ -101,6 +101,11 @@ def detect(device: str = "auto") -> Hardware:
     )
 
 
+def gpus_in_use() -> list[int]:
+    """The number of this process's GPU, in a list; none without CUDA. Asking another would take memory there."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 def peak_memory_bytes(device: str) -> int:
     """Peak of memory: allocated tensors on a CUDA GPU, else the resident size of the process."""
     if device == "cuda":

@@ -39,6 +39,7 @@ from fitune.data.packing.dealing import deal
 from fitune.distributed import ranks, together
 from fitune.errors import RunError, TrainingHalted
 from fitune.models.base_model import base_model_of
+from fitune.models.hardware import gpus_in_use
 from fitune.models.length_rules import by_side, forget_length, length_rule
 from fitune.ops.label_loss import count_trained, label_loss
 from fitune.runs import checkpoints
@@ -291,15 +292,24 @@ class FituneTrainer(Trainer):
             report = self.take_part(model, batch[OWN], num_items)
         except Exception as error:  # told to the others, who wait for this rank's gradients
             failure = error
-        values = [value for _, value in self.trained_parameters()]
-        interrupt = self._interrupt()
-        mine = StepReport(self.step_loss, self.recovery.take_notes(), interrupt.number if interrupt else None, report)
-        every = share_step(values, mine, failure, f"step {self.state.global_step + 1} is taken")
+        every = self.share_part(self.step_loss, report, failure)
         self.step_loss = math.fsum(one.loss for one in every)
-        if interrupt is not None:
-            interrupt.agree([one.signal for one in every])
         self.read_reports([one.measured for one in every], [[batch[ROWS][at] for at in part] for part in batch[AT]])
         return torch.tensor(self.step_loss, device=self.args.device)
+
+    def share_part(self, loss: float, measured: object, failure: Exception | None) -> list[StepReport]:
+        """Tell the others of this rank's part of a step, and sum the gradients.
+
+        Raises:
+            FituneError: on every rank, when one of them has failed.
+        """
+        interrupt = next((one for one in self.callback_handler.callbacks if isinstance(one, StopOnInterrupt)), None)
+        mine = StepReport(loss, self.recovery.take_notes(), interrupt.number if interrupt else None, measured)
+        values = [value for _, value in self.trained_parameters()]
+        every = share_step(values, mine, failure, f"step {self.state.global_step + 1} is taken")
+        if interrupt is not None:
+            interrupt.agree([one.signal for one in every])
+        return every
 
     def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | int) -> object:
         """Forward and backward of this rank's part of a step; returns what `read_reports` gets of every rank."""
@@ -309,9 +319,6 @@ class FituneTrainer(Trainer):
     def read_reports(self, reports: Sequence[Any], parts: Sequence[Sequence[Any]]) -> None:
         """What the ranks measured in a step, and the rows of each."""
         return
-
-    def _interrupt(self) -> StopOnInterrupt | None:
-        return next((one for one in self.callback_handler.callbacks if isinstance(one, StopOnInterrupt)), None)
 
     def take_step(
         self,
@@ -386,7 +393,7 @@ class FituneTrainer(Trainer):
         model = self.model
         was_training = model.training
         model.eval()
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+        with torch.random.fork_rng(devices=gpus_in_use()), torch.no_grad():
             measured = self.measure(cast("RowDataset[Numbered] | None", eval_dataset))
             if self.extra_metrics is not None:
                 measured.update(self.extra_metrics(model, self.state.global_step))

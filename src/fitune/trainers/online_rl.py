@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -30,6 +31,7 @@ from fitune.console import warn
 from fitune.data.packing.bins import Mode
 from fitune.data.render.renderer import Renderer
 from fitune.data.token_rows import PromptRow
+from fitune.distributed import ranks, together
 from fitune.errors import RewardError
 from fitune.evaluation.generation import Sampling
 from fitune.models.heads import head_of
@@ -39,8 +41,11 @@ from fitune.rewards.mix import Mix
 from fitune.runs import checkpoints
 from fitune.trainers.base import Batch, Collate, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
+from fitune.trainers.parallel.dealt_batch import OWN, dealt
+from fitune.trainers.parallel.rank_step import sum_over_ranks
 from fitune.trainers.rl.losses import token_weights
 from fitune.trainers.rl.rollout import RolloutBatch, sample_answers, step_seed
+from fitune.trainers.rl.shared_scores import score_shared
 from fitune.trainers.sampler import Numbered
 
 PROMPTS = "prompts"
@@ -153,6 +158,8 @@ class OnlineRLTrainer(FituneTrainer, ABC):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Sample, reward, learn. The optimizer's last update of the step is left to transformers' loop."""
+        if OWN in inputs:
+            inputs = dealt(inputs)[OWN][0]
         prompts = cast("list[PromptRow]", inputs[PROMPTS])
         self.last_row_numbers = [prompt.row_number for prompt in prompts]
         self.answered = answered = self.sample(prompts)
@@ -191,9 +198,10 @@ class OnlineRLTrainer(FituneTrainer, ABC):
             RewardError: a reward failed; the state before this step is kept as a checkpoint.
         """
         try:
-            scores, own = self.mix.score(answered.samples)
+            scores, own = score_shared(self.mix, answered.samples, answered.per_prompt)
         except RewardError as error:
-            raise RewardError(f"step {self.state.global_step + 1}: {error}{self._rescue()}") from error
+            said = f"step {self.state.global_step + 1}: {error}{self._rescue()}"
+            raise together.told(RewardError(said)) from error
         if self.rollout.truncated_reward is not None:
             limit = self.rollout.truncated_reward
             scores = [
@@ -255,7 +263,7 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         count = 0
         for update in self.updates(micro_batches):
             count += 1
-            for measured in self.recovery.run(partial(self._take_update, learn_from), update):
+            for measured in self._take_on_ranks(partial(self._take_update, learn_from, update), update):
                 for name, value in measured.items():
                     sums[name] += value
         return {name: total / count for name, total in sums.items()}
@@ -288,22 +296,46 @@ class OnlineRLTrainer(FituneTrainer, ABC):
                 if values is not None and seen.values is not None:
                     values[part.numbers] = seen.values
 
-        for micro_batch in micro_batches:
-            self.eval_recovery.run(
-                score, micro_batch, where=lambda: f"while the answers of step {self.state.global_step + 1} are scored"
-            )
-        return ForwardOutput(logp, values)
+        where = f"while the answers of step {self.state.global_step + 1} are scored"
 
-    def with_weights(self, update: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Tensor]]:
-        """Each part of an update, a micro-batch or what memory leaves of it, with the weights RT of its tokens, which sum
-        over the update as ``loss_aggregation`` says."""
+        def score_own() -> None:
+            for micro_batch in self.own_part(micro_batches):
+                self.eval_recovery.run(score, micro_batch, where=lambda: where)
+
+        together.everywhere(where.removeprefix("while "), score_own)
+        return ForwardOutput(self.whole(logp), None if values is None else self.whole(values))
+
+    def whole(self, table_BT: Tensor) -> Tensor:
+        """A table of all answers of which each rank has filled the rows of its own, filled."""
+        return sum_over_ranks(table_BT)
+
+    def own_part(self, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """What this rank computes of some micro-batches: the answers to its share of their prompts."""
+        if ranks.size() == 1:
+            return list(micro_batches)
+        assert self.answered is not None
+        size = self.answered.per_prompt
+        prompts = [
+            (at, first)
+            for at, micro_batch in enumerate(micro_batches)
+            for first in micro_batch.numbers[::size].tolist()
+        ]
+        own = groupby(prompts[ranks.share(len(prompts))], key=lambda one: one[0])
+        spans = [[first for _, first in group] for _, group in own]
+        return [self._micro_batch(self.answered, firsts[0], firsts[-1] + size) for firsts in spans]
+
+    def with_weights(
+        self, update: Sequence[MicroBatch], own: Sequence[MicroBatch]
+    ) -> Iterator[tuple[MicroBatch, Tensor]]:
+        """Each part of an update that this rank takes, a micro-batch or what memory leaves of it, with the weights RT of
+        its tokens, which sum over the update as ``loss_aggregation`` says."""
         numbers = torch.cat([micro_batch.numbers for micro_batch in update])
         weights = token_weights(self.mask[numbers], self.rollout.loss_aggregation, self.rollout.sampling.max_new_tokens)
-        first = 0
-        for micro_batch in update:
+        place = torch.zeros(len(self.mask), dtype=torch.long, device=numbers.device)
+        place[numbers] = torch.arange(len(numbers), device=numbers.device)
+        for micro_batch in own:
             for part in self._parts(micro_batch, self.recovery):
-                yield part, weights[first : first + len(part.numbers)]
-                first += len(part.numbers)
+                yield part, weights[place[part.numbers]]
 
     def tokens_of(self, update: Sequence[MicroBatch]) -> int:
         """Tokens that an update learns from."""
@@ -325,6 +357,13 @@ class OnlineRLTrainer(FituneTrainer, ABC):
     def train_collator(self) -> Callable[[Sequence[PromptRow]], Batch]:
         return keep_prompts
 
+    def deal(self, rows: Sequence[PromptRow]) -> list[list[int]]:
+        """Every rank takes all prompts: their answers are what is dealt out."""
+        return [list(range(len(rows)))] * ranks.size()
+
+    def rows_size(self, rows: Sequence[PromptRow]) -> tuple[int, int]:
+        return 0, 1
+
     def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Nothing is known of a step before its answers are; `training_step` counts their tokens."""
         return 0, 1
@@ -339,16 +378,34 @@ class OnlineRLTrainer(FituneTrainer, ABC):
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         except RewardError as error:
-            raise RewardError(f"evaluation at step {self.state.global_step}: {error}{self._rescue()}") from error
+            said = f"evaluation at step {self.state.global_step}: {error}{self._rescue()}"
+            raise together.told(RewardError(said)) from error
 
     def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         return {}  # everything is measured on answers, by ``examine``
 
     # ---- inside
 
-    def _take_update(self, learn_from: LearnFrom, update: Sequence[MicroBatch]) -> list[dict[str, float]]:
+    def _take_update(
+        self, learn_from: LearnFrom, update: Sequence[MicroBatch], own: Sequence[MicroBatch]
+    ) -> list[dict[str, float]]:
         tokens = self.tokens_of(update)
-        return [learn_from(part, weights, tokens) for part, weights in self.with_weights(update)]
+        return [learn_from(part, weights, tokens) for part, weights in self.with_weights(update, own)]
+
+    def _take_on_ranks(
+        self, take: Callable[[Sequence[MicroBatch]], list[dict[str, float]]], update: Sequence[MicroBatch]
+    ) -> list[dict[str, float]]:
+        """An update by ``take``, each rank its part; then gradients are summed. Returns what all of them measured."""
+        own = self.own_part(update)
+        if ranks.size() == 1:
+            return self.recovery.run(take, own)
+        failure, measured = None, list[dict[str, float]]()
+        try:
+            measured = self.recovery.run(take, own)
+        except Exception as error:  # told to the others, who wait for this rank's gradients
+            failure = error
+        every = self.share_part(0.0, measured, failure)
+        return [one for report in every for one in cast("list[dict[str, float]]", report.measured)]
 
     def _parts(self, micro_batch: MicroBatch, recovery: OomRecovery) -> Iterator[MicroBatch]:
         """The micro-batch as it is, or laid out anew in smaller ones where memory asks for it."""

@@ -30,6 +30,7 @@ from fitune.console import log, warn
 from fitune.distributed import together
 from fitune.errors import DoesNotFit
 from fitune.models.base_model import base_model_of
+from fitune.models.hardware import gpus_in_use
 from fitune.models.quantization.nf4 import NF4
 from fitune.ops.optimizers import of_optim
 from fitune.ops.optimizers.adamw_8bit import ADAMW_8BIT
@@ -203,14 +204,15 @@ def free_memory() -> None:
 
 
 def random_state() -> RandomState:
-    """State of torch's own random numbers, of the CPU and of every CUDA device."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    """State of torch's own random numbers, of the CPU and of this process's GPU."""
+    return torch.get_rng_state(), [torch.cuda.get_rng_state(gpu) for gpu in gpus_in_use()]
 
 
 def put_back(state: RandomState) -> None:
     """Draw from here on what was drawn after ``state`` was taken."""
     torch.set_rng_state(state[0])
-    torch.cuda.set_rng_state_all(state[1])
+    for gpu, here in zip(gpus_in_use(), state[1], strict=True):
+        torch.cuda.set_rng_state(here, gpu)
 
 
 # ---- before the first step
@@ -240,7 +242,7 @@ def try_first(trainer: FituneTrainer, rows: Sequence[Numbered]) -> None:
     """
     noted = ("last_row_numbers", "step_batches", "step_loss", "step_metrics", "step_tokens")
     before = {name: getattr(trainer, name) for name in noted}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _states_held(trainer):
+    with torch.random.fork_rng(devices=gpus_in_use()), _states_held(trainer):
         batches, items = trainer.get_batch_samples(iter([trainer.train_collator(rows)]), 1, trainer.args.device)
         trainer.take_step(cast(nn.Module, trainer.model_wrapped), batches, items, lambda: "in the trial before step 1")
     trainer.drop_gradients()

@@ -12,14 +12,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar, Unpack, cast
+from functools import partial
+from typing import Any, Generic, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from fitune.data.packing.dealing import deal
 from fitune.data.packing.pair_batching import AnyPair, pair_passes, pair_tokens
 from fitune.data.token_rows import PairRow, TokenRow
+from fitune.distributed import ranks, together
 from fitune.ops.token_logprobs import RowBatch, make_row_batch, sum_by_row, token_logprobs
 from fitune.trainers.base import Batch, FituneTrainer, RowDataset, TrainerOptions
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
@@ -94,8 +97,12 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
     def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[AnyPair]) -> tuple[Tensor, Measured]:
         """P losses in fp32, and what else is measured (P numbers a name), of the 2P rows that `sides` gives."""
 
-    def before_passes(self, pairs: Sequence[AnyPair], recovery: OomRecovery) -> None:
-        """Called with all pairs that a mean is taken over, before the first of their passes."""
+    def survey(self, pairs: Sequence[AnyPair], recovery: OomRecovery) -> list[float]:
+        """A number of each pair that `heed` takes the mean of, before the first of their passes; a method may have none."""
+        return []
+
+    def heed(self, surveyed: Sequence[float]) -> None:
+        """Called with the numbers of all pairs that a mean is taken over, of all ranks."""
         return
 
     def summarize(self, measured: Measured, pairs: Sequence[AnyPair]) -> dict[str, float]:
@@ -113,6 +120,13 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
     def train_collator(self) -> Callable[[Sequence[AnyPair]], Batch]:
         return keep_pairs
 
+    def deal(self, rows: Sequence[AnyPair]) -> list[list[int]]:
+        share = self.packing.mode == "tree"
+        return deal([pair_tokens(pair, share) for pair in rows], ranks.size())
+
+    def rows_size(self, rows: Sequence[AnyPair]) -> tuple[int, int]:
+        return sum(pair.num_tokens for pair in rows), len(rows)
+
     def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Tokens of a step's pairs, and their number."""
         pairs = [pair for batch in batches for pair in cast("list[AnyPair]", batch[PAIRS])]
@@ -125,7 +139,8 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
         kept: list[Measured] = []
         order: list[AnyPair] = []
         every = cast("list[AnyPair]", inputs[PAIRS])
-        self.before_passes(every, self.recovery)
+        if ranks.size() == 1:  # of several each has told its numbers before
+            self.heed(self.survey(every, self.recovery))
         for pairs in self.passes(every, self.recovery):
             self.last_row_numbers = [pair.row_number for pair in pairs]
             with self.accelerator.autocast():
@@ -138,8 +153,35 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
             kept.append({name: values.detach() for name, values in measured.items()})
             order += pairs
         self.step_loss += total.item()
-        self.step_metrics = self.summarize(_joined(kept), order)
+        self._measured = _joined(kept), order
+        self.step_metrics = self.summarize(*self._measured)
         return total
+
+    # ---- several ranks
+
+    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | int) -> object:
+        """This rank's pairs; tells its numbers of each, in the order of `Dealt.rows`."""
+        own = [pair for batch in batches for pair in cast("list[AnyPair]", batch[PAIRS])]
+        self.heed_all(own, self.recovery)
+        if not own:
+            return None
+        super().take_part(model, batches, num_items)
+        measured, order = self._measured
+        place = {id(pair): at for at, pair in enumerate(order)}
+        return {name: values[[place[id(pair)] for pair in own]].tolist() for name, values in measured.items()}
+
+    def read_reports(self, reports: Sequence[Any], parts: Sequence[Sequence[AnyPair]]) -> None:
+        """What was measured over the pairs of all ranks."""
+        told = [one for one in reports if one is not None]
+        device = self.args.device
+        joined = {name: torch.tensor([v for one in told for v in one[name]], device=device) for name in told[0]}
+        self.step_metrics = self.summarize(joined, [pair for part in parts for pair in part])
+
+    def heed_all(self, own: Sequence[AnyPair], recovery: OomRecovery) -> None:
+        """`survey` of this rank's pairs, `heed` with those of all ranks."""
+        doing = f"step {self.state.global_step + 1} is surveyed"
+        mine = together.everywhere(doing, lambda: recovery.run(lambda pairs: self.survey(pairs, recovery), own))
+        self.heed([number for one in together.gather(mine, doing) for number in one])
 
     def passes(self, pairs: Sequence[Other], recovery: OomRecovery) -> Iterator[list[Other]]:
         """The pairs in forward passes of the size that memory allows."""
@@ -173,12 +215,27 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
         model.train(was_training)
         return found
 
+    def reference_logprobs(self, rows: Sequence[Other]) -> dict[Other, tuple[float, ...]]:
+        """`answer_logprobs` of the model as it stands, each rank taking its share.
+
+        Passes are laid over all rows at once, the same whenever the run is resumed.
+        """
+        own, doing = rows[ranks.share(len(rows))], "the reference is measured"
+
+        def measured() -> list[tuple[float, ...]]:
+            ask = partial(self.answer_logprobs, recovery=self.eval_recovery)
+            found = self.eval_recovery.run(ask, own, where=lambda: f"while {doing}")
+            return [found[row] for row in own]
+
+        every = together.gather(together.everywhere(doing, measured), doing)
+        return dict(zip(rows, (one for part in every for one in part), strict=True))
+
     # ---- evaluation
 
     def measure(self, eval_dataset: RowDataset[Numbered] | None) -> dict[str, float]:
         """Loss and what the method measures over the held-out pairs."""
         dataset = cast("RowDataset[AnyPair]", self.eval_dataset if eval_dataset is None else eval_dataset)
-        measured, pairs, losses = self.pass_over(dataset.rows)
+        measured, pairs, losses = self._pass_over_all(dataset.rows)
         return {"loss": losses.mean().item(), **self.summarize(measured, pairs)}
 
     def pass_over(self, rows: Sequence[AnyPair]) -> tuple[Measured, list[AnyPair], Tensor]:
@@ -186,10 +243,34 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
         losses."""
         return self.eval_recovery.run(self._pass_over, rows)
 
+    def _pass_over_all(self, rows: Sequence[AnyPair]) -> tuple[Measured, list[AnyPair], Tensor]:
+        """`pass_over`, each rank taking its share of the pairs."""
+        if ranks.size() == 1:
+            return self.pass_over(rows)
+        doing, own = f"held-out rows are measured at step {self.state.global_step}", rows[ranks.share(len(rows))]
+        self.heed_all(own, self.eval_recovery)
+        mine = together.everywhere(doing, lambda: self.eval_recovery.run(self._numbers_of, own))
+        every = [one for one in together.gather(mine, doing) if one]
+        names = every[0]
+        joined = {
+            name: torch.tensor([v for one in every for v in one[name]], device=self.args.device) for name in names
+        }
+        return joined, list(rows), joined.pop("loss")
+
+    def _numbers_of(self, own: Sequence[AnyPair]) -> dict[str, list[float]]:
+        """What is measured of each of this rank's pairs, in their order."""
+        if not own:
+            return {}
+        measured, order, losses = self._pass_over(own)
+        place = {id(pair): at for at, pair in enumerate(order)}
+        sorted_ = [place[id(pair)] for pair in own]
+        return {name: values[sorted_].tolist() for name, values in {**measured, "loss": losses}.items()}
+
     def _pass_over(self, rows: Sequence[AnyPair]) -> tuple[Measured, list[AnyPair], Tensor]:
         kept: list[Measured] = []
         order: list[AnyPair] = []
-        self.before_passes(rows, self.eval_recovery)
+        if ranks.size() == 1:
+            self.heed(self.survey(rows, self.eval_recovery))
         for pairs in self.passes(rows, self.eval_recovery):
             with self.accelerator.autocast():
                 losses, measured = self.pair_losses(self.model, self._row_batch(pairs), pairs)

@@ -66,9 +66,6 @@ def train(
         Stopped: SIGTERM or SIGHUP came before the first step or after the last, or twice.
     """
     together.start()
-    if ranks.size() > 1 and settings is not None and METHODS[settings.method].reads not in ("rows", "text"):
-        fault = f"method {settings.method} trains in one process; several train sft and lm so far"
-        raise SettingsError([fault])
     settings, run = together.everywhere("the settings are read", partial(_open, settings, resume))
     run = RunFolder(together.by_first("the run's folder is named", lambda: run.path))  # its name may hold the time
     check_trackers(list(settings.run.report_to))

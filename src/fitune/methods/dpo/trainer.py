@@ -94,15 +94,8 @@ class DpoTrainer(PairTrainer[PairRow]):
         """Log-probability of a pair's chosen and its rejected answer under the reference."""
 
     def take_reference(self, pairs: Sequence[PairRow]) -> None:
-        """Measure the reference's log-probabilities of ``pairs`` with the model as it stands.
-
-        Passes are laid over all pairs at once, the same whenever the run is resumed.
-        """
-        self.reference |= self.eval_recovery.run(
-            lambda asked: self.answer_logprobs(asked, self.eval_recovery),
-            pairs,
-            where=lambda: "while the reference is measured",
-        )
+        """Measure the reference's log-probabilities of ``pairs`` with the model as it stands."""
+        self.reference |= self.reference_logprobs(pairs)
 
     def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[PairRow]) -> tuple[Tensor, Measured]:
         """P losses; measured: implicit rewards β·log π/π_ref of either answer, and their log-probabilities."""

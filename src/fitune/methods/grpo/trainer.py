@@ -112,6 +112,8 @@ class GrpoTrainer(OnlineRLTrainer):
             }
 
         learnt = self.take_updates(micro_batches, learn_from)
+        if before is None:
+            old = self.whole(old)
         watched: dict[str, float | Tensor] = {"entropy": -masked_mean(old, mask)}
         if reference is not None:
             watched |= {"kl": (kl_estimate(old, reference) * mask).sum(1).mean(), "kl_coef": how.kl_coef}

@@ -103,17 +103,17 @@ class KtoTrainer(PairTrainer[JudgedRow]):
 
     def take_reference(self, rows: Sequence[JudgedRow]) -> None:
         """Measure the reference's log-probabilities of ``rows`` and their mismatched ones with the model as it stands."""
-        self.reference |= self.eval_recovery.run(
-            lambda asked: self.answer_logprobs(asked, self.eval_recovery),
-            [*rows, *(row.mismatched for row in rows)],
-            where=lambda: "while the reference is measured",
-        )
+        self.reference |= self.reference_logprobs([*rows, *(row.mismatched for row in rows)])
 
-    def before_passes(self, pairs: Sequence[JudgedRow], recovery: OomRecovery) -> None:
-        """Estimate z over all rows that the loss is averaged over."""
+    def survey(self, pairs: Sequence[JudgedRow], recovery: OomRecovery) -> list[float]:
+        """log π/π_ref of the mismatched answers."""
         others = [row.mismatched for row in pairs]
         now = self.answer_logprobs(others, recovery)
-        self.kl = max(math.fsum(now[row][0] - self.reference[row][0] for row in others) / len(others), 0.0)
+        return [now[row][0] - self.reference[row][0] for row in others]
+
+    def heed(self, surveyed: Sequence[float]) -> None:
+        """Estimate z over all rows that the loss is averaged over."""
+        self.kl = max(math.fsum(surveyed) / len(surveyed), 0.0)
 
     def pair_losses(self, model: nn.Module, row_batch: RowBatch, pairs: Sequence[JudgedRow]) -> tuple[Tensor, Measured]:
         """A loss a row; measured: the implicit reward β·log π/π_ref, and whether the loss's σ is on the label's side."""

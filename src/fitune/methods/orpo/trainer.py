@@ -56,9 +56,13 @@ class OrpoTrainer(PairTrainer[PairRow]):
         self.weight, self.sft_on = weight, sft_on
         self.sft_tokens_a_pair = 1.0
 
-    def before_passes(self, pairs: Sequence[PairRow], recovery: OomRecovery) -> None:
-        """Count the tokens of the supervised loss over all pairs that the mean is taken over."""
-        self.sft_tokens_a_pair = max(sum(row.num_trained for row in self._rows(pairs)[::2]), 1) / len(pairs)
+    def survey(self, pairs: Sequence[PairRow], recovery: OomRecovery) -> list[float]:
+        """Tokens of each pair's supervised loss."""
+        return [row.num_trained for row in self._rows(pairs)[::2]]
+
+    def heed(self, surveyed: Sequence[float]) -> None:
+        """Their mean over all pairs that the loss is averaged over."""
+        self.sft_tokens_a_pair = max(sum(surveyed), 1) / len(surveyed)
 
     def _rows(self, pairs: Sequence[PairRow]) -> list[TokenRow]:
         """2P rows; with sft_on all, every token of the better ones is a target."""

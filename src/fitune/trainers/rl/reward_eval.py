@@ -16,6 +16,7 @@ from fitune.evaluation.generation import Sampling
 from fitune.rewards.mix import Mix
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
 from fitune.trainers.rl.rollout import sample_answers
+from fitune.trainers.rl.shared_scores import score_shared
 
 
 class RewardEval:
@@ -52,7 +53,7 @@ class RewardEval:
             seed=0,
             recovery=self.recovery,
         )
-        scores, own = self.mix.score(answered.samples)
+        scores, own = score_shared(self.mix, answered.samples, 1)
         if (limit := self.truncated_reward) is not None:
             pairs = zip(scores, answered.samples, strict=True)
             scores = [score if sample.stopped else min(score, limit) for score, sample in pairs]

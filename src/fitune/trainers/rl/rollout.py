@@ -19,6 +19,7 @@ from transformers import LogitsProcessorList
 
 from fitune.data.render.renderer import Renderer
 from fitune.data.token_rows import PromptRow, TokenRow
+from fitune.distributed import ranks, together
 from fitune.evaluation.generation import (
     LanguageModel,
     Sampling,
@@ -29,8 +30,9 @@ from fitune.evaluation.generation import (
     read_answer,
 )
 from fitune.models.base_model import base_model_of
+from fitune.models.hardware import gpus_in_use
 from fitune.rewards.mix import Sample
-from fitune.trainers.oom_recovery import OomRecovery, put_back, random_state
+from fitune.trainers.oom_recovery import OomRecovery, RandomState, put_back, random_state
 from fitune.trainers.rl.draws import DrawsOfWholeBatch
 
 
@@ -84,12 +86,12 @@ def sample_answers(
         (index for index in range(len(prompts)) for _ in range(per_prompt)), key=lambda at: _size(prompts[at])
     )
     answers: dict[int, list[list[int]]] = {index: [] for index in range(len(prompts))}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), asking(cast("LanguageModel", model)):
+    with torch.random.fork_rng(devices=gpus_in_use()), asking(cast("LanguageModel", model)):
         torch.manual_seed(seed)
         for first in range(0, len(order), generation_batch_size):
             chosen = order[first : first + generation_batch_size]
             asked = [list(prompts[index].input_ids) for index in chosen]
-            found = recovery.run(partial(_answer_batch, model, renderer, sampling, recovery), asked)
+            found = _answer_on_ranks(partial(_answer_batch, model, renderer, sampling, recovery), asked, recovery)
             for index, ids in zip(chosen, found, strict=True):
                 answers[index].append(through_end(ids, renderer.stop_ids))
     pairs = [(prompts[index], ids) for index in range(len(prompts)) for ids in answers[index]]
@@ -98,16 +100,43 @@ def sample_answers(
     return RolloutBatch(rows, samples, len(prompts))
 
 
-def _answer_batch(
-    model: nn.Module, renderer: Renderer, sampling: Sampling, recovery: OomRecovery, asked: Sequence[list[int]]
+@dataclass(frozen=True)
+class _Answered:
+    """New tokens for each prompt, the length of the longest, and where the random numbers stand behind it."""
+
+    found: list[list[int]]
+    longest: int
+    end: RandomState
+
+
+def _answer_on_ranks(
+    answer: Callable[[slice, Sequence[list[int]]], _Answered], asked: Sequence[list[int]], recovery: OomRecovery
 ) -> list[list[int]]:
-    """New tokens for each prompt of a batch; sampled in parts, each part draws what it would have drawn in the whole,
-    and the random numbers stand afterwards where the whole would have left them: behind its longest answer."""
+    """New tokens for each prompt of a batch, each rank answering its share; afterwards the random numbers stand on all of
+    them behind the longest answer."""
+    doing, own = "answers are sampled", ranks.share(len(asked))
+    mine = together.everywhere(doing, lambda: recovery.run(partial(answer, own), asked))
+    every = together.gather(mine, doing)
+    put_back(max(every, key=lambda one: one.longest).end)
+    return [ids for one in every for ids in one.found]
+
+
+def _answer_batch(
+    model: nn.Module,
+    renderer: Renderer,
+    sampling: Sampling,
+    recovery: OomRecovery,
+    own: slice,
+    asked: Sequence[list[int]],
+) -> _Answered:
+    """New tokens for the prompts ``own`` of a batch; sampled in parts, each part draws what it would have drawn in the
+    whole."""
     generate, device = cast("Callable[..., torch.Tensor]", model.generate), base_model_of(model).device
     start = random_state()
     longest, end = 0, start
     found: list[list[int]] = []
-    for rows in recovery.slices(len(asked)):
+    for here in recovery.slices(own.stop - own.start):
+        rows = slice(own.start + here.start, own.start + here.stop)
         put_back(start)
         part = asked[rows]
         input_ids, mask = left_padded(part, renderer.tokenizer.pad_token_id)
@@ -126,8 +155,7 @@ def _answer_batch(
         found += new.tolist()
         if new.shape[1] > longest:
             longest, end = new.shape[1], random_state()
-    put_back(end)
-    return found
+    return _Answered(found, longest, end)
 
 
 def through_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# fitune on two machines of eight GPUs each: sbatch recipes/slurm.sh recipe.yaml NAME
+# fitune on two machines of eight GPUs each: sbatch recipes/clusters/slurm.sh recipe.yaml NAME
 # The folder that you submit from, with its .venv, the data and the runs, must be on a disk that all machines share.
 #SBATCH --job-name=fitune
 #SBATCH --nodes=2
