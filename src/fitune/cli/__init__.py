@@ -31,6 +31,7 @@ COMMANDS = {
         "fitune.cli.export:export",
         "Export a result: adapter, merged, GGUF or Ollama, with a fidelity report.",
     ),
+    "push": ("fitune.cli.push:push", "Push a result to the Hugging Face Hub."),
     "score": ("fitune.cli.talk.score:score", "Judge answers with a reward model."),
     "data": ("fitune.cli.data:data", "Show, check, split and make datasets."),
     "plan": ("fitune.cli.plan.plan:plan", "Predict the memory of a run, without a GPU and without weights."),
