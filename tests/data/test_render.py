@@ -150,13 +150,24 @@ def test_a_turn_whose_history_is_rewritten_is_a_row_of_its_own(tokenizer):
     assert trained(renderer, example, "last_assistant") == "eatway<|im_end|>"
 
 
-def test_show_makes_every_trained_token_visible(tokenizer):
+def test_show_marks_what_is_trained(tokenizer):
     renderer = renderer_of(tokenizer, "chatml")
     (row,) = renderer.tokenize(renderer.render(talk("pig", "ig pay"), "completion"))
     plain = show_row(row, tokenizer, colour=False).plain
-    assert "[<|im_end|>]" in plain and "·" in plain and "↵" in plain
+    assert plain.endswith("pig<|im_end|>↵\n<|im_start|>assistant↵\n⟦ig pay<|im_end|>⟧")
+    split = show_row(row, tokenizer, colour=False, tokens=True).plain
+    assert "·" in split and split.count("│") >= row.num_tokens - 4 and "<|im_end|>│⟧" in split
     coloured = show_row(row, tokenizer, colour=True)
-    assert any(str(span.style) == "green" for span in coloured.spans)
+    assert [str(span.style) for span in coloured.spans if "green" in str(span.style)] == ["black on green"]
+
+
+def test_show_keeps_characters_of_several_tokens_whole(tokenizer):
+    renderer = renderer_of(tokenizer, "chatml")
+    (row,) = renderer.tokenize(renderer.render(talk("把“猪”翻译一下", "伊格佩 👩‍🔬 \ufffd é"), "completion"))
+    for tokens in (False, True):
+        plain = show_row(row, tokenizer, colour=False, tokens=tokens).plain
+        shown = plain.replace("│", "").replace("·", " ")
+        assert "把“猪”翻译一下" in shown and "伊格佩 👩‍🔬" in shown and shown.count("\ufffd") <= 3
 
 
 def test_every_answer_of_a_completion_is_trained_and_what_the_prompt_has_begun_is_not(tokenizer):

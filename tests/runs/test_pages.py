@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fitune.config.sections import Settings
-from fitune.runs.html_report import changed_settings, curve, write_report
+from fitune.runs.html_report import changed_settings, write_report
 from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder
 
@@ -26,7 +26,7 @@ MANIFEST = {
     "versions": {"torch": "2"},
     "results": {"before": {"loss": 3.0}, "after": {"loss": 1.0}},
 }
-VOID = {"meta", "line", "path", "br"}
+VOID = {"meta", "line", "path", "br", "polyline", "polygon", "rect"}
 
 
 class Checked(HTMLParser):
@@ -67,7 +67,16 @@ def test_the_report_is_well_formed_alone_and_complete(run: RunFolder):
     checked.feed(page)
     assert checked.open == []
     assert not re.search(r"(src|href)=|https?://|@import", page)
-    for part in ("pig &amp; &lt;dog&gt;", "<mark>igpay</mark> atcay", "lora.rank", "train loss", "3.0000", "1.0000"):
+    for part in (
+        "pig &amp; &lt;dog&gt;",
+        "<mark>igpay</mark> atcay",
+        "lora.rank",
+        "training from 4",
+        "3.0000",
+        "1.0000",
+        "3 → 1",
+        "1:00",
+    ):
         assert part in page, part
     assert "eval.samples</td>" not in page, "settings at their defaults are left out"
 
@@ -78,12 +87,33 @@ def test_a_run_that_has_just_begun_has_a_report_too(run: RunFolder):
     assert "Facts" in write_report(run, DEFAULTS).read_text()
 
 
-def test_a_curve_goes_from_its_first_point_to_its_last():
-    svg = curve([(0, 4.0), (10, 2.0), (20, 3.0)], "loss")
-    xs = [float(pair.split(",")[0]) for pair in re.findall(r"[ML]([\d.]+,[\d.]+)", svg)]
-    ys = [float(pair.split(",")[1]) for pair in re.findall(r"[ML]([\d.]+,[\d.]+)", svg)]
-    assert xs == sorted(xs) and ys[0] < ys[2] < ys[1], "SVG counts y downwards"
-    assert "from 4 at step 0 to 3 at step 20" in svg
+def test_training_and_held_out_loss_share_a_chart_and_tell_their_values(run: RunFolder):
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"step": 0, "kind": "eval", "loss": 3.5}) + "\n")
+        file.write(json.dumps({"step": 2, "kind": "eval", "loss": 2.5}) + "\n")
+    page = write_report(run, DEFAULTS).read_text()
+    assert page.count("<figure") == 2, "the loss, and the learning rate"
+    assert "loss: training from 4 at step 0 to 2 at step 2" in page and "held out from 3.5 at step 0" in page
+    assert "<title>held out, step 2: 2.5</title>" in page
+
+
+def test_of_many_held_out_rows_the_worst_come_first(run: RunFolder):
+    rows = [
+        {
+            "step": 1,
+            "moment": "after",
+            "row": row,
+            "asked": f"q{row}",
+            "answer": "igpay" if row % 2 else "no",
+            "wanted": "igpay",
+        }
+        for row in range(8)
+    ]
+    run.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run, DEFAULTS).read_text()
+    assert "the worst answers first" in page and page.index(">q6<") < page.index(
+        "<summary>the 4 better ones"
+    ) < page.index(">q1<")
 
 
 def test_the_card_begins_with_metadata_and_lies_beside_the_weights(run: RunFolder):

@@ -28,17 +28,18 @@ def data() -> None:
 @data.command(cls=SettingsCommand)
 @click.argument("source", metavar="FILE|RECIPE.yaml")
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="Number of rows.")
+@click.option("--tokens", is_flag=True, help="Show where each token ends.")
 @JSON
 @click.pass_context
-def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
-    """Show rows with every token and its label; trained tokens are green, or in [ ] without colour.
+def show(ctx: click.Context, source: str, rows: int, tokens: bool, as_json: bool) -> None:
+    """Show rows as the model will read them, with what is trained marked: on green, or in ⟦ ⟧ without colour.
 
     \b
     fitune data show my.jsonl --model.name HuggingFaceTB/SmolLM2-360M-Instruct
     """
     from fitune.console import stdout_console
     from fitune.data.prepare import rows_to_show
-    from fitune.data.render.show import label_rows, show_row
+    from fitune.data.render.show import LEGEND, PLAIN_LEGEND, label_rows, show_row
 
     settings = settings_of_data(source, ctx.meta["settings"])
     refuse_unreadable(settings)
@@ -51,10 +52,12 @@ def show(ctx: click.Context, source: str, rows: int, as_json: bool) -> None:
         ]
         print_json(found)
         return
+    colour = stdout_console().color_system is not None
+    stdout_console().print(LEGEND if colour else PLAIN_LEGEND, style="dim", markup=False)
     for side, row in shown:
         if side:
             stdout_console().print(f"{side}:", markup=False)
-        stdout_console().print(show_row(row, renderer.tokenizer, stdout_console().color_system is not None))
+        stdout_console().print(show_row(row, renderer.tokenizer, colour, tokens))
         stdout_console().print()
 
 

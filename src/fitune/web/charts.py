@@ -17,6 +17,7 @@ from fitune.web.figures import number
 WIDTH, HEIGHT = 400, 196
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 24
 COLOURS = 8  # classes c0 to c7
+HOVERED = 80
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Frame:
         return TOP + (self.y1 - value) / ((self.y1 - self.y0) or 1) * (HEIGHT - TOP - BOTTOM)
 
 
-def line_chart(lines: Sequence[Line], title: str, key: str = "", x_label: str = "step") -> str:
+def line_chart(lines: Sequence[Line], title: str, key: str = "", x_label: str = "step", hover: bool = False) -> str:
     """A figure with its title, its curves and, for several, their names.
 
     Args:
         key: what a script asks for when a part is to be shown larger; empty for pages without script.
+        hover: show values under the pointer without a script, at up to `HOVERED` points of each curve.
     """
     shown = [line for line in lines if len(line.xs)]
     if not shown:
@@ -59,6 +61,7 @@ def line_chart(lines: Sequence[Line], title: str, key: str = "", x_label: str = 
     parts = [*_grid(frame, x_label)]
     for place, line in enumerate(shown):
         parts += _curve(frame, line, f"c{place % COLOURS}")
+        parts += _hovered(frame, line, x_label) if hover else []
     described = "; ".join(_described(line, x_label) for line in shown)
     names = _names(shown) if len(shown) > 1 else ""
     latest = f' <span class="latest">{number(shown[0].ys[-1])}</span>' if len(shown) == 1 else ""
@@ -162,6 +165,17 @@ def _curve(frame: Frame, line: Line, colour: str) -> list[str]:
         parts.append(f'<polygon class="band {colour}" points="{" ".join([*up, *reversed(down)])}"/>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return [*parts, f'<polyline class="{colour}" points="{path}"/>']
+
+
+def _hovered(frame: Frame, line: Line, x_label: str) -> list[str]:
+    """Unseen spots that tell their value when the pointer rests on them."""
+    every = -(-len(line.xs) // HOVERED)
+    words = f"{line.label}, " if line.label else ""
+    return [
+        f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="7" fill-opacity="0">'
+        f"<title>{escape(words)}{x_label} {number(x)}: {number(y)}</title></circle>"
+        for x, y in list(zip(line.xs, line.ys, strict=True))[::every]
+    ]
 
 
 def _described(line: Line, x_label: str) -> str:
