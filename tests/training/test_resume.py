@@ -173,6 +173,20 @@ def test_sigterm_and_sighup_are_as_ctrl_c(tmp_path, settings_of, uninterrupted, 
 
 
 @pytest.mark.slow
+def test_sigusr1_finishes_a_run_where_it_is(tmp_path, settings_of):
+    run = RunFolder(tmp_path / "runs" / "one")
+    child = start(settings_of(**LONG), tmp_path, SLOW_STEPS)
+    wait_for_step(child, run, 4)
+    child.send_signal(signal.SIGUSR1)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
+    assert run.status() == "finished" and (run.adapter / "adapter_model.safetensors").is_file()
+    assert (
+        4 <= manifests.read(run.manifest)["results"]["steps"] < 24 and manifests.read(run.manifest)["results"]["after"]
+    )
+
+
+@pytest.mark.slow
 def test_a_second_sigterm_ends_at_once(tmp_path, settings_of):
     run = RunFolder(tmp_path / "runs" / "one")
     long = SLOW_STEPS.replace("0.1", "30 if args[0].state.global_step == 4 else 0")

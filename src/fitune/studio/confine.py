@@ -39,11 +39,22 @@ class Folders:
         Raises:
             Refused: no such run, or a name that leads out of the folder of runs.
         """
+        path = self.place(name)
+        if not path.is_dir():
+            raise Refused(f'there is no run "{name[:80]}" in {self.runs}')
+        return path
+
+    def place(self, name: str) -> Path:
+        """Where a run of that name is or would be.
+
+        Raises:
+            Refused: a name that leads out of the folder of runs.
+        """
         parts = name.split("/")
         if len(parts) > 2 or any(not is_plain_name(part) for part in parts):
             raise Refused(f'there is no run "{name[:80]}"')
         path = self.runs.joinpath(*parts)
-        if not _inside(path, self.runs) or not path.is_dir():
+        if not _inside(path, self.runs):
             raise Refused(f'there is no run "{name[:80]}" in {self.runs}')
         return path
 

@@ -6,6 +6,7 @@ In: a run's folder and its index. Out: `RunPage`, and its pieces by their id on 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fitune.runs.checkpoints import newest_complete, step_of
 from fitune.runs.compare import memory_of
 from fitune.runs.run_folder import MANIFEST, METRICS, SAMPLES
 from fitune.studio.answers import answered, rewarded
+from fitune.studio.jobs import Jobs
 from fitune.studio.metrics_index import Key, MetricsIndex
 from fitune.studio.run_list import Entry, RunList
 from fitune.studio.templating import render
@@ -38,17 +40,23 @@ GIB = 2**30
 class RunPage:
     """What is told of one run. ``name`` is its name in addresses: RUN, or CHAIN/STAGE."""
 
-    def __init__(self, name: str, path: Path, runs: RunList, index: MetricsIndex, log: Path | None):
-        self.name, self.path, self.runs, self.index, self.log = name, path, runs, index, log
+    def __init__(self, name: str, path: Path, runs: RunList, index: MetricsIndex, jobs: Jobs, log: Path | None):
+        self.name, self.path, self.runs, self.index, self.jobs, self.log = name, path, runs, index, jobs, log
 
     def entry(self) -> Entry:
-        """The run in a line."""
-        return self.runs.entry(self.path)
+        """The run in a line; one that has no folder yet by its job."""
+        if self.jobs.get(self.name) and not (self.path / MANIFEST).exists():
+            return self.jobs.entry(self.name)
+        entry = self.runs.entry(self.path)
+        if entry.state in ("dead", "interrupted", "halted", "failed") and self.jobs.state(self.name) == "starting":
+            return replace(entry, state="starting")  # it is resumed: its process loads what it goes on with
+        return entry
 
     def stamp(self) -> tuple[object, ...]:
         """Differs when a file of the run does, or its process is gone."""
         files = [self.path / MANIFEST, self.path / METRICS, self.path / SAMPLES, *([self.log] if self.log else [])]
-        return (self.entry().state, self.index.lines, self.index.sample is None, *(_stamp(file) for file in files))
+        read = (self.index.lines, self.index.sample is None)
+        return (self.entry(), self.jobs.asked(self.name), read, *(_stamp(file) for file in files))
 
     def pieces(self) -> dict[str, str]:
         """Id → HTML. A piece that has nothing to say is empty."""
@@ -66,6 +74,7 @@ class RunPage:
         checkpoint = newest_complete(self.path / "checkpoints")
         return {
             "run": entry,
+            "asked": self.jobs.asked(self.name),
             "facts": facts,
             "latest": latest,
             "held_out": self.index.latest.get("eval", {}),

@@ -6,6 +6,8 @@ In: folders and an `Access`. Out: a Starlette application; `serve` runs it until
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -20,7 +22,7 @@ from fitune.studio.access import Access, Gate
 from fitune.studio.confine import Folders, Refused
 from fitune.studio.session import Studio
 from fitune.studio.templating import THEMES, page
-from fitune.studio.views import run_views
+from fitune.studio.views import new_run, run_views
 from fitune.web.style import stylesheet
 
 YEAR_SECONDS = 365 * 86400
@@ -30,9 +32,17 @@ def make_app(folders: Folders, access: Access) -> Starlette:
     """The studio behind its gate."""
     studio = Studio(folders)
     static = StaticFiles(directory=Path(__file__).parent / "static")
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+        yield
+        studio.children.end_all()
+
     return Starlette(
+        lifespan=lifespan,
         routes=[
             *run_views.routes(studio),
+            *new_run.routes(studio),
             Route("/style.css", _style),
             Route("/theme", _theme, methods=["POST"]),
             Mount("/static", static),

@@ -10,7 +10,9 @@ from collections import OrderedDict
 from pathlib import Path
 
 from fitune.runs.run_folder import METRICS
+from fitune.studio.child_command import Children
 from fitune.studio.confine import Folders
+from fitune.studio.jobs import Jobs
 from fitune.studio.metrics_index import MetricsIndex
 from fitune.studio.run_list import CHAIN, Entry, RunList
 from fitune.studio.run_page import RunPage
@@ -25,6 +27,8 @@ class Studio:
     def __init__(self, folders: Folders):
         self.folders = folders
         self.runs = RunList(folders.runs)
+        self.jobs = Jobs(folders.runs, folders.own)
+        self.children = Children()
         self._indexes: OrderedDict[Path, MetricsIndex] = OrderedDict()
         self._reading: dict[Path, asyncio.Task[None]] = {}
 
@@ -34,20 +38,16 @@ class Studio:
         Raises:
             Refused: there is no such run.
         """
-        path = self.folders.run(name)
-        return RunPage(name, path, self.runs, self.index(path), self.log_of(name))
+        path = self.folders.place(name) if self.jobs.get(name) else self.folders.run(name)
+        return RunPage(name, path, self.runs, self.index(path), self.jobs, self.log_of(name))
 
     def entries(self) -> list[Entry]:
-        """Every run in a line, the newest first."""
-        return self.runs.entries()
+        """Every run in a line, the newest first; those that wait to begin before them."""
+        return [*self.jobs.waiting(), *self.runs.entries()]
 
     def chain(self, name: str) -> Entry | None:
-        """A chain by its name; None when the name is that of a run.
-
-        Raises:
-            Refused: there is neither.
-        """
-        path = self.folders.run(name)
+        """A chain by its name; None when there is none of that name."""
+        path = self.folders.place(name)
         return self.runs.chain(path) if (path / CHAIN).is_file() else None
 
     def index(self, path: Path) -> MetricsIndex:
@@ -63,9 +63,9 @@ class Studio:
         return index
 
     def log_of(self, name: str) -> Path | None:
-        """What a run that was started here has written to its terminal."""
-        path = self.folders.own / "logs" / f"{name.split('/')[0]}.log"
-        return path if path.is_file() else None
+        """What a run that was started here, alone or with its chain, has written to its terminal."""
+        logs = (self.jobs.log(name), self.jobs.log(name.split("/")[0]))
+        return next((path for path in logs if path.is_file()), None)
 
     async def _read_on(self, path: Path, index: MetricsIndex) -> None:
         """Read slice by slice, and let every other request in between."""

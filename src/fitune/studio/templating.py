@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from fitune.config.values import shown
 from fitune.sizes import size_in
+from fitune.studio.settings_form import text_of
 from fitune.web.charts import sparkline
 from fitune.web.figures import clock, number
 from fitune.web.tables import marked
@@ -43,10 +46,10 @@ def environment() -> Environment:
     filters.update(
         number=_number, clock=clock, when=when, size=_size, plain_json=_plain_json,
         marked=_marked,
-        spark=_spark,
+        spark=_spark, code=_code,
     )  # fmt: skip
     names: dict[str, Any] = made.globals
-    names.update(STATES=STATES)
+    names.update(STATES=STATES, shown=shown, text_of=text_of)
     return made
 
 
@@ -85,6 +88,11 @@ def _marked(answer: str, wanted: str) -> Markup:
 
 def _spark(ys: Sequence[float], label: str) -> Markup:
     return Markup(sparkline(ys, label))
+
+
+def _code(text: str) -> Markup:
+    """Words between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _plain_json(value: object) -> str:

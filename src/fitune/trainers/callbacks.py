@@ -158,8 +158,11 @@ class BestKept(TrainerListener):
             self.trainer.extra_state["stopped_early"] = True
 
 
-class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C, SIGTERM and SIGHUP end the run after the step in hand, with a checkpoint; a second one ends it at once."""
+class StopOnInterrupt(TrainerListener):
+    """Ctrl-C, SIGTERM and SIGHUP end the run after the step in hand, with a checkpoint; a second one ends it at once.
+
+    SIGUSR1 ends the training there as early stopping does: the run finishes with what it has learned.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -167,13 +170,25 @@ class StopOnInterrupt(TrainerCallback):
 
     @property
     def asked(self) -> bool:
-        return self.number is not None
+        """Whether the run ends without having finished."""
+        return self.number not in (None, signal.SIGUSR1)
 
     @contextmanager
     def listening(self) -> Generator[None, None, None]:
         """While steps are taken."""
         with handled((signal.SIGINT, *ENDING), self._heard):
             yield
+
+    @contextmanager
+    def finishing(self) -> Generator[None, None, None]:
+        """From the first to the last moment of a run, so that SIGUSR1 never does what it does by default: kill."""
+        with handled((signal.SIGUSR1,), self._finish):
+            yield
+
+    def _finish(self, number: int) -> None:
+        if self.number is None:
+            self.number = number
+        log("SIGUSR1: finishing this step, then saving what was learned")
 
     def _heard(self, number: int) -> None:
         if self.asked:
@@ -186,7 +201,7 @@ class StopOnInterrupt(TrainerCallback):
     @property
     def stops(self) -> bool:
         """Whether the run ends."""
-        return self.asked if self._agreed is None else self._agreed
+        return self.number is not None if self._agreed is None else self._agreed
 
     def agree(self, numbers: Sequence[int | None]) -> None:
         """Stop behind this step when any of several ranks was asked before its end, so that all stop behind the same.
@@ -201,6 +216,8 @@ class StopOnInterrupt(TrainerCallback):
     def _stop(self, control: TrainerControl) -> None:
         if self.stops:
             control.should_training_stop = control.should_save = True
+            if self.number == signal.SIGUSR1:
+                self.trainer.extra_state["stopped_early"] = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

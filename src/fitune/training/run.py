@@ -80,13 +80,14 @@ def train(
     if not resumed:
         together.by_first("the run's folder is made", lambda: RunFolder.create(run.path).path)
         together.everywhere("the run's folder is looked for", partial(seen_by_all, run.path))
-    with handled(ENDING, raise_stopped), run.locked():
+    interrupt = StopOnInterrupt()
+    with handled(ENDING, raise_stopped), interrupt.finishing(), run.locked():
         with _told(run):
             checkpoint = together.by_first("the run is resumed", partial(_go_on, run, setup)) if resumed else None
         with _ending_noted(run), _told(run):
             if not resumed:
                 together.by_first("the run begins", partial(_begin, run, setup))
-            result = _train(run, setup, schedule, arguments, checkpoint)
+            result = _train(run, setup, schedule, arguments, checkpoint, interrupt)
     wanted = setup.settings.export
     if result.status == "finished" and wanted.to and ranks.is_first():
         exports = _export(run, list(wanted.to), wanted.gguf_type, setup.settings.model.device)
@@ -213,13 +214,13 @@ def _train(
     schedule: Schedule,
     arguments: TrainingArguments,
     checkpoint: Path | None,
+    interrupt: StopOnInterrupt,
 ) -> RunResult:
     """From prepared rows to the saved result."""
     settings, meter = setup.settings, begin_measuring(setup.hardware.device)
     set_seed(settings.train.seed)  # grown embedding rows start at random
     base = together.everywhere("the model is loaded", partial(load, setup))
     set_seed(settings.train.seed)
-    interrupt = StopOnInterrupt()
     context = context_of(setup, run, base, arguments, schedule, interrupt)
     method = METHODS[settings.method].runtime()
     model = method.adapt(context)

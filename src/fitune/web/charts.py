@@ -113,6 +113,40 @@ def histogram(edges: Sequence[float], counts: Sequence[int], title: str, limit: 
     )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a bar; colour: a CSS colour."""
+
+    name: str
+    size: float
+    colour: str
+    told: str
+
+
+def stacked_bar(pieces: Sequence[Piece], whole: float, label: str, limit: float | None = None, told: str = "") -> str:
+    """Pieces beside each other on a bar of ``whole``; ``limit`` is a line with its name."""
+    width, height, parts, done = 800.0, 44, list[str](), 0.0
+    top = 20 if limit is not None else 0
+    parts.append(f'<rect class="room" x="0" y="{top}" width="{width:.0f}" height="{height}"/>')
+    for piece in pieces:
+        x, wide = width * done / whole, width * piece.size / whole
+        gap = 1 if wide > 3 else 0
+        parts.append(
+            f'<rect fill="{escape(piece.colour, quote=True)}" x="{x:.1f}" y="{top}" width="{max(wide - gap, 0.5):.1f}" '
+            f'height="{height}"><title>{escape(f"{piece.name}: {piece.told}")}</title></rect>'
+        )
+        done += piece.size
+    if limit is not None:
+        at = width * limit / whole
+        parts.append(f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="14" y2="{top + height + 4}"/>')
+        side = "end" if at > width / 2 else "start"
+        parts.append(f'<text x="{at:.1f}" y="10" text-anchor="{side}">{escape(told)}</text>')
+    return (
+        f'<svg class="bar-chart chart" viewBox="0 0 800 {top + height + 6}" role="img" '
+        f'aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    )
+
+
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Round values between two ends, 1, 2 or 5 times a power of ten apart."""
     span = high - low

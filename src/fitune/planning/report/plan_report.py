@@ -181,6 +181,8 @@ def as_dict(view: View) -> dict[str, object]:
     sizes = {layer.name: layer.num_bytes for layer in layers(view.plan, view.context_bytes)}
     return {
         "model": view.model,
+        "question": view.question,
+        "verdict": verdict(view),
         "card": view.card,
         "usable_bytes": view.usable_bytes,
         "fits": None if view.card is None or not view.plan.traced else view.plan.fits,

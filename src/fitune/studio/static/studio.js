@@ -127,3 +127,75 @@ document.addEventListener("pointerup", (event) => {
   held = null; hide(figure);
   if (Math.abs(up - down) > (x1 - x0) / 50) zoom(figure, Math.min(up, down), Math.max(up, down));
 });
+
+// ---- the form of a new run
+const form = document.getElementById("new");
+if (form) {
+  const memory = document.getElementById("memory");
+  const data = () => new URLSearchParams(new FormData(form));
+  const send = (path, more) => {
+    const body = data();
+    for (const [name, value] of Object.entries(more ?? {})) body.set(name, value);
+    return fetch(path, { method: "POST", body });
+  };
+  const touched = new Set();
+  let checking = 0, planning = 0, checkTimer, planTimer;
+  async function check() {
+    const number = ++checking, answer = await send("/new/check");
+    if (!answer.ok || number !== checking) return;
+    const told = await answer.json();
+    for (const place of form.querySelectorAll("[data-fault]")) {
+      const key = place.dataset.fault, faults = told.faults[key] ?? [];
+      place.textContent = key === "" || touched.has(key) || key in told.faults && document.getElementById(key)?.value ? faults.map((one) => `${key} ${one}`.trim()).join("\n") : "";
+      if (faults.length) place.closest("details.group")?.setAttribute("open", "");
+    }
+    document.getElementById("command").textContent = told.command;
+    document.getElementById("recipe").textContent = told.recipe;
+    document.getElementById("faults").textContent = "";
+  }
+  async function plan(more) {
+    if (!form.elements["data.train"].value.trim()) return;
+    const number = ++planning;
+    memory.classList.add("busy"); memory.setAttribute("aria-busy", "true");
+    try {
+      const answer = await send("/new/plan", more), html = await answer.text();
+      if (number === planning && html && answer.ok) memory.innerHTML = html;
+    } finally {
+      if (number === planning) { memory.classList.remove("busy"); memory.removeAttribute("aria-busy"); }
+    }
+  }
+  form.addEventListener("input", (event) => {
+    if (event.target.id === "search") return search(event.target.value);
+    touched.add(event.target.name);
+    clearTimeout(checkTimer); clearTimeout(planTimer);
+    checkTimer = setTimeout(check, 250);
+    planTimer = setTimeout(plan, 1200);
+  });
+  form.addEventListener("click", (event) => {
+    if (event.target.closest(".js-plan")) { event.preventDefault(); plan(); }
+    if (event.target.closest(".js-ladder")) plan({ ladder: "1" });
+  });
+  function search(text) {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const group of form.querySelectorAll("details.group")) {
+      let found = 0;
+      for (const one of group.querySelectorAll("[data-setting]")) {
+        one.hidden = !words.every((word) => one.dataset.setting.includes(word));
+        found += !one.hidden;
+      }
+      group.hidden = words.length > 0 && found === 0;
+      group.open = words.length > 0 && found > 0;
+    }
+  }
+  document.getElementById("search").addEventListener("keydown", (event) => { if (event.key === "Enter") event.preventDefault(); });
+  if (form.elements["data.train"].value) { check(); plan(); }
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const place = document.getElementById(button.dataset.copy);
+  try { await navigator.clipboard.writeText(place.textContent); button.textContent = "Copied"; }
+  catch { getSelection().selectAllChildren(place); button.textContent = "Marked: copy with Ctrl-C"; }
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
