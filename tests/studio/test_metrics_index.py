@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from studio_runs import train_row
 
-from fitune.studio import metrics_index
-from fitune.studio.metrics_index import MetricsIndex, last_row, sampled_rows
-from fitune.studio.series import CAPACITY, Series
+from fitune.studio.reading import metrics_index
+from fitune.studio.reading.metrics_index import MetricsIndex, last_row, sampled_rows
+from fitune.studio.reading.series import CAPACITY, Series
 
 LOSS = ("train", "loss")
 

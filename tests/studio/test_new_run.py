@@ -17,11 +17,11 @@ from studio_runs import OWN_PAGE, MakeRun, hold
 
 from fitune.config.fields import all_fields
 from fitune.config.settings_loader import load_settings
-from fitune.studio import child_command
-from fitune.studio import jobs as jobs_module
 from fitune.studio.confine import Folders, Refused
-from fitune.studio.jobs import Jobs
-from fitune.studio.settings_form import COMMON, FIRST, PLACED, changed, fill, groups
+from fitune.studio.starting import child_command
+from fitune.studio.starting import jobs as jobs_module
+from fitune.studio.starting.jobs import Jobs
+from fitune.studio.starting.settings_form import COMMON, FIRST, PLACED, changed, fill, groups
 
 DATA = {"data.train": "demo:pig-latin"}
 

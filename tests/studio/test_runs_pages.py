@@ -18,7 +18,7 @@ from studio_runs import MakeRun, hold, train_row
 
 from fitune.studio.access import Access
 from fitune.studio.confine import Folders
-from fitune.studio.run_list import RunList
+from fitune.studio.reading.run_list import RunList
 
 
 def test_the_empty_page_teaches_the_first_step(client: TestClient):

@@ -10,12 +10,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 from fitune.runs.run_folder import METRICS
-from fitune.studio.child_command import Children
 from fitune.studio.confine import Folders
-from fitune.studio.jobs import Jobs
-from fitune.studio.metrics_index import MetricsIndex
-from fitune.studio.run_list import CHAIN, Entry, RunList
-from fitune.studio.run_page import RunPage
+from fitune.studio.reading.metrics_index import MetricsIndex
+from fitune.studio.reading.run_list import CHAIN, Entry, RunList
+from fitune.studio.reading.run_page import RunPage
+from fitune.studio.starting.child_command import Children
+from fitune.studio.starting.jobs import Jobs
 
 MOST_INDEXES = 12
 FIRST_LOOK_SLICES = 8  # 2 MiB: read before the first paint; the rest follows while the page is open

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse
 
 from fitune.config.values import shown
 from fitune.sizes import size_in
-from fitune.studio.settings_form import text_of
+from fitune.studio.starting.settings_form import text_of
 from fitune.web.charts import sparkline
 from fitune.web.figures import clock, number
 from fitune.web.tables import marked

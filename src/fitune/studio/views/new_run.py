@@ -17,13 +17,13 @@ from fitune.models.builtin import BUILTIN
 from fitune.planning.gpus.catalogue import catalogue
 from fitune.runs.compare import read_settings
 from fitune.runs.run_folder import RunFolder
-from fitune.studio.child_command import Superseded
 from fitune.studio.confine import Refused
-from fitune.studio.jobs import Wish
-from fitune.studio.plan_pieces import ladder_values, plan_values
 from fitune.studio.session import Studio
-from fitune.studio.settings_form import COMMON, FIRST, Filled, changed, fill, groups, methods
+from fitune.studio.starting.child_command import Superseded
+from fitune.studio.starting.jobs import Wish
+from fitune.studio.starting.settings_form import COMMON, FIRST, Filled, changed, fill, groups, methods
 from fitune.studio.templating import page, render
+from fitune.studio.views.plan_pieces import ladder_values, plan_values
 
 MOST_FORM_BYTES = 1 << 20
 DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")

@@ -17,9 +17,9 @@ from starlette.routing import Route
 from fitune.errors import FituneError
 from fitune.runs.compare import differing, flat, read_settings
 from fitune.runs.run_folder import SAMPLES, RunFolder
-from fitune.studio.answers import answered
 from fitune.studio.confine import Refused
-from fitune.studio.run_page import RunPage, chart_of, ordered_keys, title_of
+from fitune.studio.reading.answers import answered
+from fitune.studio.reading.run_page import RunPage, chart_of, ordered_keys, title_of
 from fitune.studio.session import Studio
 from fitune.studio.templating import page, render
 from fitune.web.charts import line_chart

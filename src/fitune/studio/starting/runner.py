@@ -1,4 +1,4 @@
-"""`python -m fitune.studio.runner FOLDER NAME`: the process that starts a run of the studio, and waits for it.
+"""`python -m fitune.studio.starting.runner FOLDER NAME`: the process that starts a run of the studio, and waits for it.
 
 In: FOLDER/jobs/NAME.json. Out: the same file with the run's process and its exit status, and FOLDER/logs/NAME.log.
 A queued job waits until no other runner of the folder works; the oldest goes first. Imports the standard library only: it

@@ -15,7 +15,7 @@ from fitune.errors import FituneError
 from fitune.runs import manifest as manifests
 from fitune.runs.run_folder import MANIFEST, METRICS, RunFolder
 from fitune.studio.confine import is_plain_name
-from fitune.studio.metrics_index import last_row, sampled_rows
+from fitune.studio.reading.metrics_index import last_row, sampled_rows
 
 CHAIN = "chain.json"
 SPARK_ROWS = 40

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fitune.studio.series import Series, line_of
+from fitune.studio.reading.series import Series, line_of
 from fitune.web.charts import Line
 
 Key = tuple[str, str]

@@ -17,10 +17,10 @@ from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import newest_complete, step_of
 from fitune.runs.compare import memory_of
 from fitune.runs.run_folder import MANIFEST, METRICS, SAMPLES
-from fitune.studio.answers import answered, rewarded
-from fitune.studio.jobs import Jobs
-from fitune.studio.metrics_index import Key, MetricsIndex
-from fitune.studio.run_list import Entry, RunList
+from fitune.studio.reading.answers import answered, rewarded
+from fitune.studio.reading.metrics_index import Key, MetricsIndex
+from fitune.studio.reading.run_list import Entry, RunList
+from fitune.studio.starting.jobs import Jobs
 from fitune.studio.templating import render
 from fitune.web.charts import line_chart
 

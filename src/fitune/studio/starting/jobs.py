@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitune.runs.run_folder import MANIFEST, RunFolder
-from fitune.studio import runner
-from fitune.studio.child_command import command
 from fitune.studio.confine import Refused
-from fitune.studio.run_list import Entry
+from fitune.studio.reading.run_list import Entry
+from fitune.studio.starting import runner
+from fitune.studio.starting.child_command import command
 
 Wish = Literal["stop", "keep", "end"]
 SIGNALS = {"stop": signal.SIGINT, "keep": signal.SIGUSR1, "end": signal.SIGKILL}
@@ -71,7 +71,7 @@ class Jobs:
             raise Refused(f"{self.own} cannot be written: {error.strerror}; nothing was started", 403) from error
         self._asked.pop(name, None)
         subprocess.run(
-            [sys.executable, "-m", "fitune.studio.runner", str(self.own), job["name"]],
+            [sys.executable, "-m", "fitune.studio.starting.runner", str(self.own), job["name"]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
