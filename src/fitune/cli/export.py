@@ -39,6 +39,12 @@ BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.val
     type=click.Choice(list(GGUF_TYPES), case_sensitive=False),
     help=f"For {gguf_forms()}: how weights are stored; {', '.join(BITS[:-1])} or {BITS[-1]} bits.",
 )
+@click.option(
+    "--imatrix",
+    "importance",
+    metavar="run|FILE",
+    help="Measure an importance matrix for types below 16 bits, on the run's training rows or on a data file.",
+)
 @click.option("--base", help="The adapter's 16-bit base, if it has moved: a folder, a hub id, a GGUF file.")
 @click.option(
     "--prompts",
@@ -58,6 +64,7 @@ def export(
     form: str,
     out: Path | None,
     gguf_type: str,
+    importance: str | None,
     base: str | None,
     prompts_file: str | None,
     num_prompts: int,
@@ -86,6 +93,7 @@ def export(
         base_name=base,
         num_prompts=num_prompts,
         prompts_file=prompts_file,
+        importance=importance,
         device=device,
         runs_folder=folder,
         allow_pickled=allow_pickled,
@@ -99,6 +107,8 @@ def export(
         return
     from fitune.console import stdout_console
 
+    for note in done.report.notes:
+        stdout_console().print(note)
     stdout_console().print(_table(done.report))
     stdout_console().print(str(done.main))
 

@@ -11,9 +11,10 @@ from fitune.adapters.locate import Facts
 from fitune.console import json_text, log, warn
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import Target, allowances, base_of, find_target, open_target
+from fitune.exporting.calibration import read_calibration
 from fitune.exporting.convertible import find_form, refuse_unconvertible
-from fitune.exporting.fidelity import Probe, Report, Row, compare, make_probe, same_prompts
-from fitune.exporting.forms.export_form import Exportable, ExportForm, ExportJob
+from fitune.exporting.fidelity import Probe, Report, Row, compare, compare_logits, make_probe, same_ids, same_prompts
+from fitune.exporting.forms.export_form import Exportable, ExportForm, ExportJob, Reopened
 from fitune.exporting.merge_weights import merge, settle
 from fitune.exporting.new_folder import new_folder, refuse_taken
 from fitune.exporting.probe_prompts import choose_prompts, run_of
@@ -50,6 +51,7 @@ def export(
     base_name: str | None = None,
     num_prompts: int = 20,
     prompts_file: str | None = None,
+    importance: str | None = None,
     device: str = "auto",
     runs_folder: str = "runs",
     allow_pickled: bool = False,
@@ -63,6 +65,8 @@ def export(
         gguf_type: a key of GGUF_TYPES, for the forms that take one.
         base_name: where the adapter's 16-bit base is now, when it is not where the adapter says.
         num_prompts: prompts that are asked of every copy.
+        importance: what an importance matrix for the quantization is measured on: "run", the run's training rows, or a
+            data file; None quantizes without one.
         allow_pickled: take pickled weights of a model that has no others.
 
     Raises:
@@ -74,12 +78,13 @@ def export(
     title, out = _title(name, found), _out(name, found, form.variant(gguf_type), out)
     refuse_taken(out)
     source, facts = _origin(name, found, base_name, allow_pickled)
-    _refuse(name, form, source, facts, found)
+    _refuse(name, form, source, facts, found, gguf_type, importance)
     precision = _arithmetic(source, device)
     log(f"opening {name}")
     trained = open_target(name, runs_folder, device, precision, base_name, allow_pickled=allow_pickled)
     run = run_of(found) if found else None
     conversations = choose_prompts(run, trained.renderer, num_prompts, prompts_file)
+    calibration = read_calibration(importance, run, trained.renderer) if importance else None
     log(f"asking {len(conversations)} prompts")
     probe = make_probe(trained.model, trained.renderer, conversations)
     whole, rows = _sixteen_bit_base(trained, name, probe, runs_folder, device, precision, base_name)
@@ -90,25 +95,26 @@ def export(
         if found is not None and (found / "adapter_config.json").exists():
             rows.append(compare(probe, whole.model, "merged", "16-bit"))
     with new_folder(out) as folder:
-        job = ExportJob(target=whole, folder=folder, title=title, gguf_type=gguf_type, adapter=found)
+        job = ExportJob(
+            target=whole, folder=folder, title=title, gguf_type=gguf_type, adapter=found, importance=calibration
+        )
         main = form.write(job)
         log("reading the copy back")
         copy = form.reopen(job, main, precision, device)
         del whole, job
         gc.collect()
         stored = gguf_type if form.takes_gguf_type else form.name
-        rows.append(compare(probe, copy.model, f"exported, {stored}", form.loss_of(gguf_type)))
-        same, first = same_prompts(probe, copy.tokenizer) if copy.tokenizer is not None else (None, None)
-        tokens = sum(len(answer) for answer in probe.answers)
+        measured = _measure(probe, copy, f"exported, {stored}", form.loss_of(gguf_type))
         report = Report(
             reference=_reference(found),
             arithmetic=precision,
             prompts=len(probe.prompts),
-            tokens=tokens,
-            rows=tuple(rows),
-            prompts_same=same,
-            first_difference=first,
-            notes=copy.notes,
+            tokens=sum(len(answer) for answer in probe.answers),
+            rows=(*rows, *measured.rows),
+            prompts_same=measured.prompts_same,
+            first_difference=measured.first_difference,
+            notes=measured.notes,
+            faults=measured.faults,
         )
         (folder / REPORT).write_text(json_text(report.to_dict(), indent=2) + "\n", "utf-8")
         num_bytes, relative = folder_bytes(folder), main.relative_to(folder)
@@ -116,6 +122,29 @@ def export(
         warn(text)
     log(f"exported to {out} ({size(num_bytes)})")
     return Exported(out, out / relative, num_bytes, report)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A copy against the probe, as in `Report`."""
+
+    rows: tuple[Row, ...]
+    prompts_same: int | None
+    first_difference: str | None
+    notes: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+
+
+def _measure(probe: Probe, copy: Reopened, words: str, loss: str) -> _Measured:
+    """Whatever the copy can be asked."""
+    if copy.ask is None:
+        rows = (compare(probe, copy.model, words, loss),) if copy.model is not None else ()
+        same, first = same_prompts(probe, copy.tokenizer) if copy.tokenizer is not None else (None, None)
+        return _Measured(rows, same, first, copy.notes)
+    said = copy.ask(probe)
+    rows = (compare_logits(probe, said.logits_TV, words, loss),) if said.logits_TV is not None else ()
+    same, first = same_ids(probe, said.prompts) if said.prompts is not None else (None, None)
+    return _Measured(rows, same, first, (*copy.notes, *said.notes), said.faults)
 
 
 def _out(name: str, found: Path | None, variant: str, out: Path | None) -> Path:
@@ -148,7 +177,15 @@ def _origin(
     return base_of(found, facts["base"], base_name, allowances(found, allow_pickled)[1]), facts
 
 
-def _refuse(name: str, form: ExportForm, source: ModelSource, facts: Facts | None, found: Path | None) -> None:
+def _refuse(
+    name: str,
+    form: ExportForm,
+    source: ModelSource,
+    facts: Facts | None,
+    found: Path | None,
+    gguf_type: str,
+    importance: str | None,
+) -> None:
     """Everything that can be known to fail before a weight is loaded; raises ModelError."""
     tokenizer = (load_tokenizer_of(found) if found and facts else None) or load_tokenizer(source)
     model = Exportable(
@@ -159,6 +196,8 @@ def _refuse(name: str, form: ExportForm, source: ModelSource, facts: Facts | Non
         template=resolve_template(tokenizer),
         has_adapter=bool(facts),
         init=facts.get("init", "default") if facts else "default",
+        gguf_type=gguf_type if form.takes_gguf_type else "f16",
+        importance=importance is not None,
     )
     refuse_unconvertible([form.name], model)
 

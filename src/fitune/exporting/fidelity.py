@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 # done to the weights. Measured on the built-in model after Pig Latin (docs/export.md); two to four times what was seen.
 THRESHOLDS = {
     "same": (1e-6, 1.0),
+    "32-bit": (1e-4, 0.99),
     "16-bit": (0.005, 0.98),
     "8-bit": (0.02, 0.96),
+    "6-bit": (0.1, 0.90),
+    "5-bit": (0.2, 0.80),
     "4-bit": (0.5, 0.70),
+    "3-bit": (1.0, 0.50),
+    "2-bit": (2.0, 0.30),
     "base": (0.5, 0.70),
 }
 
@@ -44,6 +49,16 @@ class Probe:
     prompts: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[int, ...], ...]
     logits_TV: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a copy says to a probe: its logits, the ids of the prompts' texts (None: it says nothing), what is wrong with it."""
+
+    logits_TV: tuple[Tensor, ...] | None
+    prompts: tuple[tuple[int, ...], ...] | None
+    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,11 @@ class Report:
     prompts_same: int | None
     first_difference: str | None = None
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """Everything beyond its threshold; other token ids are always one."""
-        found = [text for row in self.rows for text in row.warnings()]
+        found = [*self.faults, *(text for row in self.rows for text in row.warnings())]
         if self.prompts_same is not None and self.prompts_same < self.prompts:
             found.append(
                 f"{self.prompts - self.prompts_same} of {self.prompts} prompts have other token ids in the copy: "
@@ -150,11 +166,15 @@ def answer_logits(
 
 
 def compare(probe: Probe, model: LanguageModel, copy: str, loss: str) -> Row:
-    """Measure a copy of the reference. A copy may have more or fewer spare rows: the common ones count."""
+    """Measure a copy of the reference."""
+    found = answer_logits(model, probe.prompts, probe.answers, f"the copy ({copy})")
+    return compare_logits(probe, found, copy, loss)
+
+
+def compare_logits(probe: Probe, found: Sequence[Tensor], copy: str, loss: str) -> Row:
+    """Measure a copy by its logits over the probe. It may have more or fewer spare rows: the common ones count."""
     largest, total, divergence, same, whole, count, values = 0.0, 0.0, 0.0, 0, 0, 0, 0
-    for want_TV, have_TV in zip(
-        probe.logits_TV, answer_logits(model, probe.prompts, probe.answers, f"the copy ({copy})"), strict=True
-    ):
+    for want_TV, have_TV in zip(probe.logits_TV, found, strict=True):
         width = min(want_TV.shape[-1], have_TV.shape[-1])
         want_TV, have_TV = want_TV[:, :width], have_TV[:, :width]
         difference = (want_TV - have_TV).abs()
@@ -193,10 +213,23 @@ def same_prompts(probe: Probe, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
             continue
         theirs = tuple(tokenizer(cast(str, text), add_special_tokens=False)["input_ids"])
         same += theirs == ids
-        if theirs != ids and first is None:
-            at = next((i for i, pair in enumerate(zip(theirs, ids, strict=False)) if pair[0] != pair[1]), None)
-            at = min(len(theirs), len(ids)) if at is None else at
-            first = (
-                f"token {at} is {theirs[at : at + 1]} instead of {ids[at : at + 1]} in {messages[-1]['content']!r:.60}"
-            )
+        first = first or _difference(theirs, ids, messages)
     return same, first
+
+
+def same_ids(probe: Probe, found: Sequence[tuple[int, ...]]) -> tuple[int, str | None]:
+    """How many prompts a copy splits into the same ids, and the first that differs."""
+    differences = [
+        _difference(theirs, ids, messages)
+        for theirs, ids, messages in zip(found, probe.prompts, probe.conversations, strict=True)
+    ]
+    return differences.count(None), next((text for text in differences if text), None)
+
+
+def _difference(theirs: tuple[int, ...], ids: tuple[int, ...], messages: Sequence[Message]) -> str | None:
+    """Where the ids of a prompt part, in words; None where they are the same."""
+    if theirs == ids:
+        return None
+    at = next((i for i, pair in enumerate(zip(theirs, ids, strict=False)) if pair[0] != pair[1]), None)
+    at = min(len(theirs), len(ids)) if at is None else at
+    return f"token {at} is {theirs[at : at + 1]} instead of {ids[at : at + 1]} in {messages[-1]['content']!r:.60}"

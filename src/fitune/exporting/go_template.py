@@ -154,7 +154,4 @@ def _texts(turns: Turns) -> list[str]:
 
 
 def _underivable(why: str) -> ModelError:
-    return ModelError(
-        f"this model's chat template cannot be written as Ollama's (Go) template: {why}. Export --to gguf: llama.cpp "
-        "reads the Jinja template in the file"
-    )
+    return ModelError(f"this model's chat template cannot be written as Ollama's (Go) template: {why}")

@@ -8,10 +8,15 @@ from transformers import PretrainedConfig
 
 from fitune.console import warn
 from fitune.data.render.renderer import Renderer
+from fitune.errors import ModelError
 from fitune.exporting.gguf.vocabulary import adds_bos
 from fitune.exporting.go_template import derive
 from fitune.exporting.probe_prompts import run_of
 from fitune.runs.compare import read_settings
+
+DETECTION = (
+    "which takes its own for a template in the GGUF file that it recognizes, and none otherwise; compare its prompts"
+)
 
 
 def modelfile(gguf_name: str, renderer: Renderer, context: int | None = None) -> str:
@@ -19,22 +24,27 @@ def modelfile(gguf_name: str, renderer: Renderer, context: int | None = None) ->
 
     Greedy decoding, as everywhere in fitune: Ollama's own default is a temperature of 0.8.
 
+    A template that cannot be written in Go is left out, and a comment says so.
+
     Args:
         context: tokens of prompt and answer together (Ollama's own default is a few thousand and cuts the rest off);
             None leaves it to Ollama.
-
-    Raises:
-        ModelError: the chat template cannot be written as a Go template.
     """
     tokenizer = renderer.tokenizer
-    turns = derive(tokenizer, renderer.template_text, tokenizer.bos_token if adds_bos(tokenizer)[0] else "")
-    if "strftime_now" in renderer.template_text:
-        warn("the chat template writes today's date; in the Modelfile it stays that of the export")
+    try:
+        turns = derive(tokenizer, renderer.template_text, tokenizer.bos_token if adds_bos(tokenizer)[0] else "")
+    except ModelError as error:
+        warn(f"{error}. The Modelfile leaves the template to Ollama, {DETECTION}")
+        template = f"# No TEMPLATE: {error}.\n# The template is left to Ollama, {DETECTION}."
+    else:
+        template = f'TEMPLATE """{turns.go()}"""'
+        if "strftime_now" in renderer.template_text:
+            warn("the chat template writes today's date; in the Modelfile it stays that of the export")
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))]
     system = renderer.asking.system
     lines = [
         f"FROM ./{gguf_name}",
-        f'TEMPLATE """{turns.go()}"""',
+        template,
         *([f'SYSTEM """{system}"""'] if system and '"""' not in system else []),
         *(f'PARAMETER stop "{stop}"' for stop in stops),
         "PARAMETER temperature 0",

@@ -137,6 +137,7 @@ def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -
         tokenizer=tokenizer,
         template=template,
         has_adapter=settings.train.tuning == "lora",
+        gguf_type=settings.export.gguf_type,
     )
     refuse_unconvertible(settings.export.to, exportable)
     data = read_data(settings, config, renderer, exclude)

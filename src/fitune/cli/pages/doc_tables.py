@@ -83,9 +83,11 @@ def gguf_types() -> Iterator[str]:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[member]]
         return f"{8 * size / block:g} bits"
 
-    yield from _head("`--type`", "layers", "embedding and head", "norms, biases", "stored as")
+    yield from _head("`--type`", "layers", "head", "written by", "stored as")
     for kind in GGUF_TYPES.values():
-        yield _row(f"`{kind.name}`", bits(kind.layers), bits(kind.ends), "fp32", kind.words)
+        more = " and more" if kind.by_llama_cpp else ""
+        by = "llama.cpp" if kind.by_llama_cpp else "fitune or llama.cpp"
+        yield _row(f"`{kind.name}`", f"{bits(kind.layers)}{more}", bits(kind.ends), by, kind.words)
 
 
 def quantizations() -> Iterator[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fitune.evaluation.generation import LanguageModel
     from fitune.evaluation.inference_model import Target
+    from fitune.exporting.fidelity import Asked, Probe
     from fitune.models.template import Template
 
 
@@ -26,6 +27,7 @@ class Exportable:
         config: of transformers. tokenizer: with the template's new tokens added.
         has_adapter: something is merged into the model's weights, or exported alone.
         init: how the adapter's weights began, as in `lora.init`.
+        gguf_type: a key of GGUF_TYPES, for the forms that take one. importance: it is quantized by an importance matrix.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Exportable:
     template: Template
     has_adapter: bool
     init: str = "default"
+    gguf_type: str = "f16"
+    importance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class ExportJob:
         title: what the model is called in file names.
         gguf_type: a key of GGUF_TYPES.
         adapter: the adapter's own folder, or None for a whole model.
+        importance: text on which an importance matrix is measured, or None.
     """
 
     target: Target
@@ -52,15 +57,23 @@ class ExportJob:
     title: str
     gguf_type: str
     adapter: Path | None
+    importance: str | None = None
 
 
 @dataclass(frozen=True)
 class Reopened:
-    """A copy as its users open it. Without a tokenizer token ids are not compared; the notes say why."""
+    """A copy as its users open it: as a model of transformers, or as something that is asked.
 
-    model: LanguageModel
+    Attributes:
+        model: None where nothing that is installed opens the copy; the notes say so.
+        tokenizer: without one token ids are not compared; the notes say why.
+        ask: the copy's own answers to a probe, in place of both.
+    """
+
+    model: LanguageModel | None
     tokenizer: PreTrainedTokenizerBase | None
     notes: tuple[str, ...] = ()
+    ask: Callable[[Probe], Asked] | None = None
 
 
 def refuse_nothing(_: Exportable) -> None:

@@ -11,21 +11,21 @@ def refuse(model: Exportable) -> None:
     """Raises ModelError for a family, a tokenizer or a template that GGUF cannot hold."""
     from fitune.exporting.gguf.gguf_file import refuse_unwritable
 
-    refuse_unwritable(model.config, model.tokenizer, model.template)
+    refuse_unwritable(model)
 
 
 def write(job: ExportJob) -> Path:
     """Write the file; returns its path."""
     from fitune.exporting.gguf.gguf_file import write_gguf_file
 
-    return write_gguf_file(job.target, job.folder, job.title, job.gguf_type)
+    return write_gguf_file(job.target, job.folder, job.title, job.gguf_type, job.importance)
 
 
 def reopen(job: ExportJob, main: Path, precision: str, device: str) -> Reopened:
-    """The file read back, by transformers where that can."""
+    """The file asked: by llama.cpp, or read back by transformers."""
     from fitune.exporting.gguf.gguf_file import reopen_gguf_file
 
-    return reopen_gguf_file(job.target.plain_model, main, precision, device)
+    return reopen_gguf_file(job.target, main, precision, device)
 
 
 GGUF = ExportForm(

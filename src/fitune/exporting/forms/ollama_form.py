@@ -5,15 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fitune.exporting.forms import gguf_form
-from fitune.exporting.forms.export_form import Exportable, ExportForm, ExportJob
-
-
-def _refuse(model: Exportable) -> None:
-    from fitune.data.render.renderer import Renderer
-    from fitune.exporting.modelfile import modelfile
-
-    gguf_form.refuse(model)
-    modelfile("model.gguf", Renderer(tokenizer=model.tokenizer, template_text=model.template.text))
+from fitune.exporting.forms.export_form import ExportForm, ExportJob
 
 
 def _write(job: ExportJob) -> Path:
@@ -33,7 +25,7 @@ OLLAMA = ExportForm(
     words="that and a Modelfile",
     contents="that, and a `Modelfile`",
     takes_gguf_type=True,
-    refuse=_refuse,
+    refuse=gguf_form.refuse,
     write=_write,
     reopen=gguf_form.reopen,
 )

@@ -25,14 +25,12 @@ class Family:
         arch: its name in the file.
         metadata: writes the hyperparameters.
         to_gguf: a weight of transformers → the same in llama.cpp's layout; by GGUF name.
-        from_gguf: the way back.
         faults: reasons why a config of this family cannot be converted.
     """
 
     arch: str
     metadata: Callable[[gguf.GGUFWriter, PretrainedConfig], None]
     to_gguf: Callable[[str, Tensor, PretrainedConfig], Tensor]
-    from_gguf: Callable[[str, Tensor, PretrainedConfig], Tensor]
     faults: Callable[[PretrainedConfig], Iterator[str]]
 
 
@@ -160,13 +158,6 @@ def _interleave(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _halve(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
-    heads = _heads_of(name, config)
-    if heads is None:
-        return weight
-    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
 def _part_qkv(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     """GPT-NeoX keeps q, k and v of a head together; llama.cpp wants all q, then all k, then all v."""
     if ".attn_qkv." not in name:
@@ -174,21 +165,15 @@ def _part_qkv(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     return weight.reshape(config.num_attention_heads, 3, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
 
 
-def _join_qkv(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
-    if ".attn_qkv." not in name:
-        return weight
-    return weight.reshape(3, config.num_attention_heads, -1, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
-
-
 def _as_is(name: str, weight: Tensor, config: PretrainedConfig) -> Tensor:
     return weight
 
 
-LLAMA = Family(arch="llama", metadata=_llama_like, to_gguf=_interleave, from_gguf=_halve, faults=_llama_faults)
+LLAMA = Family(arch="llama", metadata=_llama_like, to_gguf=_interleave, faults=_llama_faults)
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
-    "qwen2": Family(arch="qwen2", metadata=_llama_like, to_gguf=_as_is, from_gguf=_as_is, faults=_qwen_faults),
-    "qwen3": Family(arch="qwen3", metadata=_llama_like, to_gguf=_as_is, from_gguf=_as_is, faults=_qwen_faults),
-    "gpt_neox": Family(arch="gptneox", metadata=_neox, to_gguf=_part_qkv, from_gguf=_join_qkv, faults=_neox_faults),
+    "qwen2": Family(arch="qwen2", metadata=_llama_like, to_gguf=_as_is, faults=_qwen_faults),
+    "qwen3": Family(arch="qwen3", metadata=_llama_like, to_gguf=_as_is, faults=_qwen_faults),
+    "gpt_neox": Family(arch="gptneox", metadata=_neox, to_gguf=_part_qkv, faults=_neox_faults),
 }

@@ -142,6 +142,19 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int, end_of_tu
     )
 
 
+def sentencepiece_pieces(
+    tokenizer: PreTrainedTokenizerBase, num_rows: int
+) -> tuple[list[str], tuple[float, ...], list[int]] | None:
+    """Tokens, scores and types by id of a BPE with byte fallback; None for any other tokenizer."""
+    inner: TokenizerFile = json.loads(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
+    model = inner["model"]
+    if model["type"] != "BPE" or not model.get("byte_fallback"):
+        return None
+    tokens, types = _tokens(inner, tokenizer, num_rows, byte_level=False)
+    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    return tokens, _scores(tokens, types, pairs), types
+
+
 def _splitter(inner: TokenizerFile) -> str:
     """llama.cpp's name for the pre-tokenizer of a byte-level vocabulary."""
     whole: Stage = inner.get("pre_tokenizer") or {"type": "none"}

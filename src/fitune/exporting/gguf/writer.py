@@ -169,24 +169,3 @@ def _packed(
                 f"{tensor.source} holds {np.abs(values).max():.4g}, more than F16's {F16_LARGEST:g}; use --type bf16"
             )
         yield gguf.quantize(values, tensor.type)
-
-
-def read_gguf(path: Path, model: PreTrainedModel, family: Family) -> None:
-    """Put a file's weights into a model of the same config: the way back of `write_gguf`, for families that
-    transformers cannot read.
-
-    Raises:
-        ModelError: the file lacks a weight.
-    """
-    config = model.config
-    state = weights_of(model)
-    planned = plan_tensors({key: tuple(value.shape) for key, value in state.items()}, config, "f16")
-    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    with torch.no_grad():
-        for tensor in planned:
-            if not tensor.source:
-                continue
-            if tensor.name not in held:
-                raise ModelError(f"{path} has no tensor {tensor.name}")
-            values = gguf.dequantize(held[tensor.name].data, held[tensor.name].tensor_type).reshape(tensor.shape)
-            state[tensor.source].copy_(family.from_gguf(tensor.name, torch.from_numpy(values.copy()), config))
