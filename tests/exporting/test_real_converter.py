@@ -68,7 +68,11 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CASES)
 def test_llama_cpp_answers_as_transformers_does(
-    family: str, real_converter: Path, adapter_over: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    real_converter: Path,
+    adapter_over: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr("fitune.exporting.gguf.gguf_file.needs_converter", lambda *_: True)
     folder = make(tmp_path / family, family, real_converter, **CASES[family])

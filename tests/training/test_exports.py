@@ -10,7 +10,6 @@ import pytest
 import fitune
 from fitune.errors import ModelError, RunError
 from fitune.training import components, run
-from fitune.training.setup import prepare_run
 
 
 def test_copies_are_made_when_training_ends(settings_of):
@@ -29,7 +28,7 @@ def test_what_cannot_be_converted_is_refused_before_a_weight_is_loaded(settings_
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     monkeypatch.setattr(components, "load_base", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     settings = settings_of(export__to=["gguf"], model={"name": str(tiny_model("opt"))})
-    with pytest.raises(ModelError, match="llama.cpp does not know OPTForCausalLM"):
+    with pytest.raises(ModelError, match=r"llama\.cpp does not know OPTForCausalLM"):
         fitune.train(settings)
     assert not Path(settings.run.folder).exists()
 
