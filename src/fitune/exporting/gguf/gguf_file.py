@@ -136,16 +136,15 @@ def read_by_transformers(config: PretrainedConfig) -> bool:
 
 def _ask_llama_cpp(path: Path, renderer: Renderer, probe: Probe) -> Asked:
     """The probe put to llama.cpp: texts by the file's own template, ids and logits by llama.cpp."""
+    end = end_of_turn(renderer.tokenizer, renderer.template_text)
     try:
-        said = ask(path, probe.prompts, probe.answers, _texts(path, renderer, probe), renderer.stop_ids)
+        ends = [renderer.tokenizer.convert_tokens_to_ids(end)] if end else []
+        said = ask(path, probe.prompts, probe.answers, _texts(path, renderer, probe), ends)
     except ModelError as error:
         fault = f"nothing was compared: {error}. The file may still be good for a newer llama.cpp"
         return Asked(None, None, faults=(fault,))
-    faults = [
-        f"{renderer.tokenizer.decode([number])} ends an answer, and llama.cpp goes on after it"
-        for number in said.no_ends
-    ]
-    return Asked(said.logits_TV, said.ids, (f"answers are those of {said.reader}",), tuple(faults))
+    faults = (f"{end} ends an answer, and llama.cpp goes on after it",) if said.no_ends else ()
+    return Asked(said.logits_TV, said.ids, (f"answers are those of {said.reader}",), faults)
 
 
 def _texts(path: Path, renderer: Renderer, probe: Probe) -> list[str]:
