@@ -202,7 +202,7 @@ def test_a_system_prompt_goes_into_the_first_user_message_where_it_is_asked_for(
     folded = Renderer(strict.tokenizer, strict.template_text, strict.end_ids, asking=Asking(system_as_user=True))
     (row,) = folded.render(Example(messages, None, 1), "completion")
     assert row.text == "<|im_start|>user\nBe kind.\n\npig<|im_end|><|im_start|>assistant\nigpay<|im_end|>"
-    assert folded.prompt_ids(list(messages[:2])) == strict._ids(row.text[: row.prompts[0]])
+    assert folded.prompt_ids(list(messages[:2])) == strict.encoder.ids(row.text[: row.prompts[0]])
 
 
 def test_a_template_that_writes_the_date_writes_that_of_the_training(tokenizer):

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from fitune.data.examples import Example
 from fitune.data.render import token_cache
+from fitune.data.render.encode import Encoder
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 
@@ -37,10 +38,10 @@ def rendered(renderer: Renderer, answers=("one", "two words", "", "ähm ✓"), f
 
 
 def without_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self, rows):
+    def fail(self, texts):
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(Renderer, "tokenize", fail)
+    monkeypatch.setattr(Encoder, "encode", fail)
 
 
 def test_the_second_time_no_row_is_tokenized(cache: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
@@ -65,13 +66,15 @@ def test_another_text_span_or_tokenizer_is_another_entry(cache: Path, renderer: 
 
 
 def test_a_damaged_file_is_made_again(cache: Path, renderer: Renderer):
-    expected = tokenize_kept(renderer, rendered(renderer))
+    expected = list(renderer.tokenize(rendered(renderer)))
+    tokenize_kept(renderer, rendered(renderer))
     (file,) = cache.iterdir()
     whole = file.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"no zip"):
+    for damaged in (b"", whole[: len(whole) // 2], b"no rows", whole + b"more"):
+        file.unlink()  # a file that is mapped is never written to
         file.write_bytes(damaged)
         assert tokenize_kept(renderer, rendered(renderer)) == expected
-        assert token_cache._read(file, rendered(renderer)) == expected
+        assert file.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(cache: Path, renderer: Renderer):
@@ -82,7 +85,21 @@ def test_a_cache_that_cannot_be_written_is_no_fault(cache: Path, renderer: Rende
 def test_few_rows_are_not_kept_and_old_files_go(cache: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
     tokenize_kept(renderer, rendered(renderer, answers=("a", "b")))
     assert not cache.exists()
-    monkeypatch.setattr(token_cache, "KEPT_FILES", 2)
-    for word in "abcd":
+    tokenize_kept(renderer, rendered(renderer, answers=("a",) * 3))
+    monkeypatch.setattr(token_cache, "KEPT_BYTES", int(2.5 * sum(file.stat().st_size for file in cache.iterdir())))
+    for word in "bcd":
         tokenize_kept(renderer, rendered(renderer, answers=(word,) * 3))
     assert len(list(cache.iterdir())) == 2
+
+
+def test_rows_are_tokenized_piece_by_piece_and_mapped(cache: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 450)  # two rows
+    rows = rendered(renderer, answers=("one", "two words", "", "ähm ✓", "five"))
+    kept = tokenize_kept(renderer, rows)
+    assert kept == list(renderer.tokenize(rows)) and len(list(cache.iterdir())) > 1
+    ids, trained = kept[3].arrays
+    assert not ids.flags.writeable and not ids.flags.owndata and not trained.flags.owndata
+    assert kept[-1].row_number == 9 and [row.row_number for row in kept[1:3]] == [6, 7]
+    assert kept.lengths.tolist() == [row.num_tokens for row in kept]
+    monkeypatch.setattr(token_cache, "LONGER_EVERY", 1)  # later pieces are longer
+    assert tokenize_kept(renderer, rows) == kept

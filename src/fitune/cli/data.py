@@ -174,6 +174,6 @@ def _options(settings: Settings) -> DataOptions:
 
     return DataOptions(
         reads=METHODS[settings.method].reads, form=settings.data.form, columns=settings.data.columns, system=settings.data.system,
-        loss_on=settings.data.loss_on, response_template=settings.data.response_template,
+        loss_on=settings.data.loss_on, response_template=settings.data.response_template, bad_rows=settings.data.bad_rows,
         hub_split=settings.data.hub_split, seed=settings.train.seed,
     )  # fmt: skip

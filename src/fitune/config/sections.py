@@ -114,12 +114,18 @@ class DataSettings(Section):
     trained; drop: it is left out. auto trains it. Rows without any are trained as the model is asked not to think."""
     system_as_user: bool = False
     """Put the system prompt at the head of the first user message, for templates without a system role; in chat too."""
+    split_special_tokens: bool = True
+    """Encode the text of a special token that stands in a message (`<|im_end|>` in a question) as plain text, in chat too.
+    false makes it the token, for data that relies on it; the template's own are tokens either way."""
     response_template: str | None = None
     """With `loss_on: response_template`: compute the loss on what follows this text."""
     max_length: PositiveInt | None = None
     """Maximum length of a row in tokens; null uses the model's context length."""
     too_long: Literal["error", "drop", "cut"] = "error"
     """What to do with rows over `max_length`: refuse to start, drop them, or truncate them."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be used: refuse to start, or drop them; `data check` and the run's report count and
+    name them."""
     packing: Literal["auto", "tree", "rows", "off"] = "auto"
     """Pack the rows of a step instead of padding them. tree: prefixes that rows share are computed once. rows: rows are
     concatenated. off: rows are padded. auto uses tree if its outputs match the model's plain forward pass. The losses are

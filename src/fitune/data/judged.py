@@ -6,12 +6,13 @@ How a row is read is decided in read/forms/unpaired.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fitune.data.examples import Judged
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
+from fitune.data.render.asking import thinking_of
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.reports.counting import refuse
@@ -33,11 +34,11 @@ def prepare_judged(
         DataError: with every fault found.
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
-    judged = _read(source, form, options)
+    judged = _read(source, form, renderer, options)
     hashes, eval_read = {source.name: source.sha256}, None
     if eval_source is not None:
         other, other_form = read_source(eval_source, renderer.tokenizer, options)
-        held_out = _read(other, other_form, options)
+        held_out = _read(other, other_form, renderer, options)
         hashes[other.name] = other.sha256
         eval_read = read_facts(other, other_form)
     else:
@@ -58,24 +59,32 @@ def prepare_judged(
         train_report=report,
         eval_report=eval_report,
         hashes=hashes,
+        thinking=thinking_of(examples),
         train_read=read_facts(source, form),
         eval_read=eval_read,
     )
 
 
-def _read(source: Rows, form: RecognisedForm, options: DataOptions) -> list[Judged]:
-    return convert_all(source, form, lambda row, number: form.to_judged(row, options.system, number))
+def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[Judged]:
+    def judged(row: Mapping[str, object], number: int) -> Judged:
+        one = form.to_judged(row, options.system, number)
+        if options.bad_rows == "drop":
+            renderer.render_side(one.example, len(one.prompt))
+        form.tally.note_if(renderer.quoted(one.example), number)
+        return one
+
+    return convert_all(source, form, judged, options.bad_rows)
 
 
 def show_judged(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
     """The first answers as training sees them."""
     source, form = read_source(name, renderer.tokenizer, options)
-    judged = _read(source, form, options)[:count]
+    judged = _read(source, form, renderer, options)[:count]
     words = ["desirable" if row.desirable else "undesirable" for row in judged]
     return list(zip(words, _tokens(judged, renderer), strict=True))
 
 
-def _tokens(judged: Sequence[Judged], renderer: Renderer) -> list[TokenRow]:
+def _tokens(judged: Sequence[Judged], renderer: Renderer) -> Sequence[TokenRow]:
     """Each answer behind its prompt, up to the answer's end."""
     return tokenize_kept(renderer, [renderer.render_side(row.example, len(row.prompt)) for row in judged])
 

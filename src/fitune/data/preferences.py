@@ -6,12 +6,13 @@ How a row is read is decided in read/forms/preference_pairs.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fitune.data.examples import Pair
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
+from fitune.data.render.asking import thinking_of
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.reports.counting import refuse
@@ -33,11 +34,11 @@ def prepare_pairs(
         DataError: with every fault found.
     """
     source, form = read_source(train, renderer.tokenizer, options, exclude)
-    pairs = _read(source, form, options)
+    pairs = _read(source, form, renderer, options)
     hashes, eval_read = {source.name: source.sha256}, None
     if eval_source is not None:
         other, other_form = read_source(eval_source, renderer.tokenizer, options)
-        held_out = _read(other, other_form, options)
+        held_out = _read(other, other_form, renderer, options)
         hashes[other.name] = other.sha256
         eval_read = read_facts(other, other_form)
     else:
@@ -57,23 +58,34 @@ def prepare_pairs(
         train_report=report,
         eval_report=eval_report,
         hashes=hashes,
+        thinking=thinking_of(examples),
         train_read=read_facts(source, form),
         eval_read=eval_read,
     )
 
 
-def _read(source: Rows, form: RecognisedForm, options: DataOptions) -> list[Pair]:
-    return convert_all(source, form, lambda row, number: form.to_pair(row, options.system, number))
+def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[Pair]:
+    def pair(row: Mapping[str, object], number: int) -> Pair:
+        one = form.to_pair(row, options.system, number)
+        sides = [one.example(better) for better in (True, False)]
+        for side in sides if options.bad_rows == "drop" else ():
+            renderer.render_side(side, len(one.prompt))
+        form.tally.note_if(next(filter(None, map(renderer.quoted, sides)), None), number)
+        return one
+
+    return convert_all(source, form, pair, options.bad_rows)
 
 
 def show_pairs(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
     """Both sides of the first pairs, as training sees them."""
     source, form = read_source(name, renderer.tokenizer, options)
-    pairs = [pair for pair in _read(source, form, options)[:count] if all(text.strip() for text in pair.texts)]
+    pairs = [
+        pair for pair in _read(source, form, renderer, options)[:count] if all(text.strip() for text in pair.texts)
+    ]
     return list(zip(("chosen", "rejected") * len(pairs), _side_rows(pairs, renderer), strict=True))
 
 
-def _side_rows(pairs: Sequence[Pair], renderer: Renderer) -> list[TokenRow]:
+def _side_rows(pairs: Sequence[Pair], renderer: Renderer) -> Sequence[TokenRow]:
     """Each pair's better row, then its worse one, up to the answer's end."""
     rendered = [
         renderer.render_side(pair.example(better), len(pair.prompt)) for pair in pairs for better in (True, False)

@@ -54,7 +54,8 @@ def prepare(
         DataError: with every fault found, before a model is loaded.
     """
     how = DataOptions(**options)
-    return PREPARE[how.reads](train, eval_source, renderer, how, eval_share, exclude)
+    with renderer.limited():
+        return PREPARE[how.reads](train, eval_source, renderer, how, eval_share, exclude)
 
 
 def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int) -> list[tuple[str, TokenRow]]:
@@ -64,4 +65,5 @@ def rows_to_show(name: str, renderer: Renderer, options: DataOptions, count: int
     Raises:
         DataError: as `prepare`; what only the check finds wrong is shown all the same.
     """
-    return SHOW[options.reads](name, renderer, options, count)
+    with renderer.limited():
+        return SHOW[options.reads](name, renderer, options, count)

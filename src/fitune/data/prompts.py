@@ -13,6 +13,7 @@ from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
+from fitune.data.render.asking import thinking_of
 from fitune.data.render.renderer import Renderer
 from fitune.data.reports.counting import Lengths, num_duplicates, span
 from fitune.data.token_rows import PromptRow, TokenRow
@@ -82,11 +83,12 @@ def prepare_prompts(
     return PreparedData(
         train=rows,
         eval=eval_rows,
-        train_examples=_examples(rows),
+        train_examples=(examples := _examples(rows)),
         eval_examples=_examples(eval_rows),
         train_report=report,
         eval_report=eval_report,
         hashes=hashes,
+        thinking=thinking_of(examples),
         train_read=read_facts(source, form),
         eval_read=eval_read,
     )
@@ -108,12 +110,17 @@ def _to_prompt(
         DataError: a row without a question.
     """
     example = form.to_conversation(row, system, number)
+    form.tally.note_if(renderer.quoted(example), number)
     messages = list(example.messages or ())
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in messages):
         raise DataError(f"row {number} has no question to answer")
+    try:
+        ids = renderer.prompt_ids(messages, example.tools)
+    except DataError as error:
+        raise type(error)(f"row {number}: {error}") from error
     return PromptRow(
-        input_ids=tuple(renderer.prompt_ids(messages, example.tools)),
+        input_ids=tuple(ids),
         messages=tuple(messages),
         reference=reference,
         columns=dict(row),
@@ -122,7 +129,9 @@ def _to_prompt(
 
 
 def _read(source: Rows, form: RecognisedForm, renderer: Renderer, options: DataOptions) -> list[PromptRow]:
-    return convert_all(source, form, lambda row, number: _to_prompt(row, form, options.system, number, renderer))
+    return convert_all(
+        source, form, lambda row, number: _to_prompt(row, form, options.system, number, renderer), options.bad_rows
+    )
 
 
 def _limited(

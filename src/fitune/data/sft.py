@@ -6,6 +6,9 @@ In: a source's name and `DataOptions`. Out: `PreparedData` of `TokenRow`s, and a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from fitune.data.examples import Example, Rendered
 from fitune.data.read.files import Rows
@@ -14,18 +17,20 @@ from fitune.data.read.sources import (
     DataOptions,
     PreparedData,
     convert_all,
-    example_key,
     read_facts,
     read_source,
     refuse_rows,
     set_aside,
 )
 from fitune.data.render.renderer import Renderer
-from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.reports.counting import refuse
 from fitune.data.reports.report import CheckReport, check_rows
+from fitune.data.row_set import RowSet, row_set
 from fitune.data.token_rows import TokenRow
+from fitune.data.token_table import TokenRows
 from fitune.errors import DataError
+
+NO_TEXTS = np.empty(0, np.int64)
 
 
 def prepare_rows(
@@ -41,34 +46,44 @@ def prepare_rows(
     Raises:
         DataError: with every fault found.
     """
-    rows, form, examples = load_examples(train, renderer, options, exclude)
-    if eval_source is not None:
-        eval_rows, eval_form, eval_examples = load_examples(eval_source, renderer, options)
-    else:
-        eval_rows = eval_form = None
-        examples, eval_examples = set_aside(examples, eval_share, options.seed, example_key)
+    source, form = read_source(train, renderer.tokenizer, options, exclude)
     loss_on = loss_target(options, form)
-    eval_tokens, eval_report, eval_texts = [], None, frozenset()
-    if eval_examples:
-        eval_name = eval_source or f"{eval_share:.0%} of {train}"
-        eval_tokens, eval_examples, eval_report, eval_texts = _tokens(
-            eval_name, form, loss_on, eval_examples, renderer, options
-        )
-    train_tokens, examples, train_report, _ = _tokens(train, form, loss_on, examples, renderer, options, eval_texts)
-    hashes = {rows.name: rows.sha256} | ({eval_rows.name: eval_rows.sha256} if eval_rows else {})
-    train_read = read_facts(rows, form)
-    eval_read = read_facts(eval_rows, eval_form) if eval_rows and eval_form else None
+    found, held_out = row_set(source, form, renderer, options, loss_on), None
+    eval_rows = eval_form = None
+    if eval_source is not None:
+        eval_rows, eval_form = read_source(eval_source, renderer.tokenizer, options)
+        held_out = row_set(eval_rows, eval_form, renderer, options, loss_on)
+    elif eval_share and len(found.chosen) > 1:
+        kept, aside = set_aside(found.chosen.tolist(), eval_share, options.seed, lambda at: found.facts.keys[at])
+        found, held_out = found.some(kept), found.some(aside)
+    eval_side, eval_texts = _Side(), NO_TEXTS
+    if held_out is not None:
+        name = eval_source or f"{eval_share:.0%} of {train}"
+        eval_side, eval_texts = _side(name, form, loss_on, held_out, renderer, options), held_out.texts[held_out.places]
+    side = _side(train, form, loss_on, found, renderer, options, eval_texts)
+    assert side.report is not None
+    hashes = {source.name: source.sha256} | ({eval_rows.name: eval_rows.sha256} if eval_rows else {})
     return PreparedData(
-        train=train_tokens,
-        eval=eval_tokens,
-        train_examples=examples,
-        eval_examples=eval_examples,
-        train_report=train_report,
-        eval_report=eval_report,
+        train=side.rows,
+        eval=eval_side.rows,
+        train_examples=side.examples,
+        eval_examples=eval_side.examples,
+        train_report=side.report,
+        eval_report=eval_side.report,
         hashes=hashes,
-        train_read=train_read,
-        eval_read=eval_read,
+        train_read=read_facts(source, form),
+        eval_read=read_facts(eval_rows, eval_form) if eval_rows and eval_form else None,
+        thinking=found.thinking,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Rows to train on or to measure with; nothing by itself."""
+
+    rows: Sequence[TokenRow] = ()
+    examples: Sequence[Example] = ()
+    report: CheckReport | None = None
 
 
 def load_examples(
@@ -117,35 +132,31 @@ def loss_target(options: DataOptions, form: RecognisedForm) -> str:
     return form.facts.loss_on if options.loss_on == "auto" else options.loss_on
 
 
-def _tokens(
+def _side(
     name: str,
     form: RecognisedForm,
     loss_on: str,
-    examples: list[Example],
+    found: RowSet,
     renderer: Renderer,
     options: DataOptions,
-    eval_texts: frozenset[str] = frozenset(),
-) -> tuple[list[TokenRow], list[Example], CheckReport, frozenset[str]]:
+    eval_texts: np.ndarray = NO_TEXTS,
+) -> _Side:
     """Token rows that may be trained on (limit applied, rows without a target left out), and the check's report."""
-    rendered = render_all(name, examples, renderer, loss_on, options.response_template)
-    rows = tokenize_kept(renderer, rendered)
+    limit = options.max_length
     report = check_rows(
-        name, form.name, loss_on, examples, rendered, rows, renderer,
-        max_length=options.max_length, too_long=options.too_long,
+        name, form.name, loss_on, found, renderer,
+        max_length=limit, too_long=options.too_long,
         response_template=options.response_template, eval_texts=eval_texts,
     )  # fmt: skip
     refuse(name, report.errors)
-    kept_rows: list[TokenRow] = []
-    for row in rows:
-        limit = options.max_length
-        if limit and row.num_tokens > limit:
-            if options.too_long == "drop":
-                continue
-            row = row.cut(limit)
-        if row.num_trained:
-            kept_rows.append(row)
-    if not kept_rows:
-        raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {options.max_length})")
-    numbers = {row.row_number for row in kept_rows}
-    kept = [example for example in examples if example.row_number in numbers]
-    return kept_rows, kept, report, frozenset(row.text for row in rendered)
+    places = found.places
+    facts = found.measured.at(places)
+    fits = np.ones(len(places), dtype=bool) if limit is None or options.too_long == "cut" else facts.tokens <= limit
+    places = places[fits & (facts.targets > 0)]
+    if not len(places):
+        raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {limit})")
+    return _Side(
+        rows=TokenRows(found.pieces, found.numbers, places, limit if options.too_long == "cut" else None),
+        examples=found.examples.chosen(np.unique(found.owners[places]).tolist()),
+        report=report,
+    )

@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.adapters.compatibility import check_belongs, check_shapes
-from fitune.data.render.asking import system_of, thinking_of
 from fitune.errors import ModelError, RunError
 from fitune.methods.context import RunContext
 from fitune.models.base_model import base_model_of
@@ -39,9 +38,8 @@ def save_result(run: RunContext, trainer: FituneTrainer, model: nn.Module) -> Pa
     else:
         folder = run.folder.adapter
         save_adapter(cast(PeftModel, model), base.tokenizer, base.template, folder, base_facts(base))
-    thinking = False if run.renderer.thinking == "drop" else thinking_of(run.data.train_examples)
-    system = system_of(run.data.train_examples)
-    replace(run.renderer.asking, thinking=thinking, system=system).write(folder)
+    thinking = False if run.renderer.thinking == "drop" else run.data.thinking
+    replace(run.renderer.asking, thinking=thinking, system=run.data.system).write(folder)
     return folder
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitune.data.examples import Message
 from fitune.data.render.renderer import Renderer
+from fitune.data.render.time_limit import looked_at
 from fitune.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -75,7 +72,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     renderer = Renderer(tokenizer=tokenizer, template_text=text)
     turns: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWERHERE"}]
     try:
-        with _within(SLOWEST_SECONDS):
+        with looked_at(_too_slow, SLOWEST_SECONDS):
             rendered = renderer.text_of(turns)
     except DataError as error:
         if isinstance(error.__cause__, TimeoutError):
@@ -88,20 +85,5 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     return next((token for token in renderer.chat_format.stops if renderer.chat_format.end.endswith(token)), None)
 
 
-@contextmanager
-def _within(seconds: float) -> Generator[None, None, None]:
-    """Raises TimeoutError inside the block when it takes longer; not in threads, nor on systems without such a clock."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)  # and again, should somebody catch the first
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _too_slow() -> None:
+    raise TimeoutError(f"more than {SLOWEST_SECONDS:g} s")

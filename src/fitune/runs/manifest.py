@@ -57,6 +57,8 @@ class DataFacts(TypedDict, total=False):
     test_rows: int
     """`eval_rows` before 0.2.0."""
     hashes: dict[str, str]
+    left_out: list[str]
+    """Rows of the training data that are not trained, and why."""
 
 
 Change = TypedDict("Change", {"was": object, "is": object})

@@ -53,6 +53,7 @@ class RunSetup:
             "train_rows": len(self.data.train),
             "eval_rows": len(self.data.eval),
             "hashes": dict(self.data.hashes),
+            "left_out": list(self.data.train_read.left_out_in_words if self.data.train_read else ()),
             "report": self.data.train_report.to_dict(),
             "eval_report": self.data.eval_report.to_dict() if self.data.eval_report else None,
         }

@@ -202,6 +202,7 @@ def read_data(settings: Settings, config: PretrainedConfig, renderer: Renderer, 
         response_template=data.response_template,
         max_length=max_length,
         too_long=data.too_long,
+        bad_rows=data.bad_rows,
         hub_split=data.hub_split,
         seed=settings.train.seed,
     )
@@ -271,7 +272,7 @@ def make_renderer(
         )
     writes_date = "strftime_now" in template.text
     today = (date or datetime.now().date().isoformat()) if writes_date else None
-    asking = Asking(system_as_user=data.system_as_user, date=today)
+    asking = Asking(system_as_user=data.system_as_user, date=today, split_special_tokens=data.split_special_tokens)
     return Renderer(
         tokenizer=tokenizer,
         template_text=template.text,

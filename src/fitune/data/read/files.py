@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from fitune.data.read.formats.arrow_tables import is_saved_dataset, read_saved_d
 from fitune.data.read.formats.compressed import UNPACK, unpacked
 from fitune.data.read.formats.found import Found
 from fitune.data.read.formats.hub_rows import read_hub
+from fitune.data.read.formats.large_files import Stored, first_lines, is_large, stored
+from fitune.data.read.stored_rows import joined_rows
 from fitune.errors import DataError, did_you_mean
 
 HELD_OUT = {"test", "tests", "validation", "valid", "val", "dev", "eval"}
@@ -27,21 +30,25 @@ HELD_OUT = {"test", "tests", "validation", "valid", "val", "dev", "eval"}
 class Rows:
     """Rows as they were found: `numbers[i]` is where row i stands in its file, from 1.
 
-    `encoding` is that of the text, `notes` say what was read otherwise than as it stands. Of several files, `parts` are
-    (name, number before its first row, number of its last row).
+    Rows of a large file stay there and are read each time they are asked for. `encoding` is that of the text, `notes` say
+    what was read otherwise than as it stands. Of several files, `parts` are (name, number before its first row, number of
+    its last row). `found_columns` are the columns, None where they are those of the rows in memory.
     """
 
     name: str
-    rows: tuple[Mapping[str, object], ...]
-    numbers: tuple[int, ...]
+    rows: Sequence[Mapping[str, object]]
+    numbers: Sequence[int]
     sha256: str
     encoding: str = "utf-8"
     notes: tuple[str, ...] = ()
     parts: tuple[tuple[str, int, int], ...] = ()
+    found_columns: tuple[str, ...] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that some row has, in order of appearance."""
+        if self.found_columns is not None:
+            return self.found_columns
         return tuple(dict.fromkeys(key for row in self.rows for key in row))
 
     def place(self, number: int) -> str:
@@ -74,6 +81,8 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
             f"{', '.join(UNPACK)} behind it"
         )
     try:
+        if is_large(path, bool(packed)) and (rows := stored(name, path, packed, ending)):
+            return _rows(name, rows, _sha256(path))
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}") from error
@@ -83,17 +92,34 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
     return _rows(name, READERS[ending](name, plain), hashlib.sha256(content).hexdigest())
 
 
-def _rows(name: str, found: Found, sha256: str) -> Rows:
+def first_rows(name: str) -> Sequence[Mapping[str, object]]:
+    """Some rows of a data set, to see what it holds: the first ones of a large file, all of a small one.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    path = Path(name).expanduser()
+    large = path.is_file() and is_large(path, packed=False) and _endings(path) == ("", ".jsonl")
+    return (first_lines(path) if large else []) or read_rows(name).rows
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rows(name: str, found: Found | Stored, sha256: str) -> Rows:
     if not found.rows:
         raise DataError(f"{name} contains no rows")
     notes = tuple(dict.fromkeys(found.notes))
     return Rows(
         name=name,
-        rows=tuple(found.rows),
-        numbers=tuple(found.numbers),
+        rows=found.rows if isinstance(found, Stored) else tuple(found.rows),
+        numbers=found.numbers if isinstance(found, Stored) else tuple(found.numbers),
         sha256=sha256,
         encoding=found.encoding,
         notes=notes,
+        found_columns=found.columns if isinstance(found, Stored) else None,
     )
 
 
@@ -135,20 +161,21 @@ def joined(name: str, parts: Sequence[Rows], notes: Sequence[str] = ()) -> Rows:
     Args:
         notes: what is to be said beside the files' own notes.
     """
-    numbers: list[int] = []
+    numbers = array("q")
     places: list[tuple[str, int, int]] = []
     for part in parts:
         before = numbers[-1] if numbers else 0
-        numbers += [number + before for number in part.numbers]
+        numbers.extend(number + before for number in part.numbers)
         places.append((Path(part.name).name, before, numbers[-1]))
     return Rows(
         name=name,
-        rows=tuple(row for part in parts for row in part.rows),
-        numbers=tuple(numbers),
+        rows=joined_rows([part.rows for part in parts]),
+        numbers=numbers if any(isinstance(part.numbers, array) for part in parts) else tuple(numbers),
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
         encoding=", ".join(dict.fromkeys(part.encoding for part in parts)),
         notes=(*(f"{Path(part.name).name}: {note}" for part in parts for note in part.notes), *notes),
         parts=tuple(places),
+        found_columns=tuple(dict.fromkeys(column for part in parts for column in part.columns)),
     )
 
 

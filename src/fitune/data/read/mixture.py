@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fitune.data.examples import Example, Judged, Pair
 from fitune.data.read.files import Rows
 from fitune.data.read.recognised_form import RecognisedForm
+from fitune.data.read.stored_rows import chosen_rows
 from fitune.errors import DataError
 
 
@@ -81,8 +82,8 @@ def taken_by_weight(rows: Rows, weight: float, seed: int) -> Rows:
     said = f"weight {weight:g}: {len(places):,} rows are taken out of {len(rows.rows):,}"
     return replace(
         rows,
-        rows=tuple(rows.rows[place] for place in places),
-        numbers=tuple(rows.numbers[place] for place in places),
+        rows=chosen_rows(rows.rows, places),
+        numbers=[rows.numbers[place] for place in places],
         sha256=f"{rows.sha256}*{weight:g}",
         notes=(*rows.notes, said),
     )

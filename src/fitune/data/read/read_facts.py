@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from fitune.data.read.files import Rows
 from fitune.data.reports.counting import named
 from fitune.errors import DataError
+
+REASONS_SHOWN = 10
 
 
 class RowLeftOut(DataError):
@@ -40,6 +43,16 @@ class Tally:
         """One more row of which something is to be said."""
         count, first = self.notes.get(what, (0, number))
         self.notes[what] = count + 1, first
+
+    def note_if(self, what: str | None, number: int) -> None:
+        """One more row of which something is to be said, where it is."""
+        if what:
+            self.note(what, number)
+
+    def drop(self, fault: object, number: int) -> None:
+        """One more row that cannot be used and is dropped, by the error that it gave."""
+        reason = re.sub(rf"^row {number}:? ", "", str(fault))
+        self.leave_out(f"{reason} (data.bad_rows: drop)", number)
 
     def leave_out(self, reason: str, number: int) -> None:
         """One more row that is not trained."""
@@ -86,7 +99,7 @@ class ReadFacts:
             "messages": roles,
             "empty answers": named(self.empty_answers) if self.empty_answers else "",
         }
-        left = [f"{'left out':<22}{named(rows)}: {reason}" for reason, rows in self.left_out.items()]
+        left = [f"{'left out':<22}{rows}: {reason}" for rows, reason in self._said_of_left_out()]
         notes = [f"{'read as meant':<22}{note}" for note in self.notes]
         return [f"{name:<22}{words}" for name, words in said.items() if words] + left + notes
 
@@ -111,10 +124,21 @@ class ReadFacts:
         )
 
     @property
+    def left_out_in_words(self) -> tuple[str, ...]:
+        """Rows that are not trained, a sentence a reason."""
+        return tuple(f"{rows} left out: {reason}" for rows, reason in self._said_of_left_out())
+
+    def _said_of_left_out(self) -> list[tuple[str, str]]:
+        """Rows that are left out, and the reason; the commonest first, and many reasons counted together."""
+        reasons = sorted(self.left_out.items(), key=lambda one: -len(one[1]))
+        rest = [number for _, rows in reasons[REASONS_SHOWN:] for number in rows]
+        said = [(named(rows), reason) for reason, rows in reasons[:REASONS_SHOWN]]
+        return [*said, (named(sorted(rest)), f"{len(reasons) - REASONS_SHOWN:,} other reasons")] if rest else said
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What should be seen before a run: rows left out, empty answers, and what was read otherwise than it stands."""
-        left = [f"{named(rows)} left out: {reason}" for reason, rows in self.left_out.items()]
         empty = (
             [f"{named(self.empty_answers)} with an empty answer, which is not trained"] if self.empty_answers else []
         )
-        return (*left, *empty, *self.notes)
+        return (*self.left_out_in_words, *empty, *self.notes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from fitune.data.read.mixture import MixedForm, sources_in, taken_by_weight
 from fitune.data.read.read_facts import ReadFacts, RowLeftOut
 from fitune.data.read.recognise import recognise
 from fitune.data.read.recognised_form import RecognisedForm
+from fitune.data.render.time_limit import TemplateTooSlow
 from fitune.data.reports.counting import DataReport
 from fitune.demo.tasks import demo_rows as make_demo_rows
 from fitune.demo.tasks import is_demo
@@ -35,19 +36,21 @@ Item = TypeVar("Item")
 class PreparedData:
     """Rows ready to train and to evaluate on. `hashes` are SHA-256 of the files as they were read.
 
-    `train` and `eval` hold what the method reads (rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
+    `train` and `eval` hold what the method reads (token_rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
+    `thinking` says whether the answers that are trained have reasoning: all, none, or (None) some;
     `train_read` and `eval_read` say what was read of their sources (`eval_read` is None where held-out rows were set aside).
     """
 
-    train: list[Any]
-    eval: list[Any]
-    train_examples: list[Example]
-    eval_examples: list[Example]
+    train: Sequence[Any]
+    eval: Sequence[Any]
+    train_examples: Sequence[Example]
+    eval_examples: Sequence[Example]
     train_report: DataReport
     eval_report: DataReport | None
     hashes: dict[str, str]
     train_read: ReadFacts | None = None
     eval_read: ReadFacts | None = None
+    thinking: bool | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -73,6 +76,7 @@ class DataOptions:
     response_template: str | None = None
     max_length: int | None = None
     too_long: str = "error"
+    bad_rows: str = "error"
     hub_split: str = "train"
     seed: int = 42
 
@@ -132,22 +136,35 @@ def refuse_missing(name: str) -> None:
             read_rows(source.name)
 
 
-def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str, object], int], Item]) -> list[Item]:
+def convert_all(
+    rows: Rows,
+    form: RecognisedForm,
+    convert: Callable[[Mapping[str, object], int], Item],
+    bad_rows: str = "error",
+) -> list[Item]:
     """Every row turned; rows that teach nothing are left out and counted in the form's tally.
+
+    Args:
+        bad_rows: drop leaves rows out that cannot be used, and counts them likewise.
 
     Raises:
         DataError: rows that are not of the form (several are listed), or none left.
     """
     items: list[Item] = []
     faults: list[str] = []
-    with _without_collection():
+    with without_collection():
         for row, number in zip(rows.rows, rows.numbers, strict=True):
             try:
                 items.append(convert(row, number))
             except RowLeftOut as error:
                 form.tally.leave_out(str(error), number)
+            except TemplateTooSlow:
+                raise
             except DataError as error:
-                faults.append(f"{error}{rows.place(number)}")
+                if bad_rows == "drop":
+                    form.tally.drop(error, number)
+                else:
+                    faults.append(f"{error}{rows.place(number)}")
     refuse_rows(f"{rows.name} ({form.name})", faults, len(rows.rows))
     if not items:
         reasons = "; ".join(form.tally.left_out)
@@ -156,7 +173,7 @@ def convert_all(rows: Rows, form: RecognisedForm, convert: Callable[[Mapping[str
 
 
 @contextmanager
-def _without_collection() -> Generator[None]:
+def without_collection() -> Generator[None]:
     """No cyclic garbage collection: over millions of objects that are all kept it takes half of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -182,7 +199,7 @@ def refuse_rows(name: str, faults: Sequence[str], rows: int) -> None:
 
 
 def set_aside(
-    items: Sequence[Item], share: float, seed: int, key: Callable[[Item], str]
+    items: Sequence[Item], share: float, seed: int, key: Callable[[Item], Hashable]
 ) -> tuple[list[Item], list[Item]]:
     """(training, test) items. Items of equal keys are never on both sides; at least one is kept for each side."""
     if share == 0 or len(items) < 2:

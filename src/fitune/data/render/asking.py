@@ -27,13 +27,14 @@ class Asking:
 
     `system_as_user`: put the system prompt at the head of the first user message. `date`: the day (ISO 8601) that a
     template writes as today's, None for today. `system`: the system prompt that the training rows began with; chat
-    begins with it.
+    begins with it. `split_special_tokens`: texts of special tokens in messages are plain text.
     """
 
     thinking: bool | None = None
     system_as_user: bool = False
     date: str | None = None
     system: str | None = None
+    split_special_tokens: bool = True
 
     def dated(self, template: str) -> str:
         """The template with `strftime_now` of the kept day.

@@ -10,23 +10,28 @@ history (thinking that is left out of earlier turns), each turn that differs bec
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from time import thread_time
 from typing import Any
-
-import numpy as np
 
 from fitune.data.examples import Example, Message, Rendered
 from fitune.data.render.asking import AS_THE_TEMPLATE, Asking, system_into_user
 from fitune.data.render.chat_format import THINKING_SWITCHES, ChatFormat, closing_run, probe_format
+from fitune.data.render.encode import Encoder
+from fitune.data.render.marks import TEXT, Marks, marks_of
+from fitune.data.render.time_limit import TemplateTooSlow, looked_at
 from fitune.data.render.turn import Turn, make_turn
 from fitune.data.token_rows import TokenRow
 from fitune.errors import DataError
 
 LOSS_ON = ("completion", "assistant", "last_assistant", "response_template", "all")
-# Rows whose character positions are in memory at one time.
-ROWS_AT_ONCE = 1_000
+SLOWEST_SECONDS = 5.0  # of computing, for one rendering; a real template takes milliseconds
+LONG_TEXT, MOST_TIMES = 1_000_000, 100  # characters; times those of the messages and tools
+JSON_RUN = json.dumps(TEXT)[1:-1]
 THINKING = ("auto", "train", "mask", "drop")
 
 
@@ -43,6 +48,7 @@ class Renderer:
     end_ids: tuple[int, ...] = ()
     thinking: str = "auto"
     asking: Asking = AS_THE_TEMPLATE
+    _begun: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
@@ -63,6 +69,24 @@ class Renderer:
         return probe_format(self._apply, self.special_texts)
 
     @cached_property
+    def marks(self) -> Marks:
+        """Texts that become special tokens or divide turns."""
+        turns: list[Message] = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+
+        def written() -> str:
+            try:
+                return self._apply(self.chat_format.adapt([*turns, turns[0]]), True)
+            except DataError:  # a template that must be asked otherwise: special tokens alone
+                return ""
+
+        return marks_of(self.tokenizer, self.special_texts, written)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Text → tokens."""
+        return Encoder(self.tokenizer, self.marks)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens at which generation stops: `end_ids`, and what the template writes at the end of an answer."""
         own = self.tokenizer.convert_tokens_to_ids(list(self.chat_format.stops))
@@ -81,8 +105,9 @@ class Renderer:
             DataError: the template refuses them, for example for their order of roles.
         """
         more: dict[str, Any] = {} if thinking is None else dict.fromkeys(THINKING_SWITCHES, thinking)
+        self._begun[:] = [thread_time()]
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
                 chat_template=self._template,
@@ -90,9 +115,34 @@ class Renderer:
                 add_generation_prompt=generation_prompt,
                 **more,
             )
+        except TemplateTooSlow:
+            raise
         except Exception as error:  # templates raise whatever their author chose
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(f"the chat template refuses a conversation of {roles}: {error}") from error
+        finally:
+            self._begun.clear()
+        if len(text) > LONG_TEXT and len(text) > MOST_TIMES * len(json.dumps([messages, tools], default=str)):
+            raise DataError(
+                f"the chat template writes {len(text):,} characters for {len(messages)} messages of a few: it repeats "
+                "itself; use another template (model.chat_template)"
+            )
+        return text
+
+    def limited(self) -> AbstractContextManager[None]:
+        """A block in which no rendering takes longer than SLOWEST_SECONDS of computing.
+
+        Raises:
+            TemplateTooSlow: one does.
+        """
+        return looked_at(self._look)
+
+    def _look(self) -> None:
+        if self._begun and thread_time() - self._begun[0] > SLOWEST_SECONDS:
+            raise TemplateTooSlow(
+                f"the chat template takes more than {SLOWEST_SECONDS:g} s for one conversation: it loops; use another "
+                "template (model.chat_template)"
+            )
 
     def text_of(
         self,
@@ -109,16 +159,40 @@ class Renderer:
         Raises:
             DataError: the template refuses it.
         """
+        messages, tools = self._as_read(messages, tools)
+        return self.marks.shown(self._text(messages, generation_prompt, tools, thinking))
+
+    def _as_read(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[Message], Sequence[dict[str, Any]]]:
+        """Messages and tools, texts of special tokens in them hidden where they are to be plain text."""
+        if not self.asking.split_special_tokens:
+            return list(messages), tools
+        return self.marks.hidden(messages), self.marks.hidden_tools(tools)
+
+    def _text(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> str:
         if self.asking.system_as_user:
             messages = system_into_user(messages)
         thinking = self.asking.thinking if thinking is None else thinking
-        return self._apply(self.chat_format.adapt(messages), generation_prompt, tools, thinking)
+        text = self._apply(self.chat_format.adapt(messages), generation_prompt, tools, thinking)
+        if JSON_RUN in text:
+            raise DataError(
+                "the chat template writes a text of special tokens as JSON escapes; take the special tokens out of the row"
+            )
+        return text
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None
     ) -> list[int]:
         """Tokens to generate an answer from: the conversation and the generation prompt."""
-        return self._ids(self.text_of(messages, True, tools, thinking))
+        messages, tools = self._as_read(messages, tools)
+        return self.encoder.ids(self._text(messages, True, tools, thinking))
 
     def last_turn(self, example: Example) -> Turn:
         """The last answer of an example as training has it.
@@ -126,8 +200,9 @@ class Renderer:
         Raises:
             DataError: as `render`.
         """
-        messages = self._with_reasoning(example.messages or ())
-        return self._turn(messages, len(messages) - 1, example.tools)
+        messages, tools = self._as_read(self._with_reasoning(example.messages or ()), example.tools)
+        turn = self._turn(messages, len(messages) - 1, tools)
+        return replace(turn, prompt=self.marks.shown(turn.prompt), answer=self.marks.shown(turn.answer))
 
     def without_end(self, answer: str) -> str:
         """An answer without the end tokens behind it."""
@@ -140,10 +215,17 @@ class Renderer:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of plain text to continue: no template, BOS if the tokenizer begins texts with one."""
-        return self._plain_prefix() + self._ids(text)
+        return self._plain_prefix() + self.encoder.ids(text)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def quoted(self, example: Example) -> str | None:
+        """What is to be said of an example in whose texts a special token stands; None where none does."""
+        if (mark := self.marks.first_in(example)) is None:
+            return None
+        if example.messages is None:
+            return f"{mark} stands in the text and is encoded as the token"
+        as_text = self.asking.split_special_tokens
+        done = "encoded as plain text" if as_text else "encoded as the token"
+        return f"{mark} stands in a message and is {done} (data.split_special_tokens: {str(as_text).lower()})"
 
     def render(
         self, example: Example, loss_on: str, response_template: str | None = None, first_message: int = 0
@@ -159,7 +241,7 @@ class Renderer:
         try:
             return self._render(example, loss_on, response_template, first_message)
         except DataError as error:
-            raise DataError(f"row {example.row_number}: {error}") from error
+            raise type(error)(f"row {example.row_number}: {error}") from error
 
     def render_side(self, example: Example, first_message: int) -> Rendered:
         """The answers from ``first_message`` on as one row, for methods that compare whole answers.
@@ -180,10 +262,10 @@ class Renderer:
     ) -> list[Rendered]:
         if example.messages is None:
             return [self._render_text(example)]
-        messages = self._with_reasoning(example.messages)
+        messages, tools = self._as_read(self._with_reasoning(example.messages), example.tools)
         self._refuse_hidden_tools(example)
         if loss_on in ("all", "response_template"):
-            text = self.text_of(messages, tools=example.tools)
+            text = self._text(messages, tools=tools)
             spans = ((0, len(text)),) if loss_on == "all" else self._after(text, response_template or "")
             return [Rendered(text, spans, example.row_number)]
         answers = [at for at, said in enumerate(messages) if said["role"] == "assistant" and at >= first_message]
@@ -192,23 +274,28 @@ class Renderer:
         elif loss_on in ("completion", "last_assistant"):
             answers = answers[-1:]
         turns = [
-            self._turn(messages, at, example.tools, example.begun if at == example.completion_from else 0)
+            self._turn(messages, at, tools, example.begun if at == example.completion_from else 0)
             for at in answers
             if at not in example.untrained
         ]
         if not turns:
-            return [Rendered(self.text_of(messages, tools=example.tools), (), example.row_number)]
+            return [Rendered(self._text(messages, tools=tools), (), example.row_number)]
         return _as_few_rows(turns, example.row_number)
 
     def _turn(self, messages: Sequence[Message], at: int, tools: Sequence[dict[str, Any]], begun: int = 0) -> Turn:
         """Answer ``at`` as chat asks for it; its first ``begun`` characters are given and not trained."""
         thinks = _thinks(messages[at])
-        prompt = self.text_of(messages[:at], True, tools, thinks)
-        written = self.text_of(messages[: at + 1], False, tools, thinks)
-        turn = make_turn(
-            prompt, written, messages[at], self.chat_format, self.special_texts, mask=self.thinking == "mask"
-        )
+        prompt = self._text(messages[:at], True, tools, thinks)
+        written = self._text(messages[: at + 1], False, tools, thinks)
+        turn = self._made_turn(prompt, written, messages[at])
         return turn.begun_with(messages[at]["content"].strip()[:begun]) if begun else turn
+
+    def _made_turn(self, prompt: str, written: str, message: Message) -> Turn:
+        mask = self.thinking == "mask"
+        try:
+            return make_turn(prompt, written, message, self.chat_format, self.special_texts, mask)
+        except DataError as error:  # the message shows texts, which are to be as they are meant
+            raise type(error)(self.marks.shown_in(str(error))) from error
 
     def _with_reasoning(self, messages: Sequence[Message]) -> list[Message]:
         """The messages, without their reasoning where it is to be left out."""
@@ -225,47 +312,13 @@ class Renderer:
             )
 
     def tokenize(self, rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
-        """Tokens and mask of many rows at once (the tokenizer works on batches in parallel).
-
-        A prompt has the tokens that it has alone. Where the text behind it would merge with its end, the answer is
-        tokenized by itself; a row of several answers then becomes one row an answer.
-        """
-        for start in range(0, len(rendered), ROWS_AT_ONCE):
-            yield from self._tokenize(rendered[start : start + ROWS_AT_ONCE])
-
-    def _tokenize(self, rendered: Sequence[Rendered]) -> Iterator[TokenRow]:
-        encoded = self.tokenizer(
-            [row.text for row in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        prompts = [row.text[:border] for row in rendered for border in row.prompts]
-        alone = iter(self.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"] if prompts else ())
-        for row, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            prompt_ids = [next(alone) for _ in row.prompts]
-            if all(ids[: len(prompt)] == prompt for prompt in prompt_ids):
-                begins = {border: len(prompt) for border, prompt in zip(row.prompts, prompt_ids, strict=True)}
-                yield TokenRow(ids, _trained(offsets, row.spans, begins), row.row_number)
-                continue
-            for prompt, border, span in zip(prompt_ids, row.prompts, row.spans, strict=True):
-                yield self._spliced(row, prompt, border, span)
-
-    def _spliced(self, row: Rendered, prompt: list[int], border: int, span: tuple[int, int]) -> TokenRow:
-        """A row of one answer: the prompt's own tokens, then the answer's.
+        """Tokens and mask of many rows at once, as `Encoder.rows` makes them.
 
         Raises:
-            DataError: the tokenizer writes the answer differently when it stands alone.
+            DataError: as `Encoder.rows`.
         """
-        start, end = span
-        encoded = self.tokenizer(row.text[border:end], add_special_tokens=False, return_offsets_mapping=True)
-        ids = [*prompt, *encoded["input_ids"]]
-        if self.tokenizer.decode(ids) != self.tokenizer.decode(self._ids(row.text[:end])):
-            raise DataError(
-                f"row {row.row_number}: the end of the prompt and the beginning of the answer become one token: "
-                f"{row.text[max(border - 20, 0) : border]!r} and {row.text[border : border + 20]!r}; take the blanks off "
-                "the answer's beginning"
-            )
-        offsets = [(begin + border, stop + border) for begin, stop in encoded["offset_mapping"]]
-        trained = _trained(offsets, ((start, end),), {border: 0})
-        return TokenRow(ids, np.concatenate([np.zeros(len(prompt), dtype=bool), trained]), row.row_number)
+        for row in self.encoder.rows(rendered):
+            yield TokenRow(row.ids, row.trained, rendered[row.source].row_number)
 
     def _render_text(self, example: Example) -> Rendered:
         """Plain text, from BOS (if the tokenizer begins texts with one) to the end token, every token trained."""
@@ -318,25 +371,3 @@ def _as_few_rows(turns: Sequence[Turn], row_number: int) -> list[Rendered]:
         else:
             rows.append(Rendered(turn.text, (span,), row_number, (border,)))
     return rows
-
-
-def _trained(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], begins: dict[int, int]
-) -> np.ndarray:
-    """For each token's (start, end) whether it is trained.
-
-    Args:
-        begins: character at which an answer begins → its first token. Any other span begins with the token whose last
-            character is the first one in it.
-    """
-    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    stops = places[:, 1]
-    trained = np.zeros(len(places), dtype=bool)
-    for start, end in spans:
-        last = np.searchsorted(stops, end, side="right")
-        if start in begins:
-            trained[begins[start] : last] = True
-        else:
-            first = np.searchsorted(stops, start + 1)
-            trained[first:last] = stops[first:last] > places[first:last, 0]
-    return trained

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
+
+import numpy as np
 
 from fitune.errors import DataError
 
@@ -56,11 +57,12 @@ class Lengths:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Lengths:
+    def of(cls, lengths: Sequence[int] | np.ndarray) -> Lengths:
         """Of one number a row."""
-        if not lengths:
+        if not len(lengths):
             return cls(0, 0, 0, 0)
-        return cls(sum(lengths), min(lengths), int(median(lengths)), max(lengths))
+        found = np.asarray(lengths)
+        return cls(int(found.sum()), int(found.min()), int(np.median(found)), int(found.max()))
 
 
 def span(report: DataReport) -> str:

@@ -5,20 +5,15 @@ In: rendered rows and their tokens. Out: `CheckReport`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
 
-from fitune.data.examples import Example, Rendered
-from fitune.data.read.sources import example_key
 from fitune.data.render.renderer import Renderer
-from fitune.data.reports.counting import Lengths, named, num_duplicates, span
-from fitune.data.reports.odd_tokens import odd_tokens
-from fitune.data.token_rows import TokenRow
-
-KNOWN_ROLES = {"system", "user", "assistant", "tool"}
+from fitune.data.reports.counting import Lengths, named, span
+from fitune.data.reports.odd_tokens import odd_facts
+from fitune.data.row_set import RowSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,73 +74,77 @@ def check_rows(
     name: str,
     form: str,
     loss_on: str,
-    examples: Sequence[Example],
-    rendered: Sequence[Rendered],
-    rows: Sequence[TokenRow],
+    found: RowSet,
     renderer: Renderer,
     *,
     max_length: int | None,
     too_long: str,
-    response_template: str | None = None,
-    eval_texts: frozenset[str] = frozenset(),
+    response_template: str | None,
+    eval_texts: np.ndarray,
 ) -> CheckReport:
-    """Count, and say what is wrong. `rows` are whole: nothing has been cut yet."""
-    lengths = Lengths.of([row.num_tokens for row in rows])
-    over = [row for row in rows if max_length and row.num_tokens > max_length]
-    lost = sum(int(row.arrays[1][max_length:].sum()) for row in over) if max_length else 0
-    empty = [row for row in rows if row.num_trained == 0]
-    ended = [row for row in rows if _end_is_trained(row, renderer.stop_ids)]
-    bos = renderer.tokenizer.bos_token_id
-    double = [row for row in rows if bos is not None and row.arrays[0][:2].tolist() == [bos, bos]]
-    duplicates = num_duplicates(map(example_key, examples))
-    leaked = [row.row_number for row in rendered if row.text in eval_texts]
-    errors, warnings = [], _odd_roles(examples)
-    if over and too_long == "error":
+    """Count, and say what is wrong. The rows are whole: nothing has been cut yet.
+
+    Args:
+        eval_texts: hashes of the texts of the held-out rows.
+    """
+    places = found.places
+    facts, numbers = found.measured.at(places), found.numbers[places]
+    lengths = Lengths.of(facts.tokens)
+    over = facts.tokens > max_length if max_length else np.zeros(len(places), dtype=bool)
+    empty = facts.targets + facts.lost == 0
+    unended = ~empty & ~facts.ended
+    lost = int(facts.lost.sum())
+    duplicates = len(found.chosen) - len(np.unique(np.frombuffer(found.facts.keys, np.int64)[found.chosen]))
+    leaked = numbers[np.isin(found.texts[places], eval_texts)].tolist()
+    errors, warnings = [], _odd_roles(found)
+    if over.any() and too_long == "error":
         errors.append(
-            f"{_rows(over)} longer than {max_length:,} tokens (the longest has {lengths.longest:,}), {lost:,} answer tokens "
-            "beyond the limit; raise data.max_length, or choose data.too_long: drop or cut"
+            f"{_rows(numbers[over])} longer than {max_length:,} tokens (the longest has {lengths.longest:,}), {lost:,} answer "
+            "tokens beyond the limit; raise data.max_length, or choose data.too_long: drop or cut"
         )
-    elif over and len(over) == len(rows):
+    elif over.any() and over.all():
         errors.append(f"every row is longer than {max_length:,} tokens; raise data.max_length")
-    elif over:
+    elif over.any():
         done = "left out" if too_long == "drop" else f"cut, {lost:,} answer tokens lost"
-        warnings.append(f"{_rows(over)} longer than {max_length:,} tokens: {done} (data.too_long: {too_long})")
-    if empty and len(empty) == len(rows):
-        errors.append(nothing_to_train(rendered[0], response_template))
-    elif empty:
-        warnings.append(f"{_rows(empty)} with nothing to train on; left out")
-    if rows and len(ended) < len(rows) - len(empty):
-        missing = [row for row in rows if row.num_trained and not _end_is_trained(row, renderer.stop_ids)]
+        warnings.append(f"{_rows(numbers[over])} longer than {max_length:,} tokens: {done} (data.too_long: {too_long})")
+    if empty.any() and empty.all():
+        first = renderer.render(found.examples[int(found.chosen[0])], loss_on, response_template)[0]
+        errors.append(nothing_to_train(renderer.marks.shown(first.text), first.row_number, response_template))
+    elif empty.any():
+        warnings.append(f"{_rows(numbers[empty])} with nothing to train on; left out")
+    if unended.any():
         warnings.append(
-            f"{_rows(missing)} whose end token is not trained: the model would not learn to stop there; "
+            f"{_rows(numbers[unended])} whose end token is not trained: the model would not learn to stop there; "
             "the template writes no end token after the answer, or the response ends without one"
         )
-    if double:
-        warnings.append(f"{_rows(double)} that begin with two BOS tokens; remove the BOS text from the data")
+    if facts.double_bos.any():
+        warnings.append(
+            f"{_rows(numbers[facts.double_bos])} that begin with two BOS tokens; remove the BOS text from the data"
+        )
     if duplicates:
         warnings.append(f"{duplicates:,} rows are duplicates")
-    warnings += odd_tokens(rows, renderer, duplicates)
+    warnings += odd_facts(facts, numbers, renderer, duplicates)
     if leaked:
         warnings.append(f"{len(leaked):,} rows are also in the held-out rows, for example row {leaked[0]}")
     return CheckReport(
         name=name,
         form=form,
         loss_on=loss_on,
-        rows=len(examples),
-        token_rows=len(rows),
-        rows_with_reasoning=sum(any(said.get("reasoning_content") for said in one.messages or ()) for one in examples),
-        rows_with_tools=sum(bool(one.tools) for one in examples),
+        rows=len(found.chosen),
+        token_rows=len(places),
+        rows_with_reasoning=found.count(found.facts.reasons),
+        rows_with_tools=found.count(found.facts.tools),
         tokens=lengths.total,
-        trained_tokens=sum(row.num_trained for row in rows),
+        trained_tokens=int((facts.targets + facts.lost).sum()),
         shortest=lengths.shortest,
         median=lengths.median,
         longest=lengths.longest,
         max_length=max_length,
-        rows_over_limit=len(over),
+        rows_over_limit=int(over.sum()),
         answer_tokens_lost=lost,
-        rows_without_target=len(empty),
-        rows_with_trained_end=len(ended),
-        rows_with_double_bos=len(double),
+        rows_without_target=int(empty.sum()),
+        rows_with_trained_end=int(facts.ended.sum()),
+        rows_with_double_bos=int(facts.double_bos.sum()),
         duplicate_rows=duplicates,
         rows_also_in_test=len(leaked),
         errors=tuple(errors),
@@ -153,12 +152,12 @@ def check_rows(
     )
 
 
-def nothing_to_train(row: Rendered, response_template: str | None) -> str:
-    """The message for a data set whose every label is masked: the row as rendered, and the nearest marker in it."""
-    shown = row.text if len(row.text) <= 400 else row.text[:400] + " …"
-    message = f"no row has a token to train on. Row {row.row_number} as rendered:\n{shown}"
+def nothing_to_train(text: str, number: int, response_template: str | None) -> str:
+    """The message for a data set whose every label is masked: a row as rendered, and the nearest marker in it."""
+    shown = text if len(text) <= 400 else text[:400] + " …"
+    message = f"no row has a token to train on. Row {number} as rendered:\n{shown}"
     if response_template:
-        near = _nearest(row.text, response_template)
+        near = _nearest(text, response_template)
         message += f"\ndata.response_template is {response_template!r}, which is not in it; nearest is {near!r}"
     return message
 
@@ -170,33 +169,24 @@ def _nearest(text: str, marker: str) -> str:
     return max(pieces, key=lambda piece: SequenceMatcher(None, piece, marker).ratio())
 
 
-def _end_is_trained(row: TokenRow, end_ids: Sequence[int]) -> bool:
-    """Whether some end token is a target, by its position and not by its id alone."""
-    ids, trained = row.arrays
-    return bool(np.isin(ids[trained], end_ids).any())
-
-
-def _odd_roles(examples: Sequence[Example]) -> list[str]:
+def _odd_roles(found: RowSet) -> list[str]:
     """Warnings for unknown roles, empty messages, and answers that nobody asked for."""
-    unknown: dict[str, int] = {}
-    blank, unasked = [], []
-    for example in examples:
-        messages = example.messages or ()
-        for message in messages:
-            if message["role"] not in KNOWN_ROLES:
-                unknown.setdefault(message["role"], example.row_number)
-            if not message["content"].strip() and not message.get("tool_calls"):
-                blank.append(example.row_number)
-        roles = [message["role"] for message in messages if message["role"] != "system"]
-        if roles and roles[0] == "assistant":
-            unasked.append(example.row_number)
-    warnings = [f'role "{role}" is unusual, first in row {number}' for role, number in unknown.items()]
-    if blank:
+    facts = found.facts
+    firsts = {
+        role: places[np.isin(places, found.chosen)][:1].tolist()
+        for role, places in ((role, np.asarray(held)) for role, held in facts.unusual.items())
+    }
+    warnings = [
+        f'role "{role}" is unusual, first in row {facts.numbers[first]}'
+        for role, places in firsts.items()
+        for first in places
+    ]
+    if blank := found.numbers_of(facts.blank):
         warnings.append(f"{named(blank)} with a blank message")
-    if unasked:
+    if unasked := found.numbers_of(facts.unasked):
         warnings.append(f"{named(unasked)} that begin with an answer")
     return warnings
 
 
-def _rows(rows: Sequence[TokenRow]) -> str:
-    return named([row.row_number for row in rows])
+def _rows(numbers: np.ndarray) -> str:
+    return named(numbers.tolist())

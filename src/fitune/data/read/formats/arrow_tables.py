@@ -77,25 +77,35 @@ def rows_of_dataset(dataset: Dataset) -> Found:
 
 
 def _of_table(name: str, table: pa.Table) -> Found:
-    names = table.column_names
-    if twice := next((column for column in names if names.count(column) > 1), None):
-        raise DataError(
-            f'{name}: {names.count(twice)} columns are named "{twice}" ({", ".join(names)}); rename all but one'
-        )
+    one_of_each_name(name, table.column_names)
     return _without_nulls(Found(table.to_pylist(maps_as_pydicts="strict"), list(range(1, table.num_rows + 1))))
+
+
+def one_of_each_name(name: str, columns: list[str]) -> None:
+    """Raises DataError when two columns have one name."""
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise DataError(
+            f'{name}: {columns.count(twice)} columns are named "{twice}" ({", ".join(columns)}); rename all but one'
+        )
 
 
 def _without_nulls(found: Found) -> Found:
     """Rows whose objects have no fields that are null; said where there were some."""
+    found.rows, changed = without_null_fields(found.rows)
+    if changed:
+        found.notes.append(NULLS)
+    return found
+
+
+def without_null_fields(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], bool]:
+    """Rows whose objects have no fields that are null, and whether there were some."""
     changed = False
-    for row in found.rows:
+    for row in rows:
         for column, value in row.items():
             if isinstance(value, list | dict):
                 row[column] = bare = _bare(value)
                 changed = changed or bare != value
-    if changed:
-        found.notes.append(NULLS)
-    return found
+    return rows, changed
 
 
 def _bare(value: object) -> object:
