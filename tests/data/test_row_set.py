@@ -188,11 +188,12 @@ def test_rows_that_the_template_refuses_are_dropped_too(tmp_path: Path, renderer
 @pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_memory_is_a_part_of_the_file(tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
-    """Of 3 MB, as Python and numpy see it; rows, texts and tokens held whole take several times the file."""
+    """Of 4 MB, as Python and numpy see it; rows, texts and tokens held whole take several times the file."""
     monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 20_000)
+    monkeypatch.setattr(token_cache, "LONGER_EVERY", 10_000)
     path = tmp_path / "a.jsonl"
     with path.open("w") as file:
-        for at in range(700):
+        for at in range(900):
             turns = [
                 {"role": "user", "content": f"{at} " + "pig " * 900},
                 {"role": "assistant", "content": "igpay " * 60},
@@ -205,4 +206,4 @@ def test_memory_is_a_part_of_the_file(tmp_path: Path, renderer: Renderer, monkey
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(data.train) == 700 and peak < path.stat().st_size / 2
+    assert len(data.train) == 900 and peak < path.stat().st_size / 2

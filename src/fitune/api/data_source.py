@@ -5,7 +5,7 @@ In: the name of a source and changed settings. Out: `Settings`, a `Renderer`. Fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from fitune.config.sections import Settings
-    from fitune.data.read.files import Rows
     from fitune.data.render.renderer import Renderer
 
 
@@ -33,6 +32,7 @@ def settings_of_data(source: str, overrides: Mapping[str, object]) -> Settings:
 
 def _preference_method(source: str) -> str | None:
     """A method that reads the preferences that a file (not the hub's, which is read once only) holds by its columns."""
+    from fitune.data.read.files import columns_of
     from fitune.data.read.recognise import holds
     from fitune.demo.tasks import PAIRS, is_demo
     from fitune.errors import DataError
@@ -43,26 +43,27 @@ def _preference_method(source: str) -> str | None:
         rows = _rows_of(source)
     except DataError:  # told by the command itself
         return None
-    if holds("pairs", rows.columns, rows.rows[0]):
+    if holds("pairs", columns_of(rows), rows[0]):
         return "dpo"
-    return "kto" if holds("judged", rows.columns, rows.rows[0]) else None
+    return "kto" if holds("judged", columns_of(rows), rows[0]) else None
 
 
-def _rows_of(source: str) -> Rows:
-    """The rows of a file, read once as long as it stays as it is."""
+def _rows_of(source: str) -> Sequence[Mapping[str, object]]:
+    """The rows of a file (of a large one, the first), read once as long as it stays as it is."""
     path = Path(source).expanduser()
     return _read(source, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @lru_cache(maxsize=4)
-def _read(source: str, changed: int) -> Rows:
-    from fitune.data.read.files import read_rows
+def _read(source: str, changed: int) -> Sequence[Mapping[str, object]]:
+    from fitune.data.read.files import first_rows
 
-    return read_rows(source)
+    return first_rows(source)
 
 
 def refuse_unreadable(settings: Settings) -> None:
     """Raises DataError, before torch and a tokenizer are loaded, for files that are not there or of no known form."""
+    from fitune.data.read.files import columns_of
     from fitune.data.read.mixture import sources_in
     from fitune.data.read.recognise import recognise
     from fitune.demo.tasks import is_demo
@@ -76,7 +77,7 @@ def refuse_unreadable(settings: Settings) -> None:
         rows = _rows_of(name)
         if len(sources) == 1:
             recognise(
-                rows.columns, settings.data.form, settings.data.columns, METHODS[settings.method].reads, rows.rows[0]
+                columns_of(rows), settings.data.form, settings.data.columns, METHODS[settings.method].reads, rows[0]
             )
 
 

@@ -12,7 +12,7 @@ from fitune.data.examples import Pair
 from fitune.data.read.files import Rows
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
-from fitune.data.render.asking import thinking_of
+from fitune.data.render.asking import system_of, thinking_of
 from fitune.data.render.renderer import Renderer
 from fitune.data.render.token_cache import tokenize_kept
 from fitune.data.reports.counting import refuse
@@ -59,6 +59,7 @@ def prepare_pairs(
         eval_report=eval_report,
         hashes=hashes,
         thinking=thinking_of(examples),
+        system=system_of(examples),
         train_read=read_facts(source, form),
         eval_read=eval_read,
     )

@@ -13,7 +13,7 @@ from fitune.data.read.files import Rows
 from fitune.data.read.forms.cells import say
 from fitune.data.read.recognise import RecognisedForm
 from fitune.data.read.sources import DataOptions, PreparedData, convert_all, read_facts, read_source, set_aside
-from fitune.data.render.asking import thinking_of
+from fitune.data.render.asking import system_of, thinking_of
 from fitune.data.render.renderer import Renderer
 from fitune.data.reports.counting import Lengths, num_duplicates, span
 from fitune.data.token_rows import PromptRow, TokenRow
@@ -89,6 +89,7 @@ def prepare_prompts(
         eval_report=eval_report,
         hashes=hashes,
         thinking=thinking_of(examples),
+        system=system_of(examples),
         train_read=read_facts(source, form),
         eval_read=eval_read,
     )

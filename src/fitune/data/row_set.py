@@ -53,7 +53,8 @@ class ExampleFacts:
     """What is counted of each example: E numbers or truth values each.
 
     `unusual` are roles that are not the usual ones → the examples that have them. `reasons` and `answers` say whether some
-    answer has reasoning, and some none.
+    answer has reasoning, and some none; `systems` are places in `system_texts` of the system prompts, those behind the second
+    counted as one.
     """
 
     places: array[int] = field(default_factory=lambda: array("q"))
@@ -65,6 +66,8 @@ class ExampleFacts:
     blank: bytearray = field(default_factory=bytearray)
     unasked: bytearray = field(default_factory=bytearray)
     unusual: dict[str, array[int]] = field(default_factory=dict)
+    systems: bytearray = field(default_factory=bytearray)
+    system_texts: list[str | None] = field(default_factory=list)
 
     def add(self, example: Example, place: int) -> None:
         """One more, of the source's row at a place."""
@@ -81,6 +84,10 @@ class ExampleFacts:
         self.tools.append(bool(example.tools))
         self.blank.append(any(not one["content"].strip() and not one.get("tool_calls") for one in messages))
         self.unasked.append(first == "assistant")
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        if system not in self.system_texts and len(self.system_texts) < 2:
+            self.system_texts.append(system)
+        self.systems.append(self.system_texts.index(system) if system in self.system_texts else 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +143,12 @@ class RowSet:
             if self.any_of(held)
         }
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt that all conversations begin with; None where they differ or have none."""
+        found = np.unique(np.frombuffer(self.facts.systems, dtype=np.uint8)[self.chosen])
+        return self.facts.system_texts[int(found[0])] if len(found) == 1 and found[0] < 2 else None
 
     def any_of(self, held: bytearray) -> bool:
         """Whether a truth value holds for one of the chosen examples."""

@@ -73,7 +73,8 @@ def prepare_rows(
         hashes=hashes,
         train_read=read_facts(source, form),
         eval_read=read_facts(eval_rows, eval_form) if eval_rows and eval_form else None,
-        thinking=found.thinking,
+        thinking=side.kept.thinking if side.kept else None,
+        system=side.kept.system if side.kept else None,
     )
 
 
@@ -84,6 +85,7 @@ class _Side:
     rows: Sequence[TokenRow] = ()
     examples: Sequence[Example] = ()
     report: CheckReport | None = None
+    kept: RowSet | None = None
 
 
 def load_examples(
@@ -155,8 +157,10 @@ def _side(
     places = places[fits & (facts.targets > 0)]
     if not len(places):
         raise DataError(f"{name}: no row is left to train on; raise data.max_length (now {limit})")
+    kept = found.some(np.unique(found.owners[places]).tolist())
     return _Side(
         rows=TokenRows(found.pieces, found.numbers, places, limit if options.too_long == "cut" else None),
-        examples=found.examples.chosen(np.unique(found.owners[places]).tolist()),
+        examples=found.examples.chosen(kept.chosen.tolist()),
         report=report,
+        kept=kept,
     )

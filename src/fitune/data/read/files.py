@@ -20,9 +20,10 @@ from fitune.data.read.formats.compressed import UNPACK, unpacked
 from fitune.data.read.formats.found import Found
 from fitune.data.read.formats.hub_rows import read_hub
 from fitune.data.read.formats.large_files import Stored, first_lines, is_large, stored
-from fitune.data.read.stored_rows import joined_rows
+from fitune.data.read.stored_rows import Lazy, joined_rows
 from fitune.errors import DataError, did_you_mean
 
+FIRST = 1_000  # rows that say what a large file holds
 HELD_OUT = {"test", "tests", "validation", "valid", "val", "dev", "eval"}
 
 
@@ -47,9 +48,7 @@ class Rows:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that some row has, in order of appearance."""
-        if self.found_columns is not None:
-            return self.found_columns
-        return tuple(dict.fromkeys(key for row in self.rows for key in row))
+        return columns_of(self.rows) if self.found_columns is None else self.found_columns
 
     def place(self, number: int) -> str:
         """`` (b.jsonl, row 3)`` for a row of several files, numbered through; "" where there is one."""
@@ -92,6 +91,11 @@ def read_rows(name: str, hub_split: str = "train") -> Rows:
     return _rows(name, READERS[ending](name, plain), hashlib.sha256(content).hexdigest())
 
 
+def columns_of(rows: Iterable[Mapping[str, object]]) -> tuple[str, ...]:
+    """Every column that some row has, in order of appearance."""
+    return tuple(dict.fromkeys(key for row in rows for key in row))
+
+
 def first_rows(name: str) -> Sequence[Mapping[str, object]]:
     """Some rows of a data set, to see what it holds: the first ones of a large file, all of a small one.
 
@@ -100,7 +104,8 @@ def first_rows(name: str) -> Sequence[Mapping[str, object]]:
     """
     path = Path(name).expanduser()
     large = path.is_file() and is_large(path, packed=False) and _endings(path) == ("", ".jsonl")
-    return (first_lines(path) if large else []) or read_rows(name).rows
+    found = (first_lines(path) if large else []) or read_rows(name).rows
+    return found[:FIRST] if isinstance(found, Lazy) else found
 
 
 def _sha256(path: Path) -> str:

@@ -38,6 +38,7 @@ class PreparedData:
 
     `train` and `eval` hold what the method reads (token_rows.py): `TokenRow`, `PairRow`, `JudgedRow` or `PromptRow`;
     `thinking` says whether the answers that are trained have reasoning: all, none, or (None) some;
+    `system` is the system prompt that all their conversations begin with, if there is one;
     `train_read` and `eval_read` say what was read of their sources (`eval_read` is None where held-out rows were set aside).
     """
 
@@ -51,6 +52,7 @@ class PreparedData:
     train_read: ReadFacts | None = None
     eval_read: ReadFacts | None = None
     thinking: bool | None = None
+    system: str | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
