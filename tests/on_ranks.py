@@ -85,8 +85,8 @@ def weights(run: Any) -> dict[str, Any]:
     return {f"{file.name} {name}": value for file in files for name, value in load_file(file).items()}
 
 
-def check_equal(one: Path, other: Path) -> None:
-    """Two finished runs have logged and saved the same numbers, to fp32 rounding."""
+def check_equal(one: Path, other: Path, rel: float = 1e-4) -> None:
+    """Two finished runs have logged and saved the same numbers, to fp32 rounding, which many steps make larger."""
     import pytest
 
     from fitune.runs import manifest as manifests
@@ -96,11 +96,11 @@ def check_equal(one: Path, other: Path) -> None:
     rows = [read_rows(run.metrics) for run in runs]
     assert len(rows[0]) == len(rows[1]) and any(row["kind"] == "eval" for row in rows[0])
     for mine, theirs in zip(*rows, strict=True):
-        for name in ("step", "kind", "tokens", "epoch", "learning_rate", "exact_match"):
+        for name in ("step", "kind", "tokens", "learning_rate", "exact_match"):
             assert mine.get(name) == theirs.get(name), name
         for name in ("loss", "grad_norm", "reward", "kl", "entropy", "accuracy", "margin"):
             if name in mine:
-                wanted = pytest.approx(mine[name], rel=1e-4, abs=2e-6)
+                wanted = pytest.approx(mine[name], rel=rel, abs=2e-6)
                 assert theirs[name] == wanted, (name, mine["step"])
         assert mine.keys() == theirs.keys()
     assert [(row["step"], row["asked"], row["answer"]) for row in read_rows(runs[0].samples)] == [

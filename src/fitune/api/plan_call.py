@@ -93,6 +93,8 @@ def plan(
         svg_file=None,
         html_file=None,
         expandable_segments=False,
+        gpus=1,
+        strategy=None,
     )
     name = None if model is None else str(model)
     try:

@@ -33,6 +33,8 @@ class PlanOptions(TypedDict):
     svg_file: str | None
     html_file: str | None
     expandable_segments: bool
+    gpus: int
+    strategy: str | None
 
 
 @dataclass(frozen=True)

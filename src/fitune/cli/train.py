@@ -40,13 +40,12 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, gpus: str 
     the previous one; when resumed, it continues at the first unfinished stage.
     """
     overrides = ctx.meta["settings"]
-    if gpus is not None and ranks.size() == 1:
-        _on_ranks(ctx, gpus, overrides.get("model.device") == "cpu")
     from fitune.config.stages import Chain, load_recipe
 
     if resume is not None and (begun := _begun_chain(resume, overrides)) is not None:
         if recipe is not None or overrides.keys() - {"run.folder"}:
             raise click.UsageError("a chain is resumed with its own settings; leave out the recipe and the flags")
+        _on_ranks(ctx, gpus, begun.stages[0].settings)
         _end(ctx, _run_chain(begun, resume=True), as_json)
     if resume is None and recipe is not None:
         settings = load_recipe(recipe, overrides)
@@ -56,6 +55,10 @@ def train(ctx: click.Context, recipe: str | None, resume: str | None, gpus: str 
         settings = load_settings(recipe or _own_settings(resume, overrides), overrides)
     else:
         settings = None
+    if gpus is not None:
+        _on_ranks(
+            ctx, gpus, settings.stages[0].settings if isinstance(settings, Chain) else settings or _settings_of(resume)
+        )
     if isinstance(settings, Chain):
         _end(ctx, _run_chain(settings), as_json)
     if settings is not None and resume is None:
@@ -97,11 +100,20 @@ def _show(result: RunResult, as_json: bool) -> None:
         log("\n".join(["", *last_words(result.folder)]))
 
 
-def _on_ranks(ctx: click.Context, gpus: str, on_cpu: bool) -> None:
-    """This command again in several processes; returns where one is enough."""
+def _settings_of(resume: str | None) -> Settings:
+    """The settings of a run that is resumed as it was."""
+    from fitune.config.settings_loader import load_settings
+
+    return load_settings(_own_settings(resume, {}), {})
+
+
+def _on_ranks(ctx: click.Context, gpus: str | None, settings: Settings) -> None:
+    """This command again in several processes; returns where one is enough, and in those processes."""
     from fitune.distributed.torchrun import count_of, launch
 
-    count = count_of(gpus, on_cpu)
+    if gpus is None or ranks.size() > 1:
+        return
+    count = count_of(gpus, settings.model.device == "cpu")
     if count > 1:
         status, fault = launch(count, ["train", *without_option(ctx.meta["words"], "--gpus")])
         if fault is not None:

@@ -28,6 +28,7 @@ def cross_faults(settings: Settings) -> Iterator[Fault]:
     yield from _ignored(settings)
     yield from _quantization(settings)
     yield from _export(settings)
+    yield from _parallel(settings)
     yield from _memory(settings)
     yield from method_faults(settings)
     if settings.model.attention == "flash_attention_2" and settings.model.device == "cpu":
@@ -45,6 +46,29 @@ def _batch(settings: Settings) -> Iterator[Fault]:
         yield (
             ("train.micro_batch_size", "train.batch_size"),
             f"is {micro}, which does not divide train.batch_size {whole}; use one of {divisors}",
+        )
+
+
+def _parallel(settings: Settings) -> Iterator[Fault]:
+    kind, strategy = settings.model.quantization, settings.parallel.strategy
+    if strategy != "fsdp2":
+        return
+    if kind != "none":
+        yield (
+            ("parallel.strategy", "model.quantization"),
+            f"is fsdp2, and model.quantization is {kind}: its packed weights cannot be cut between GPUs. Use ddp, where each "
+            "GPU holds the quantized base whole, or model.quantization none",
+        )
+    if METHODS[settings.method].reads not in ("rows", "text"):
+        yield (
+            ("parallel.strategy", "method"),
+            f"is fsdp2, which trains sft and lm, and method is {settings.method}; use ddp",
+        )
+    if settings.train.optimizer not in ("adamw", "sgd"):
+        name = settings.train.optimizer
+        yield (
+            ("parallel.strategy", "train.optimizer"),
+            f"is fsdp2, and train.optimizer is {name}, whose states cannot be cut between GPUs; use adamw or sgd",
         )
 
 

@@ -252,6 +252,14 @@ class RunSettings(Section):
     """Experiment trackers to report to; each must be installed."""
 
 
+class ParallelSettings(Section):
+    """How several GPUs train one model (docs/scale.md)."""
+
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """ddp: each GPU holds the whole model. fsdp2: each holds a part of every layer (sft and lm, without quantization). auto
+    is ddp."""
+
+
 class ExportSettings(Section):
     """What to export when training ends. An export that is not possible is refused before training starts."""
 
@@ -289,6 +297,7 @@ class Settings(_WithOwnSections):
     eval: EvalSettings = EvalSettings()
     memory: MemorySettings = MemorySettings()
     run: RunSettings = RunSettings()
+    parallel: ParallelSettings = ParallelSettings()
     export: ExportSettings = ExportSettings()
     trainer: dict[str, Any] = {}
     """Any other field of `transformers.TrainingArguments`, by its own name."""

@@ -82,6 +82,7 @@ def load_base(
     keep_dense: bool = False,
     config: PretrainedConfig | None = None,
     allow_unused: bool | None = None,
+    on_host: bool = False,
 ) -> LoadedBase:
     """Load the weights and grow the embeddings for the template's new tokens.
 
@@ -92,6 +93,7 @@ def load_base(
         keep_dense: with a quantization, the weights of its layers as they were, in `LoadedBase.dense` (LoftQ); they
             take as much of the host's memory as the model without quantization.
         config: what `load_config` found; None reads it.
+        on_host: leave it in the host's memory; whoever shards it moves the pieces.
         allow_unused: take a model that leaves tensors of its files unused: False refuses it, None and True note it.
 
     Raises:
@@ -176,7 +178,7 @@ def load_base(
     if new_ids:
         notes.append(f"tokens {', '.join(template.added_tokens)} added; only their embedding rows are trained")
     tokenizer.chat_template = template.text
-    if not quantization.on:  # a quantized base is made where it stays
+    if not quantization.on and not on_host:  # a quantized base is made where it stays
         cast(Any, model).to(hardware.device)
     model.config.use_cache = True
     if note := settle_generation(model, source.name):

@@ -58,6 +58,12 @@ def text_model(model: PreTrainedModel) -> nn.Module:
     return cast(nn.Module, model.get_decoder() if body is None else body)  # Llama 4's prefix is that of the whole
 
 
+def decoder_layers(body: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a body: its longest list of modules; none where it has no list."""
+    lists = [child for child in body.children() if isinstance(child, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
 def tower_names(model: PreTrainedModel) -> list[str]:
     """Full names of the modules beside the text model and the head; empty for a model of text alone."""
     if auto_class(model.config) is not AutoModelForImageTextToText:

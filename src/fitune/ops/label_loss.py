@@ -43,7 +43,7 @@ def count_trained(labels_BS: Tensor) -> int:
     return int((labels_BS[:, 1:] != IGNORED).sum())
 
 
-def label_loss(model: nn.Module, batch: dict[str, Tensor], num_items: Tensor | int) -> Tensor:
+def label_loss(model: nn.Module, batch: dict[str, Tensor], num_items: Tensor | float) -> Tensor:
     """Cross entropy of the trained tokens of ``batch``, summed in fp32, divided by ``num_items``.
 
     With ``num_items`` the trained tokens of the whole optimizer step, the losses of its micro-batches add up to the
@@ -63,7 +63,7 @@ def label_loss(model: nn.Module, batch: dict[str, Tensor], num_items: Tensor | i
 
 
 def selected_loss(
-    model: nn.Module, inputs: dict[str, Tensor], keep: Tensor, targets_N: Tensor, num_items: Tensor | int
+    model: nn.Module, inputs: dict[str, Tensor], keep: Tensor, targets_N: Tensor, num_items: Tensor | float
 ) -> Tensor:
     """`label_loss` for positions that the caller has already picked.
 

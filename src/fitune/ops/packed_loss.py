@@ -57,7 +57,7 @@ def to_pack(tree: Tree, device: torch.device | str) -> Pack:
 def pack_loss(
     model: nn.Module,
     pack: Pack,
-    num_items: Tensor | int,
+    num_items: Tensor | float,
     label_smoothing: float = 0.0,
     chunk_logits: int | None = None,
     recompute: Recompute = checkpoint,

@@ -33,6 +33,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fitune.console import follow
 from fitune.data.packing.dealing import deal
@@ -47,7 +48,17 @@ from fitune.trainers.callbacks import StopOnInterrupt, TrainerListener
 from fitune.trainers.listeners.row_noise import RowNoise, padded_rows
 from fitune.trainers.oom_recovery import OomRecovery, PassSize, StepDown, TriedFirst
 from fitune.trainers.parallel.dealt_batch import AT, OWN, ROWS, SIZE, DealtCollate, dealt
-from fitune.trainers.parallel.rank_step import StepReport, broadcast_values, share_step
+from fitune.trainers.parallel.rank_step import StepReport, share_step
+from fitune.trainers.parallel.sharding import (
+    OPTIMIZER_FOLDER,
+    broadcast_whole,
+    is_sharded,
+    load_optimizer,
+    local,
+    put,
+    save_optimizer,
+    whole,
+)
 from fitune.trainers.sampler import Numbered, Row, ShuffledByEpoch
 
 if TYPE_CHECKING:
@@ -129,6 +140,7 @@ class FituneTrainer(Trainer):
         on_step_down: StepDown | None = None,
         largest_rows: Callable[[], Sequence[Numbered]] | None = None,
     ):
+        self.sharded = is_sharded(model)
         self.order = ShuffledByEpoch(train_rows, args.seed)
         self.extra_metrics = extra_metrics
         self.keep_checkpoints = keep_checkpoints
@@ -169,6 +181,7 @@ class FituneTrainer(Trainer):
                 getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
             ),
             begin_again=self.drop_gradients,
+            gives_up=self.sharded,
             on_step_down=on_step_down,
         )
         self.eval_recovery = OomRecovery(
@@ -282,15 +295,17 @@ class FituneTrainer(Trainer):
             return super()._wrap_model(model, training, dataloader)
         prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
         cast(Any, prepared)._is_accelerate_prepared = True  # or the Trainer's own call would wrap it after all
-        broadcast_values([value for _, value in self.trained_parameters()])
+        broadcast_whole([value for _, value in self.trained_parameters()])
         return prepared
 
-    def _share_step(self, model: nn.Module, inputs: Batch, num_items: Tensor | int) -> Tensor:
+    def _share_step(self, model: nn.Module, inputs: Batch, num_items: Tensor | float) -> Tensor:
         """This rank's part of a step, then the sum over all ranks: gradients, loss, and what was measured."""
         batch, failure, report = dealt(inputs), None, None
         try:
             report = self.take_part(model, batch[OWN], num_items)
         except Exception as error:  # told to the others, who wait for this rank's gradients
+            if self.sharded:  # they wait for its part of a layer, and hear nothing
+                raise
             failure = error
         every = self.share_part(self.step_loss, report, failure)
         self.step_loss = math.fsum(one.loss for one in every)
@@ -311,10 +326,28 @@ class FituneTrainer(Trainer):
             interrupt.agree([one.signal for one in every])
         return every
 
-    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | int) -> object:
+    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | float) -> object:
         """Forward and backward of this rank's part of a step; returns what `read_reports` gets of every rank."""
+        if self.sharded:
+            passes = [one for batch in batches for one in self.single_passes(batch)]
+            most = max(together.gather(len(passes), f"passes of step {self.state.global_step + 1} are counted"))
+            blank = self.train_collator(cast("RowDataset[Any]", self.train_dataset).rows[:1])
+            divisors = [num_items] * len(passes) + [math.inf] * (most - len(passes))
+            work = zip([*passes, *[blank] * (most - len(passes))], divisors, strict=True)
+            self.recovery.run(lambda own: [self.forward_backward(model, by, one) for one, by in own], work)
+            return None
         self.recovery.run(lambda own: [self.forward_backward(model, num_items, one) for one in own], batches)
         return None
+
+    def single_passes(self, batch: Batch) -> list[Batch]:
+        """A micro-batch of this rank in batches of one forward pass each."""
+        rows = by_side(cast(Padded, batch), self.lengths)
+        most = self.recovery.size.most
+        return [
+            {name: value[first : first + most] for name, value in alike.items()}
+            for alike in rows
+            for first in range(0, len(alike["input_ids"]), most)
+        ]
 
     def read_reports(self, reports: Sequence[Any], parts: Sequence[Sequence[Any]]) -> None:
         """What the ranks measured in a step, and the rows of each."""
@@ -324,19 +357,19 @@ class FituneTrainer(Trainer):
         self,
         model: nn.Module,
         batches: Sequence[Batch],
-        num_items: Tensor | int,
+        num_items: Tensor | float,
         where: Callable[[], str] | None = None,
     ) -> Tensor:
         """`forward_backward` of the last of a step's micro-batches so far, as `OomRecovery.run` does it."""
         work = partial(self.forward_backward, model, num_items)
         return self.recovery.run(work, batches[-1], batches[:-1], where)
 
-    def forward_backward(self, model: nn.Module, num_items: Tensor | int, inputs: Batch) -> Tensor:
+    def forward_backward(self, model: nn.Module, num_items: Tensor | float, inputs: Batch) -> Tensor:
         """The gradients of a micro-batch, in passes of the size that memory allows; halts when a loss is not finite."""
         losses: list[Tensor] = []
         for part in self._cut(cast(Padded, inputs), self.recovery):
             self.last_row_numbers = part[ROW_NUMBERS].tolist()
-            loss = super().training_step(model, part, num_items)
+            loss = super().training_step(model, part, cast("Tensor | int", num_items))
             value = loss.item()
             if not torch.isfinite(loss):
                 self.halt(f"the loss is {value}")
@@ -407,7 +440,7 @@ class FituneTrainer(Trainer):
         """What is measured on the held-out rows without generating: the loss, and whatever a method adds."""
         doing = f"held-out rows are measured at step {self.state.global_step}"
         mine = together.everywhere(doing, lambda: self.eval_recovery.run(self._token_loss, eval_dataset))
-        every = together.gather(mine, doing)
+        every = [mine] if self.sharded else together.gather(mine, doing)
         loss = sum(total for total, _ in every) / max(sum(tokens for _, tokens in every), 1)
         if not math.isfinite(loss):
             raise TrainingHalted(
@@ -419,7 +452,8 @@ class FituneTrainer(Trainer):
     def own_eval_rows(self, eval_dataset: RowDataset[Numbered] | None) -> Sequence[Any]:
         """The held-out rows that this rank measures."""
         dataset = cast("RowDataset[Numbered]", self.eval_dataset if eval_dataset is None else eval_dataset)
-        return dataset.rows if ranks.size() == 1 else dataset.rows[ranks.share(len(dataset))]
+        # Sharded, all ranks measure all rows: each takes the same passes.
+        return dataset.rows if ranks.size() == 1 or self.sharded else dataset.rows[ranks.share(len(dataset))]
 
     def _eval_batches(self, eval_dataset: RowDataset[Numbered] | None) -> DataLoader[Any]:
         if ranks.size() == 1:
@@ -444,7 +478,7 @@ class FituneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Write a checkpoint, mark it whole, then drop the ones over the limit."""
-        broken = [name for name, value in self.trained_parameters() if not torch.isfinite(value).all()]
+        broken = [name for name, value in self.trained_parameters() if not torch.isfinite(local(value)).all()]
         if broken:
             self.halt(f"{len(broken)} trained parameters are not finite, starting with {broken[0]}")
         root = Path(str(self.args.output_dir))
@@ -467,10 +501,12 @@ class FituneTrainer(Trainer):
             return
         # transformers' own waits for the other ranks in the middle, for ever where one of them cannot write.
         self._save_rng_state(str(folder))
+        if self.sharded:
+            save_optimizer(self.model, cast(torch.optim.Optimizer, self.optimizer), folder)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
+        self.save_model(str(folder))
         if ranks.is_first():
-            self.save_model(str(folder))
             self.state.save_to_json(str(folder / checkpoints.STATE))
 
     def _complete_checkpoint(self, folder: Path) -> None:
@@ -485,8 +521,22 @@ class FituneTrainer(Trainer):
         """The trained parameters, exactly as they are; the run's last act writes the adapter or the model."""
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        values = {name: value.detach().contiguous() for name, value in self.trained_parameters()}
-        save_file(values, folder / TRAINED_FILE)
+        values = {name: whole(value.detach()).contiguous() for name, value in self.trained_parameters()}
+        if ranks.is_first():
+            save_file(values, folder / TRAINED_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.sharded and ranks.is_first():  # the pieces of one rank, of no use alone
+            (Path(output_dir) / OPTIMIZER_NAME).unlink()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not (Path(checkpoint) / OPTIMIZER_FOLDER).is_dir():
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.model, cast(torch.optim.Optimizer, self.optimizer), Path(checkpoint))
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler).load_state_dict(schedule)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
@@ -511,7 +561,7 @@ class FituneTrainer(Trainer):
             raise RunError(f"{folder} does not contain this model's trained parameters: {wrong[0]} differs")
         with torch.no_grad():
             for name, value in here.items():
-                value.copy_(saved[name])
+                put(value, saved[name])
 
 
 class _EpochOrder(TrainerCallback):

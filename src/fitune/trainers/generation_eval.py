@@ -19,6 +19,7 @@ from fitune.evaluation.evaluate import AnswerRow, answer_rows
 from fitune.evaluation.generation import LanguageModel
 from fitune.evaluation.inference_model import Target
 from fitune.trainers.oom_recovery import OomRecovery, PassSize
+from fitune.trainers.parallel.sharding import is_sharded
 
 EVALUATING = "evaluating"  # what the progress bar says, with the number of answers
 
@@ -48,13 +49,15 @@ class GenerationEval:
         target = Target(model=cast("LanguageModel", model), renderer=self.renderer, base_name="", adapter=None)
         doing = f"held-out questions are answered at step {step}"
         mine = together.everywhere(doing, lambda: self.recovery.run(self._answered, target))
-        rows = [row for part in together.gather(mine, doing) for row in part]
+        rows = mine if is_sharded(model) else [row for part in together.gather(mine, doing) for row in part]
         moment = "before" if step == 0 else "during"
         self.keep([{"step": step, "moment": moment, **row} for row in rows])
         return score([row["answer"] for row in rows], [row["wanted"] for row in rows])
 
     def _answered(self, target: Target) -> list[AnswerRow]:
-        own = self.examples[ranks.share(len(self.examples))]
+        # Sharded, all ranks answer all questions: each takes the same passes.
+        alike = is_sharded(cast(nn.Module, target.model))
+        own = self.examples if alike else self.examples[ranks.share(len(self.examples))]
         if not own:
             return []
         at_once = min(self.recovery.size.most, len(own))

@@ -81,6 +81,7 @@ class OomRecovery:
         model: where passes keep activations for a backward pass, the model that may recompute them as the last resort.
         checkpointing: it does so from the start.
         begin_again: undoes what a failed attempt has left behind (gradients).
+        gives_up: nothing is begun again: other ranks are in the midst of the same layer.
         on_step_down: told of each step down: at, to.
     """
 
@@ -93,6 +94,7 @@ class OomRecovery:
         model: nn.Module | None = None,
         checkpointing: bool = False,
         begin_again: Callable[[], None] | None = None,
+        gives_up: bool = False,
         on_step_down: StepDown | None = None,
     ):
         self.size = size
@@ -101,6 +103,7 @@ class OomRecovery:
         self._where, self._advice, self._model = where, advice, model
         self._begin_again, self._on_step_down = begin_again, on_step_down
         self._notes: list[str] = []
+        self._gives_up = gives_up
         self._random_state = random_state()
 
     def begin_pass(self, parts: int, tokens: int = 0) -> None:
@@ -141,6 +144,8 @@ class OomRecovery:
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not is_out_of_memory(error):
                     raise
+                if self._gives_up:
+                    raise DoesNotFit(self._way_out((where or self._where)())) from error
             # Out of the handler: its traceback has let go of the activations.
             if self._begin_again is not None:
                 self._begin_again()

@@ -77,12 +77,15 @@ class PackedTrainer(FituneTrainer):
     def deal(self, rows: Sequence[TokenRow]) -> list[list[int]]:
         return deal_rows(rows, ranks.size(), self.packing.mode)
 
+    def single_passes(self, batch: Batch) -> list[Batch]:
+        return [{PACKS: [tree]} for tree in self._smaller(cast("list[Tree]", batch[PACKS]))]
+
     def step_size(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Tokens of a step's rows, and how many of them are trained."""
         trees = [tree for batch in batches for tree in cast("list[Tree]", batch[PACKS])]
         return sum(tree.row_tokens for tree in trees), sum(tree.num_targets for tree in trees)
 
-    def forward_backward(self, model: nn.Module, num_items: Tensor | int, inputs: Batch) -> Tensor:
+    def forward_backward(self, model: nn.Module, num_items: Tensor | float, inputs: Batch) -> Tensor:
         """The gradients of every pack of the step; halts when a loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)

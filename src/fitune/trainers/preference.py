@@ -132,7 +132,7 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
         pairs = [pair for batch in batches for pair in cast("list[AnyPair]", batch[PAIRS])]
         return sum(pair.num_tokens for pair in pairs), len(pairs)
 
-    def forward_backward(self, model: nn.Module, num_items: Tensor | int, inputs: Batch) -> Tensor:
+    def forward_backward(self, model: nn.Module, num_items: Tensor | float, inputs: Batch) -> Tensor:
         """The gradients of every pass of the step; halts when a loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)
@@ -159,7 +159,7 @@ class PairTrainer(FituneTrainer, Generic[AnyPair]):
 
     # ---- several ranks
 
-    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | int) -> object:
+    def take_part(self, model: nn.Module, batches: Sequence[Batch], num_items: Tensor | float) -> object:
         """This rank's pairs; tells its numbers of each, in the order of `Dealt.rows`."""
         own = [pair for batch in batches for pair in cast("list[AnyPair]", batch[PAIRS])]
         self.heed_all(own, self.recovery)

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from fitune.adapters.premerge import merge_into
 from fitune.config.sections import Settings
 from fitune.console import log, warn
+from fitune.distributed import ranks
 from fitune.errors import SettingsError
 from fitune.methods.context import RunContext
 from fitune.methods.registry import METHODS
@@ -130,6 +131,7 @@ def load(setup: RunSetup) -> LoadedBase:
         keep_dense=settings.lora.init == "loftq",
         config=setup.config,
         allow_unused=settings.model.allow_unused_weights,
+        on_host=settings.parallel.strategy == "fsdp2" and ranks.size() > 1,
     )
     base = merge_into(base, merges_of(settings))
     for note in base.notes:

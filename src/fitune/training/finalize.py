@@ -20,6 +20,7 @@ from fitune.runs.model_card import write_card
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.listeners.learning_signal import SIGNAL
+from fitune.trainers.parallel.sharding import trained_whole
 from fitune.training.memory_report import compare
 
 
@@ -39,7 +40,8 @@ def finish(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # transformers' Trainer turns the cache off for training; whoever loads the result wants it.
     model.config.use_cache = True
-    saved = together.by_first("the result is saved", lambda: _saved(save, trainer, model))
+    with trained_whole(model):
+        saved = together.by_first("the result is saved", lambda: _saved(save, trainer, model))
     log(f"saved to {saved}")
     losses = [row["loss"] for row in read_rows(run.metrics) if row.get("kind") == "train"]
     results = Results(steps=trainer.state.global_step, best_step=kept_step, final_loss=losses[-1] if losses else None)

@@ -37,6 +37,7 @@ from fitune.signals import ENDING, Stopped, handled, raise_stopped
 from fitune.trainers.arguments import Schedule, check_trackers
 from fitune.trainers.base import FituneTrainer
 from fitune.trainers.callbacks import ProgressLine, StopOnInterrupt
+from fitune.trainers.parallel.sharding import broadcast_whole, shard, trained_whole
 from fitune.training.autofit import predicted_run
 from fitune.training.components import context_of, load, log_schedule, make_arguments, make_schedule
 from fitune.training.finalize import finish, log_memory, write_pages
@@ -236,8 +237,13 @@ def _train(
         training={**asdict(schedule), "learning_rate": arguments.learning_rate, "precision": setup.precision.name},
     )
 
+    if settings.parallel.strategy == "fsdp2" and ranks.size() > 1:
+        broadcast_whole([value for value in model.parameters() if value.requires_grad])
+        count = shard(model, setup.hardware.device)
+        log(f"{count} layers are sharded over {ranks.size()} ranks (FSDP2)")
     trainer = together.everywhere("the trainer is made", partial(method.make_trainer, context, model))
-    together.by_first("saving is rehearsed", partial(rehearse_saving, context, trainer, model))
+    with trained_whole(model):
+        together.by_first("saving is rehearsed", partial(rehearse_saving, context, trainer, model))
     if ranks.size() > 1:  # noise and dropout of its own on each rank
         set_seed(settings.train.seed + ranks.rank())
     if checkpoint is not None and is_over(checkpoint, schedule.steps):

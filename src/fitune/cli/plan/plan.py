@@ -54,6 +54,10 @@ ENDS = {
 @click.option(
     "--html", "html_file", type=click.Path(dir_okay=False), help="Write an HTML page with diagram and tables."
 )
+@click.option(
+    "--gpus", type=click.IntRange(1), default=1, metavar="N", help="Plan one of so many ranks that share each step."
+)
+@click.option("--strategy", type=click.Choice(["ddp", "fsdp2"]), help="Short for --parallel.strategy.")
 @click.option("--expandable-segments", is_flag=True, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.")
 @click.pass_context
 def plan(
@@ -84,7 +88,10 @@ def plan(
     shown = Shown(shlex.join(["fitune", *sys.argv[1:]]), given["svg_file"], given["html_file"])
     if len(recipes) > 1 or (len(models) > 1 and most != "model"):
         raise click.UsageError("name one model and one recipe; several models need --max model")
-    asked = ask(models[0] if models else None, recipes, ctx.meta["settings"], given)
+    if given["gpus"] > 1 and (as_grid or most or given["ladder"]):
+        raise click.UsageError("--gpus cannot be combined with --grid, --max or --ladder")
+    short = {"parallel.strategy": given["strategy"]} if given["strategy"] else {}
+    asked = ask(models[0] if models else None, recipes, {**ctx.meta["settings"], **short}, given)
     if most == "model":
         status = _answer_models(asked, models or [asked.config.name], given["as_json"])
     elif most:
@@ -118,8 +125,13 @@ def _answer(asked: PlanQuestion, given: PlanOptions) -> int:
     from fitune.planning.report.svg import html, svg
     from fitune.planning.report.terminal import print_plan
 
-    scenario = asked.scenario()
+    scenario = asked.scenario(_share_of_batch(asked, given["gpus"]))
     made = asked.plan(scenario)
+    if given["gpus"] > 1 and asked.settings.parallel.strategy == "fsdp2" and made.traced:
+        from fitune.planning.rank_share import plan_of_rank
+
+        room = asked.gpu.usable_bytes if asked.card else None
+        made = plan_of_rank(made, asked.config.values, scenario, given["gpus"], room)
     view = replace(asked.view(scenario, made), expandable_segments=asked.expandable)
     explained = None
     if given["explain"]:
@@ -147,6 +159,15 @@ def _answer(asked: PlanQuestion, given: PlanOptions) -> int:
         if file:
             log(f"wrote {file}")
     return 0 if asked.card is None or made.fits else DOES_NOT_FIT
+
+
+def _share_of_batch(asked: PlanQuestion, gpus: int) -> dict[str, object]:
+    """The settings' changes for the rows of a step that one of several ranks takes."""
+    if gpus == 1:
+        return {}
+    rows = -(-asked.settings.train.batch_size // gpus)
+    micro = max(size for size in range(1, rows + 1) if rows % size == 0 and size <= asked.settings.train.micro_rows)
+    return {"train.batch_size": rows, "train.micro_batch_size": micro}
 
 
 def _answer_most(asked: PlanQuestion, what: str, as_json: bool) -> int:

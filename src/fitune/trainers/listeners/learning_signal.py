@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fitune.console import warn
+from fitune.distributed import together
 from fitune.trainers.callbacks import TrainerListener
+from fitune.trainers.parallel.sharding import local, whole
 
 REMINDER = 10  # steps without a signal between two warnings
 SIGNAL = "signal"
@@ -52,7 +54,8 @@ class LearningSignal(TrainerListener):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         values = (value for _, value in self.trainer.trained_parameters())
-        self.gradient = any(value.grad is not None and bool(value.grad.any()) for value in values)
+        here = any(value.grad is not None and bool(local(value.grad).any()) for value in values)
+        self.gradient = any(together.gather(here, "gradients are looked at")) if self.trainer.sharded else here
         groups = cast(Optimizer, self.trainer.optimizer).param_groups
         self.state["highest_rate"] = max(self.state["highest_rate"], *(float(group["lr"]) for group in groups))
 
@@ -92,5 +95,5 @@ def weights_digest(values: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for value in values:
         wide = torch.float32 if value.device.type == "mps" else torch.float64
-        digest.update(value.detach().sum(dtype=wide).cpu().numpy().tobytes())
+        digest.update(whole(value.detach().sum(dtype=wide)).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

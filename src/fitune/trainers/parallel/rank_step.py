@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from fitune.console import warn
 from fitune.distributed import ranks, together
@@ -44,7 +45,7 @@ def share_step(values: Sequence[Tensor], mine: StepReport, failure: Exception | 
         for note in report.notes if rank else ():
             warn(f"rank {rank}: {note}")
     wanted = [any(has[place] for _, _, has in every) for place in range(len(values))]
-    sum_gradients([value for value, some in zip(values, wanted, strict=True) if some])
+    sum_gradients([v for v, some in zip(values, wanted, strict=True) if some and not isinstance(v, DTensor)])
     return [report for _, report, _ in every]
 
 
@@ -65,12 +66,6 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if ranks.size() > 1:
         distributed.all_reduce(value)
     return value
-
-
-def broadcast_values(values: Sequence[Tensor]) -> None:
-    """Rank 0's values on every rank."""
-    for value in values:
-        distributed.broadcast(value.data, src=0)
 
 
 def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
