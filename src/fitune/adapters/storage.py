@@ -96,10 +96,10 @@ def title(folder: Path) -> str:
 
 
 def list_adapters(root: str | Path = "runs") -> list[Listed]:
-    """One summary an adapter below ``root``, by name; damaged ones say so."""
+    """One summary an adapter below ``root``, by name; damaged ones say so. Exported copies are left out."""
     found: list[Listed] = []
     for config in sorted(Path(root).glob(f"**/{CONFIG}")):
-        if any(part.startswith(".") or part in ("checkpoints", MERGED) for part in config.parts):
+        if any(part.startswith(".") or part in ("checkpoints", "export", MERGED) for part in config.parts):
             continue
         try:
             whole = describe(config.parent)

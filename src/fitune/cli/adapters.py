@@ -33,7 +33,7 @@ def adapters() -> None:
 @FOLDER
 @JSON
 def list_command(folder: str, as_json: bool) -> None:
-    """One line per adapter.
+    """List adapters; exported copies are left out.
 
     \b
     fitune adapters list
@@ -61,7 +61,7 @@ def list_command(folder: str, as_json: bool) -> None:
 @FOLDER
 @JSON
 def show(name: str, folder: str, as_json: bool) -> None:
-    """Trained share by module, size, base and its revision, template, what is trained in full.
+    """Show base, options, size, and the trained share by module.
 
     \b
     fitune adapters show demo
@@ -79,12 +79,12 @@ def show(name: str, folder: str, as_json: bool) -> None:
     share = "" if found["share"] is None else f" ({found['share']:.2%} of {found['total']:,})"
     rows = [
         ["base", found["base"]],
-        ["revision", found["revision"] or "none named"],
+        ["revision", found["revision"] or "not pinned"],
         ["quantization", found["quantization"]],
-        ["template", f"{template.get('origin', 'unknown')}{added}"],
+        ["chat template", f"{_origin(template.get('origin'))}{added}"],
         ["kind", f"{found['kind']}, rank {found['rank']}, alpha {found['alpha']:g}, dropout {found['dropout']:g}"],
-        ["initialised with", str(found["init"])],
-        ["continues", found["continues"] or "none: a new adapter"],
+        ["initialization", "default" if found["init"] is True else str(found["init"])],
+        ["trained from", found["continues"] or "scratch"],
         ["trained", f"{found['trained']:,} parameters{share}"],
         *([f"  {module}", _part(count, found)] for module, count in found["parameters"].items()),
         *([f"  {module}, in full", _part(count, found)] for module, count in found["in_full"].items()),
@@ -104,13 +104,13 @@ def show(name: str, folder: str, as_json: bool) -> None:
 @FOLDER
 @JSON
 def compare(first: str, second: str, folder: str, as_json: bool) -> None:
-    """How two adapters differ: options, and the size and direction of their updates by module.
+    """Compare two adapters: options, size and direction of their updates by module.
 
     \b
     fitune adapters compare demo demo-rank-32
 
-    The cosine is 1 where both change the weights in the same direction, 0 where their changes are unrelated, −1 where
-    they oppose each other.
+    ‖ΔW‖ is the norm of an adapter's update of a module's weights. The cosine is 1 where both change the weights in the
+    same direction, 0 where their changes are unrelated, −1 where they oppose each other.
     """
     from fitune.adapters import storage
     from fitune.adapters.locate import find_adapter
@@ -263,6 +263,10 @@ _proving(
     fitune adapters unload demo
     """,
 )
+
+
+def _origin(origin: str | None) -> str:
+    return {"model": "the model's own", None: "unknown"}.get(origin, str(origin))
 
 
 def _part(count: int, found: Described) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from fitune.cli.options.shared import FOLDER, JSON, print_json, print_table
 
 if TYPE_CHECKING:
-    from fitune.runs.compare import MemoryFigure
+    from fitune.runs.compare import Damaged, MemoryFigure, Summary
 
 
 @click.group()
@@ -27,10 +27,12 @@ def runs() -> None:
 @FOLDER
 @JSON
 def list_command(folder: str, as_json: bool) -> None:
-    """One line per run, newest first.
+    """List runs, newest first: state, method, model, steps, the score before and after, the day.
 
     \b
     fitune runs list
+
+    A run whose process is gone without a word is dead; `fitune train --resume RUN` continues it.
     """
     from fitune.console import log
     from fitune.runs.compare import list_runs
@@ -41,8 +43,37 @@ def list_command(folder: str, as_json: bool) -> None:
     elif not found:
         log(f"no runs in {folder}; `fitune demo` makes the first")
     else:
-        columns = ("name", "status", "model", "data", "step", "steps", "loss")
-        print_table(columns, [[run.get(column) for column in columns] for run in found], _cell)
+        columns = ("name", "status", "method", "model", "data", "steps", "before → after", "started")
+        print_table(columns, [_line(run) for run in found], _cell)
+
+
+def _line(run: Summary | Damaged) -> list[object]:
+    """A run's cells; a damaged one has only its name, its state and why."""
+    if run["status"] == "damaged":
+        return [run["name"], "damaged", "", run.get("error"), "", "", "", ""]
+    from fitune.runs.run_folder import RunFolder
+
+    found = cast("Summary", run)
+    steps = "" if found["steps"] is None else f"{found['step']}/{found['steps']}"
+    return [
+        found["name"],
+        RunFolder(Path(found["path"])).status(),
+        found["method"],
+        Path(found["model"] or "").name,
+        Path(found["data"] or "").name,
+        steps,
+        _score(found),
+        (found["started"] or "")[:16].replace("T", " "),
+    ]
+
+
+def _score(run: Summary) -> str:
+    """The first metric that was measured before and after, else the loss of the last logged step."""
+    before, after = run["before"] or {}, run["after"] or {}
+    for name in ("reward", "accuracy", "word_accuracy", "loss"):
+        if name in before and name in after:
+            return f"{name.replace('_', ' ')} {before[name]:.3g} → {after[name]:.3g}"
+    return "" if run["loss"] is None else f"loss of the last step {run['loss']:.3g}"
 
 
 @runs.command()
