@@ -15,7 +15,7 @@ from typing import Any, cast
 import yaml
 
 from fitune.config.fields import all_fields
-from fitune.config.foreign.sources import axolotl_data, llama_factory_data
+from fitune.config.foreign.named_data import axolotl_data, llama_factory_data
 from fitune.config.suggestions import ELSEWHERE
 from fitune.config.values import Misfit, fit
 from fitune.errors import SettingsError
