@@ -94,11 +94,15 @@ def check(ctx: click.Context, source: str, as_json: bool) -> None:
         "eval": (prepared.eval_report, prepared.eval_read),
     }
     if as_json:
-        found = {
+        from fitune.data.reports.counting import histogram
+        from fitune.training.plan_scenario import row_sizes
+
+        found: dict[str, dict[str, object]] = {
             name: {**report.to_dict(), **({"read": read.to_dict()} if read else {})}
             for name, (report, read) in sides.items()
             if report
         }
+        found["train"]["lengths"] = histogram([tokens for tokens, _ in row_sizes(settings, prepared.train)])
         print_json({"ok": True, **found})
         return
     for name, (report, read) in sides.items():

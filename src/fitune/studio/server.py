@@ -22,7 +22,7 @@ from fitune.studio.access import Access, Gate
 from fitune.studio.confine import Folders, Refused
 from fitune.studio.session import Studio
 from fitune.studio.templating import THEMES, page
-from fitune.studio.views import new_run, run_views
+from fitune.studio.views import data_view, fit_view, new_run, result_view, run_views
 from fitune.web.style import stylesheet
 
 YEAR_SECONDS = 365 * 86400
@@ -37,12 +37,16 @@ def make_app(folders: Folders, access: Access) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         yield
         studio.children.end_all()
+        studio.chat.end()
 
     return Starlette(
         lifespan=lifespan,
         routes=[
             *run_views.routes(studio),
             *new_run.routes(studio),
+            *data_view.routes(studio),
+            *result_view.routes(studio),
+            *fit_view.routes(studio),
             Route("/style.css", _style),
             Route("/theme", _theme, methods=["POST"]),
             Mount("/static", static),

@@ -14,6 +14,7 @@ from fitune.studio.confine import Folders
 from fitune.studio.reading.metrics_index import MetricsIndex
 from fitune.studio.reading.run_list import CHAIN, Entry, RunList
 from fitune.studio.reading.run_page import RunPage
+from fitune.studio.starting.chat_child import ChatChild
 from fitune.studio.starting.child_command import Children
 from fitune.studio.starting.jobs import Jobs
 
@@ -29,6 +30,7 @@ class Studio:
         self.runs = RunList(folders.runs)
         self.jobs = Jobs(folders.runs, folders.own)
         self.children = Children()
+        self.chat = ChatChild()
         self._indexes: OrderedDict[Path, MetricsIndex] = OrderedDict()
         self._reading: dict[Path, asyncio.Task[None]] = {}
 

@@ -52,6 +52,7 @@ COMMANDS = (
 @FOLDER
 @click.option("--tools", type=click.Path(), help="A JSON file with the tools that the model may call.")
 @click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a JSON object a line, in and out.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 def chat(
     target: str,
@@ -63,6 +64,7 @@ def chat(
     folder: str,
     tools: str | None,
     seed: int | None,
+    as_json: bool,
     device: str,
 ) -> None:
     """Talk to TARGET: a run's name or folder, an adapter folder, or a model.
@@ -85,6 +87,11 @@ def chat(
     opened = open_target(target, folder, device, thinking=thinking)
     if system is None:
         system = opened.renderer.asking.system
+    if as_json:
+        from fitune.cli.talk.chat_lines import ChatLines
+
+        ChatLines(opened, system, Sampling(max_new_tokens, temperature, top_p), _say_json).answer_all(sys.stdin)
+        return
     talk = Conversation(opened, system, Sampling(max_new_tokens, temperature, top_p), listed, folder)
     if sys.stdin.isatty():
         log("\n".join(_greeting(opened, system, temperature)))
@@ -93,6 +100,14 @@ def chat(
             talk.ask(line)
         elif not talk.command(line):
             return
+
+
+def _say_json(told: dict[str, object]) -> None:
+    """A line of JSON, out at once."""
+    from fitune.console import json_text
+
+    click.echo(json_text(told))
+    sys.stdout.flush()
 
 
 def _greeting(opened: Target, system: str | None, temperature: float) -> list[str]:

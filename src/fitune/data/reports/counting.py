@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
@@ -63,6 +63,25 @@ class Lengths:
             return cls(0, 0, 0, 0)
         found = np.asarray(lengths)
         return cls(int(found.sum()), int(found.min()), int(np.median(found)), int(found.max()))
+
+
+class Histogram(TypedDict):
+    """Rows by length: rows[i] have edges[i] tokens or more and fewer than edges[i + 1]."""
+
+    edges: list[int]
+    rows: list[int]
+
+
+def histogram(lengths: Sequence[int], bars: int = 24) -> Histogram:
+    """Lengths in bars of equal width, a round number of tokens."""
+    if not lengths:
+        return {"edges": [], "rows": []}
+    low, high = min(lengths), max(lengths)
+    width = max(1, -(-(high + 1 - low) // bars))
+    counts = [0] * ((high - low) // width + 1)
+    for length in lengths:
+        counts[(length - low) // width] += 1
+    return {"edges": [low + width * place for place in range(len(counts) + 1)], "rows": counts}
 
 
 def span(report: DataReport) -> str:

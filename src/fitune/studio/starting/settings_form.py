@@ -88,7 +88,7 @@ def fill(form: Mapping[str, str], folders: Folders) -> Filled:
         faults.setdefault("", []).append(str(error))
     if "data.train" not in values:
         faults.setdefault("data.train", []).insert(0, "is empty; name a file, hub:NAME, or demo:pig-latin")
-    for key, sentence in _outside(values, folders):
+    for key, sentence in outside(values, folders):
         faults.setdefault(key, []).append(sentence)
     if not is_plain_name(name):
         faults.setdefault("run.name", []).append(f"is {shown(name)}; use one folder name")
@@ -136,7 +136,7 @@ def _placed(fault: str) -> tuple[str, str]:
     return "", fault
 
 
-def _outside(values: Mapping[str, str], folders: Folders) -> list[tuple[str, str]]:
+def outside(values: Mapping[str, str], folders: Folders) -> list[tuple[str, str]]:
     """Files that the person did not open, by the setting that names them."""
     found: list[tuple[str, str]] = []
     for key in PATHS:

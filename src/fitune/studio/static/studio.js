@@ -199,3 +199,105 @@ document.addEventListener("click", async (event) => {
   catch { getSelection().selectAllChildren(place); button.textContent = "Marked: copy with Ctrl-C"; }
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
 });
+
+// ---- forms whose answer is a piece of the page
+document.addEventListener("submit", async (event) => {
+  const sent = event.target, button = event.submitter, target = sent.dataset.piece;
+  if (!target || button?.getAttribute("formaction")) return;
+  event.preventDefault();
+  const place = document.getElementById(target);
+  place.setAttribute("aria-busy", "true"); place.classList.add("busy"); button.disabled = true;
+  const began = performance.now(), word = button.textContent;
+  const ticking = setInterval(() => { button.textContent = `${word}, ${Math.round((performance.now() - began) / 1000)} s`; }, 1000);
+  try {
+    const answer = await fetch(sent.action, { method: "POST", body: new URLSearchParams(new FormData(sent)) });
+    const html = await answer.text();
+    if (answer.ok) { if (html) place.innerHTML = html; }
+    else {
+      const told = new DOMParser().parseFromString(html, "text/html").querySelector("main p.prewrap")?.textContent ?? html;
+      place.replaceChildren(Object.assign(document.createElement("p"), { className: "bad prewrap", textContent: told }));
+    }
+  } catch { note("The studio does not answer."); }
+  finally {
+    clearInterval(ticking); button.textContent = word; button.disabled = false;
+    place.removeAttribute("aria-busy"); place.classList.remove("busy");
+  }
+});
+
+// ---- a dropped file
+const drop = document.getElementById("drop");
+if (drop) {
+  const told = document.getElementById("dropped"), source = document.getElementById("source");
+  const take = async (file) => {
+    if (!file) return;
+    told.textContent = `copying ${file.name} …`;
+    const answer = await fetch(`/data/files/${encodeURIComponent(file.name)}`, { method: "PUT", body: file });
+    if (answer.ok) {
+      source.value = (await answer.json()).name;
+      told.textContent = `copied to ${source.value}`;
+      source.form.requestSubmit(source.form.querySelector("button.primary"));
+    } else told.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main p.prewrap")?.textContent ?? "it could not be copied";
+  };
+  drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
+  document.getElementById("file").addEventListener("change", (event) => take(event.target.files[0]));
+  if (source.value) source.form.requestSubmit(source.form.querySelector("button.primary"));
+}
+
+// ---- chat
+const chat = document.getElementById("chat");
+if (chat) {
+  const talk = document.getElementById("talk"), stop = document.getElementById("stop-answer"), tokens = document.getElementById("tokens");
+  let answering = null;
+  const add = (parent, kind, text) => { const one = document.createElement("div"); one.className = kind; one.textContent = text; parent.append(one); return one; };
+  async function say(body) {
+    const question = body.get("text"), sides = { both: ["base", "adapter"] }[body.get("side")] ?? [body.get("side")];
+    add(talk, "asked", question);
+    const row = add(talk, "answers", ""), places = {};
+    for (const side of sides) { const one = add(row, "answer", ""); add(one, "who", side); places[side] = add(one, "what", "…"); }
+    answering = new AbortController(); stop.hidden = false;
+    try {
+      const answer = await fetch(chat.action, { method: "POST", body, signal: answering.signal });
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      const begun = new Set();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        const lines = (rest + value).split("\n");
+        rest = lines.pop();
+        for (const line of lines.filter(Boolean)) {
+          const told = JSON.parse(line), place = places[told.side] ?? places[sides[0]];
+          if ("piece" in told) { if (!begun.has(told.side)) place.textContent = ""; begun.add(told.side); place.textContent += told.piece; }
+          else if (told.error) { place.textContent = told.error; place.classList.add("bad"); for (const one of Object.values(places)) if (one.textContent === "…") one.textContent = ""; }
+          else if (told.text !== undefined) { place.textContent = told.text; if (!told.stopped) add(place.parentElement, "dim small", "cut off"); place.parentElement.classList.add("done"); }
+        }
+        talk.scrollTop = talk.scrollHeight;
+      }
+    } catch (error) { if (error.name !== "AbortError") note("The studio does not answer."); }
+    finally { answering = null; stop.hidden = true; }
+  }
+  chat.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const body = new URLSearchParams(new FormData(chat)), button = event.submitter;
+    if (!body.get("text").trim() || answering) return;
+    if (button?.getAttribute("formaction")) {
+      tokens.textContent = "asking …";
+      const answer = await fetch(button.formAction, { method: "POST", body });
+      if (answer.ok) tokens.innerHTML = await answer.text(); else tokens.textContent = "no answer";
+      return;
+    }
+    chat.elements.text.value = "";
+    say(body);
+  });
+  chat.elements.text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); chat.requestSubmit(chat.querySelector("button.primary")); }
+  });
+  stop.addEventListener("click", () => answering?.abort());
+  document.getElementById("clear-chat").addEventListener("click", async () => {
+    await fetch(chat.action, { method: "POST", body: new URLSearchParams({ clear: "1" }) });
+    talk.replaceChildren(); tokens.replaceChildren();
+  });
+}
+document.documentElement.classList.add("js");

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from fitune.config.fields import all_fields
@@ -23,6 +22,7 @@ from fitune.studio.starting.child_command import Superseded
 from fitune.studio.starting.jobs import Wish
 from fitune.studio.starting.settings_form import COMMON, FIRST, Filled, changed, fill, groups, methods
 from fitune.studio.templating import page, render
+from fitune.studio.views.pieces import piece_of
 from fitune.studio.views.plan_pieces import ladder_values, plan_values
 
 MOST_FORM_BYTES = 1 << 20
@@ -63,9 +63,7 @@ def routes(studio: Studio) -> list[Route]:
             piece = render("new/memory.html", error=f"The memory is planned once the form has no faults. {told}")
         else:
             piece = await planned(studio, filled, given)
-        if request.headers.get("sec-fetch-mode") == "navigate":  # a page without script
-            return page(request, "plain.html", title="Memory", piece=Markup(piece))
-        return HTMLResponse(piece)
+        return piece_of(request, "Memory", piece)
 
     async def ask(request: Request) -> Response:
         name, wish = request.path_params["run"], (await read_form(request)).get("wish", "")

@@ -70,6 +70,23 @@ def ladder_values(found: dict[str, Any]) -> dict[str, Any]:
     return {"ladder": found, "steps": steps, "asked": size_in(asked, max(usable, asked)) if asked else ""}
 
 
+UNITS = {"seq-len": "tokens a row", "batch": "rows a forward pass", "rank": ""}
+
+
+def most_values(found: dict[str, Any]) -> dict[str, Any]:
+    """The largest that fits, and the next that does not, with what each needs."""
+    plan, over = found.get("plan") or {}, found.get("too_large_plan") or {}
+    whole = max(plan.get("smi_peak_bytes", 0), over.get("smi_peak_bytes", 0))
+    return {
+        "what": found["max"],
+        "unit": UNITS.get(found["max"], ""),
+        "value": found.get("value"),
+        "too_large": found.get("too_large"),
+        "needs": size_in(plan["smi_peak_bytes"], whole) if plan else "",
+        "over": size_in(over["smi_peak_bytes"], whole) if over else "",
+    }
+
+
 def _piece(name: str, size: float, whole: float) -> Piece:
     _, colour, about = LOOKS.get(name, UNKNOWN)
     return Piece(name, size, colour, f"{size_in(size, whole)}{f', {about}' if about else ''}")
