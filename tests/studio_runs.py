@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from fitune.config.sections import Settings
+from fitune.studio.starting import child_command
 
 HOST = "127.0.0.1:8765"
 OWN_PAGE = {"origin": f"http://{HOST}"}
@@ -57,3 +60,20 @@ def train_row(step: int) -> dict[str, Any]:
 def hold(folder: Path, pid: int) -> None:
     """Lock a run as a process of this machine does."""
     (folder / "run.lock").write_text(json.dumps({"pid": pid, "host": platform.node()}))
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *texts: str, status: int = 0) -> list[list[str]]:
+    """Children that print these one after the other; returns the words that they were asked."""
+    asked: list[list[str]] = []
+
+    def command(words: list[str]) -> list[str]:
+        asked.append(list(words))
+        text = texts[min(len(asked), len(texts)) - 1]
+        return [
+            sys.executable,
+            "-c",
+            f"import sys; sys.{'stderr' if status else 'stdout'}.write({text!r}); sys.exit({status})",
+        ]
+
+    monkeypatch.setattr(child_command, "command", command)
+    return asked

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from starlette.testclient import TestClient
-from studio_runs import OWN_PAGE, MakeRun, hold
+from studio_runs import OWN_PAGE, MakeRun, answers, hold
 
 from fitune.config.fields import all_fields
 from fitune.config.settings_loader import load_settings
 from fitune.studio.confine import Folders, Refused
-from fitune.studio.starting import child_command
 from fitune.studio.starting import jobs as jobs_module
 from fitune.studio.starting.jobs import Jobs
 from fitune.studio.starting.settings_form import COMMON, FIRST, PLACED, changed, fill, groups
@@ -239,19 +238,6 @@ PLAN = {
 }  # fmt: skip
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, text: str, status: int = 0) -> list[list[str]]:
-    """Children that print a text; returns the words they were asked."""
-    asked: list[list[str]] = []
-
-    def command(words: list[str]) -> list[str]:
-        asked.append(list(words))
-        stream = "stdout" if status == 0 else "stderr"
-        return [sys.executable, "-c", f"import sys; sys.{stream}.write({text!r}); sys.exit({status})"]
-
-    monkeypatch.setattr(child_command, "command", command)
-    return asked
-
-
 def test_the_memory_is_planned_by_the_command(client: TestClient, monkeypatch: pytest.MonkeyPatch):
     asked = answers(monkeypatch, json.dumps(PLAN))
     text = client.post("/new/plan", data={**DATA, "gpu": "T4", "lora.rank": "4"}, headers=OWN_PAGE).text
@@ -263,7 +249,7 @@ def test_the_memory_is_planned_by_the_command(client: TestClient, monkeypatch: p
 
 
 def test_a_plan_that_fails_says_why(client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    answers(monkeypatch, "a note\nerror: no such model\n", 1)
+    answers(monkeypatch, "a note\nerror: no such model\n", status=1)
     text = client.post("/new/plan", data=DATA, headers=OWN_PAGE).text
     assert "no such model" in text and "a note" not in text
     assert "no faults" in client.post("/new/plan", data={"lora.rank": "0"}, headers=OWN_PAGE).text

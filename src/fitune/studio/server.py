@@ -36,8 +36,8 @@ def make_app(folders: Folders, access: Access) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         yield
-        studio.children.end_all()
-        studio.chat.end()
+        await studio.children.end_all()
+        await studio.chat.close()
 
     return Starlette(
         lifespan=lifespan,

@@ -106,6 +106,15 @@ class ChatChild:
             self._process.kill()
         self._process = None
 
+    async def close(self) -> None:
+        """The server closes: end the child and wait for its end."""
+        process = self._process
+        if self._idle is not None:
+            self._idle.cancel()
+        self.end()
+        if process is not None:
+            await process.wait()
+
 
 async def _read_away(stream: asyncio.StreamReader) -> None:
     """Read what nobody wants, so that its writer never waits."""

@@ -83,10 +83,13 @@ class Children:
         if process is not None and process.returncode is None:
             process.kill()
 
-    def end_all(self) -> None:
+    async def end_all(self) -> None:
         """The server closes: what was asked is of no use any more."""
+        processes = list(self._running.values())
         for kind in list(self._running):
             self.end(kind)
+        for process in processes:
+            await process.wait()
 
 
 def command(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 from fitune.runs.run_folder import SAMPLES, RunFolder
 from fitune.studio.confine import Refused
 from fitune.studio.reading.answers import answered
-from fitune.studio.reading.run_page import TIMES, RunPage
+from fitune.studio.reading.run_page import RunPage
 from fitune.studio.session import Studio
 from fitune.studio.starting.child_command import Superseded
 from fitune.studio.templating import page, render
