@@ -53,9 +53,15 @@ $(UV):
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 
+# TORCH_BACKEND=cpu (or cu128, auto, …) takes torch's wheels from PyTorch's own index: the lock's versions, not its hashes.
 .venv/.run: locks/run.txt pyproject.toml | $(UV)
+ifdef TORCH_BACKEND
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --torch-backend $(TORCH_BACKEND) \
+	  --no-verify-hashes -c locks/run.txt -e .
+else
 	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r locks/run.txt
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+endif
 	touch $@
 
 .venv/.dev: locks/dev.txt pyproject.toml | $(UV)

@@ -48,9 +48,19 @@ def test_unknown_columns_say_what_was_found_and_what_exists():
         recognise(["question", "reply"])
 
 
-def test_columns_that_differ_in_case_name_the_mapping():
-    with pytest.raises(DataError, match=r"use data.columns=\{prompt: Prompt, completion:  Completion\}"):
-        recognise(["Prompt", " Completion", "id"])
+def test_columns_that_differ_in_case_are_the_forms_own():
+    found = recognise(["Question", " ANSWER", "System", "id"])
+    assert found.name == "question_answer"
+    assert found.to_messages({"Question": "q", " ANSWER": "a", "System": "s", "id": 1}, None, 1) == [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="no form is recognised"):
+        recognise(["question", "Answer", "ANSWER"])  # which of the two is meant cannot be told
+
+
+def test_other_names_come_with_the_flag_that_maps_them():
+    with pytest.raises(DataError, match=r'--data.columns "prompt=Frage,completion=Antwort"'):
+        recognise(["Frage", "Antwort"])
 
 
 def test_preference_data_is_recognised_and_refused():

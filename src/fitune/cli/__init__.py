@@ -41,7 +41,11 @@ COMMANDS = {
     ),
     "runs": ("fitune.cli.runs:runs", "List, show and compare runs."),
     "studio": ("fitune.cli.studio.studio:studio", "Runs, data and plans in the browser."),
-    "settings": ("fitune.cli.pages.settings:settings", "Every setting: schema, reference page, commented example."),
+    "doctor": ("fitune.cli.pages.doctor:doctor", "Tell what is installed, found and missing here."),
+    "settings": (
+        "fitune.cli.pages.settings:settings",
+        "Every setting: schema, reference, example; import other tools' configs.",
+    ),
 }
 STOPPED = "stopped; `fitune runs list` lists unfinished runs, `fitune train --resume RUN` continues one"
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Required, TypedDict
+from urllib.parse import urlsplit
 
 from fitune.errors import ModelError, did_you_mean
 from fitune.models.builtin import BUILTIN, fetch
@@ -69,7 +72,26 @@ def resolve(name: str, revision: str | None = None, allow_pickled: bool = False)
         raise ModelError(f'there is no folder "{name}"{_neighbours(path)}')
     if "/" not in name and (hint := did_you_mean(name, BUILTIN)):
         raise ModelError(f'there is no model "{name}"{hint}; built in are: {", ".join(BUILTIN)}')
+    if not _may_be_had(name):
+        raise ModelError(
+            f'there is no folder or built-in model "{name}", and the Hugging Face Hub cannot be reached from here (its '
+            f"address has no name service); built in are: {', '.join(BUILTIN)}"
+        )
     return ModelSource(kind="hub", name=name, path=name, revision=revision, pickled=None if allow_pickled else False)
+
+
+def _may_be_had(name: str) -> bool:
+    """False for a hub model that is not in the hub's cache while the hub has no address: its client would try for minutes."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    proxied = any(os.environ.get(one) for one in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if constants.HF_HUB_OFFLINE or proxied or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True  # the client answers at once, or by another way
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _folder(path: Path, name: str, allow_pickled: bool) -> ModelSource:

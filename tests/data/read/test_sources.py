@@ -140,7 +140,7 @@ def test_a_column_that_is_nearly_one_of_the_form_is_refused(tmp_path: Path, colu
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write(tmp_path / "a.jsonl", [{"messages": turns, column: "x"}])
     with pytest.raises(
-        DataError, match=rf'the column "{column}" is not read \(did you mean ".*"\?\); map it with data.col'
+        DataError, match=rf'the column "{column}" is not read \(did you mean ".*"\?\); map it with --data.col'
     ):
         read(path)
 

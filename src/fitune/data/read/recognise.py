@@ -27,7 +27,7 @@ PREFERENCE = {
     "prompt, chosen, rejected": (
         {"chosen", "rejected"},
         "use a method that reads pairs, such as dpo or orpo, or for plain fine-tuning map the chosen answer: "
-        "data.columns={completion: chosen}",
+        "--data.columns completion=chosen",
     ),
     "prompt, completion, label": (
         {"completion", "label"},
@@ -81,6 +81,9 @@ def recognise(
         chosen = readable[form] if set(readable[form].needs) <= present else None
     else:
         raise DataError(f"data.form is {form}, and the method needs {NEEDS[kind]}: use {', '.join(readable)}, or auto")
+    if chosen is None and form in ("auto", *readable) and not mapping:
+        chosen, mapping = _but_for_case(columns, [readable[form]] if form in readable else list(readable.values()))
+        present = (set(columns) - set(mapping.values())) | set(mapping)
     if chosen is None:
         raise DataError(_not_recognised(columns, form, kind, readable))
     _refuse_misspelt(chosen, present)
@@ -108,20 +111,24 @@ def _not_recognised(columns: Sequence[str], form: str, kind: str, readable: Mapp
             "The first line looks like a row; if the file has no line of column names, write one at its head, for "
             "example with: sed -i '1i prompt,completion' FILE."
         )
-    elif mapped := _differing_in_case(columns, readable):
-        hint = f"Names are told apart by case: use data.columns={{{mapped}}}"
     else:
-        hint = (
-            "Other names are mapped with data.columns, for example data.columns={prompt: question, completion: answer}"
-        )
+        hint = f"Map other names, for example: {_flag(columns)}"
     return f"{asked} the data has the columns {', '.join(columns) or '(none)'}. Forms and their columns are {wanted}. {hint}"
 
 
-def _differing_in_case(columns: Sequence[str], readable: Mapping[str, DataForm]) -> str:
-    """The mapping with which a form would fit, where its columns are there but for case and blanks; "" where none is."""
+def _flag(columns: Sequence[str]) -> str:
+    """The flag that maps a prompt and a completion, filled in with the data's own columns."""
+    first, second = (*columns, "QUESTION", "ANSWER")[:2] if len(columns) > 1 else ("QUESTION", "ANSWER")
+    return f'--data.columns "prompt={first},completion={second}"'
+
+
+def _but_for_case(columns: Sequence[str], forms: Sequence[DataForm]) -> tuple[DataForm | None, dict[str, str]]:
+    """The form whose columns are there but for case and blanks around them, and its mapping; (None, {}) without one."""
     folded = {column.strip().casefold(): column for column in columns}
-    fitting = next((one for one in readable.values() if one.fits is None and set(one.needs) <= folded.keys()), None)
-    return ", ".join(f"{name}: {folded[name]}" for name in fitting.needs) if fitting else ""
+    fitting = next((one for one in forms if one.fits is None and set(one.needs) <= folded.keys()), None)
+    if fitting is None or len(folded) < len(columns):
+        return None, {}
+    return fitting, {name: folded[name] for name in (*fitting.needs, *fitting.may_have) if name in folded}
 
 
 def _refuse_misspelt(form: DataForm, present: set[str]) -> None:
@@ -133,7 +140,7 @@ def _refuse_misspelt(form: DataForm, present: set[str]) -> None:
             if folded == name or SequenceMatcher(None, folded, name).ratio() >= MISSPELT:
                 raise DataError(
                     f'the column "{column}" is not read (did you mean "{name}"?); map it with '
-                    f"data.columns={{{name}: {column}}}, or rename it if it is something else"
+                    f'--data.columns "{name}={column}", or rename it if it is something else'
                 )
 
 

@@ -56,7 +56,7 @@ class Cells:
         if isinstance(value, str) and self._unpacked(column) is not value:
             raise DataError(
                 f"{self.where}: {column} is a list of messages written as text; put it into a column of messages, or map "
-                f"it there with data.columns={{messages: {column}}}"
+                f"it there with --data.columns messages={column}"
             )
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(f"{self.where} has no {column}: it is {'missing' if value is None else 'blank'}")
