@@ -121,6 +121,7 @@ def test_a_file_that_is_absent_or_not_text(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        ({"train.activation_offloading": True}, "train.gradient_checkpointing is false, so no layer keeps its input"),
         ({"train.micro_batch_size": 3}, "train.micro_batch_size is 3, which does not divide train.batch_size 8"),
         ({"data.loss_on": "response_template"}, "data.response_template is null"),
         ({"data.response_template": "A:"}, "set data.loss_on to response_template"),

@@ -11,10 +11,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fitune.adapters.inject import attach, lora_config
+from fitune.adapters.inject import attach, cast_trained_to_fp32, lora_config
 from fitune.data.packing.bins import pack_rows
-from fitune.ops.fused_layers import BLOCKS, LAYERS, NORMS, LeanBlock, LeanLayer, LeanNorm, use_lean_layers
-from fitune.ops.fused_lora import FastLinear, use_fast_lora
+from fitune.models.quantization.quantize import QuantizationConfig, quantize_in_place
+from fitune.ops.fused_layers import BLOCKS, LAYERS, NORMS, LeanBlock, LeanLayer, LeanNorm, use_lean_layers, use_tiles
+from fitune.ops.fused_lora import FastLinear, FastLora, use_fast_lora
 from fitune.ops.packed_loss import pack_loss, to_pack
 from fitune.ops.tree_attention import use_tree_attention
 
@@ -207,3 +208,143 @@ def test_a_merged_adapter_is_left_to_the_class_above():
     merged = model(input_ids=ids, labels=ids).loss
     assert torch.isfinite(merged) and any(isinstance(module, FastLinear) for module in model.modules())
     assert torch.isfinite(before)
+
+
+# ---- over quantized bases
+
+
+WIDE = {
+    "vocab_size": 64, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)]
+
+
+def quantized(kind, double, dtype, fused, biases=False, unquantized=(), **options):
+    """A tiny model in few bits under LoRA: fitune's way, or PEFT's alone."""
+    torch.manual_seed(0)
+    family = importlib.import_module("transformers")
+    name = "Qwen2" if biases else "Llama"
+    base = getattr(family, f"{name}ForCausalLM")(getattr(family, f"{name}Config")(**WIDE)).to(dtype)
+    quantize_in_place(base, QuantizationConfig(kind, double, tuple(unquantized)), dtype, "cpu")
+    base.requires_grad_(False)
+    config = lora_config(base, rank=4, alpha=6, init="debug", **options)
+    torch.manual_seed(1)
+    if fused:
+        return attach(base, config).train()
+    plain = get_peft_model(base, config)
+    cast_trained_to_fp32(plain)
+    return plain.train()
+
+
+@pytest.mark.parametrize("biases", [False, True], ids=["no biases", "biases"])
+@pytest.mark.parametrize(("kind", "double"), KINDS)
+def test_quantized_layers_equal_pefts(kind, double, biases):
+    plain, fused = (quantized(kind, double, torch.float32, fused, biases) for fused in (False, True))
+    assert sum(isinstance(module, FastLora) for module in fused.modules()) == 14
+    assert sum(isinstance(module, LeanLayer) for module in fused.modules()) == 2
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in fused.named_parameters()]
+    (loss, grads), (fused_loss, fused_grads) = loss_and_grads(plain), loss_and_grads(fused)
+    assert torch.allclose(loss, fused_loss, rtol=0, atol=1e-6)
+    assert len(fused_grads) == 28
+    near(grads, fused_grads, 1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_layers_in_bf16_are_as_near_to_fp32_as_pefts(kind, checkpointing):
+    (_, exact), *others = (
+        loss_and_grads(quantized(kind, False, dtype, fused), autocast=dtype == torch.bfloat16)
+        for dtype, fused in ((torch.float32, False), (torch.bfloat16, False))
+    )
+    model = quantized(kind, False, torch.bfloat16, True)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    others.append(loss_and_grads(model, autocast=True))
+    (loss, plain), (fused_loss, fused) = others
+
+    def far(grads):
+        return sum(((grads[name] - grad).norm() / grad.norm()) ** 2 for name, grad in exact.items())
+
+    assert fused.keys() == plain.keys() == exact.keys()
+    assert fused_loss.item() == pytest.approx(loss.item(), rel=3e-3) and far(fused) <= 1.5 * far(plain)
+
+
+def test_layers_left_unquantized_are_fused_beside_the_others():
+    plain, fused = (
+        quantized("nf4", False, torch.float32, fused, unquantized=("down_proj",)) for fused in (False, True)
+    )  # fmt: skip
+    assert sum(isinstance(module, FastLinear) for module in fused.modules()) == 2
+    (loss, grads), (fused_loss, fused_grads) = loss_and_grads(plain), loss_and_grads(fused)
+    assert torch.allclose(loss, fused_loss, rtol=0, atol=1e-6)
+    near(grads, fused_grads, 1e-5)
+
+
+def test_what_a_quantized_layer_keeps_is_what_a_dense_one_keeps():
+    """Bytes that autograd keeps of a step in bf16, weights and adapters left out."""
+
+    def kept_bytes(model):
+        frozen = {parameter.data_ptr() for parameter in model.parameters()}
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        ids = torch.randint(0, 64, (4, 64), generator=torch.Generator().manual_seed(2))
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            loss = model(input_ids=ids, labels=ids).loss
+        assert loss.requires_grad
+        return sum(size for place, size in kept.items() if place not in frozen)
+
+    torch.manual_seed(0)
+    dense = LlamaForCausalLM(LlamaConfig(**WIDE)).to(torch.bfloat16)
+    dense = attach(dense, lora_config(dense, rank=4, init="debug")).train()
+    assert kept_bytes(quantized("nf4", True, torch.bfloat16, True)) <= kept_bytes(dense)
+    assert kept_bytes(quantized("nf4", True, torch.bfloat16, False)) > 1.5 * kept_bytes(dense)
+
+
+# ---- in tiles
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("base", ["dense", "nf4", "qwen3"])
+def test_tiles_change_nothing_but_the_order_of_sums(base, checkpointing):
+    """Tiles of 8 for 21 tokens, so that the last is shorter; Qwen3's attention is its own class's."""
+
+    def made():
+        if base == "qwen3":
+            model = family_model("Qwen3DecoderLayer", head_dim=8)
+            return attach(model, lora_config(model, rank=4, init="debug")).train()
+        return quantized("nf4", True, torch.float32, True) if base == "nf4" else adapted()
+
+    whole, tiled = made(), made()  # of the same seeds
+    assert use_tiles(tiled, 8) == (2 if base == "qwen3" else 4)
+    for model in (whole, tiled) if checkpointing else ():
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    (loss, grads), (tiled_loss, tiled_grads) = loss_and_grads(whole), loss_and_grads(tiled)
+    assert torch.allclose(loss, tiled_loss, rtol=0, atol=1e-6)
+    near(grads, tiled_grads, 1e-5)
+
+
+def test_tiles_keep_nothing_of_the_inner_size():
+    from fitune.planning.trace.recorder import Recorder
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**{**SIZES, "intermediate_size": 4096}))
+    model = attach(base, lora_config(base, rank=4, init="debug")).train()
+    ids = torch.randint(0, 64, (1, 256))
+    largest = {}
+    for tile in (0, 32):
+        use_tiles(model, tile)
+        recorder = Recorder(device="cpu")
+        recorder.begin("step 1")
+        recorder.mark(model.parameters(), "weights")
+        with recorder:
+            model(input_ids=ids, labels=ids).loss.backward()
+        made = zip(recorder.sizes, recorder.categories, strict=True)
+        largest[tile] = max(size for size, category in made if category != "weights")
+    assert largest == {0: 4 * 256 * 4096, 32: 4 * 32 * 4096}

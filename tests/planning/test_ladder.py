@@ -14,8 +14,10 @@ from fitune.planning.search.ladder import (
     KEYS,
     LENGTH,
     MICRO,
+    OFFLOADING,
     OPTIMIZER,
     QUANTIZATION,
+    TILES,
     TUNING,
     Start,
     format_ladder,
@@ -179,3 +181,45 @@ def test_few_plans_are_enough():
     card = Card(18)
     climb(start(), card)
     assert len(card.asked) <= 12  # of 48
+
+
+# ---- tiles and layer inputs on the host
+
+
+class LongRows(Card):
+    """Rows of 16 GiB: half of it activations of one layer, which tiles quarter, half layer inputs, which may leave."""
+
+    def __call__(self, changes: dict[str, Any]) -> Plan:
+        self.asked.append(changes)
+        now = {**self.values, **changes}
+        layer, inputs = (2.0, 8.0) if now[CHECKPOINTING] else (64.0, 8.0)
+        need = 4.0 + (layer / 4 if now[TILES] else layer) + (0.5 if now[OFFLOADING] else inputs)
+        seconds = 1.0 + 0.3 * now[CHECKPOINTING] + 0.1 * now[TILES] + 0.05 * now[OFFLOADING]
+        return Plan(0, 0, round(need * GIB), {}, "", {}, need <= self.usable, seconds_per_step=seconds)
+
+
+LONG = {**ASKED, MICRO: 1, TILES: False, OFFLOADING: False}
+
+
+@pytest.mark.parametrize(
+    ("usable", "wanted"),
+    [
+        (80, []),
+        (14.5, [CHECKPOINTING]),
+        (13, [CHECKPOINTING, TILES]),
+        (6, [CHECKPOINTING, TILES, OFFLOADING]),
+    ],
+)
+def test_tiles_and_the_host_come_in_the_order_of_their_price(usable: float, wanted: list[str]):
+    card = LongRows(usable, LONG)
+    found = climb(Start(LONG, 1, frozenset({LENGTH, QUANTIZATION, OPTIMIZER})), card)
+    assert [step.key for step in found.steps] == wanted and found.plan.fits
+    assert all(step.quality == "the result is the same" for step in found.steps)
+    assert all(changes.get(CHECKPOINTING) for changes in card.asked if changes.get(OFFLOADING))
+
+
+def test_without_checkpointing_nothing_goes_to_the_host():
+    card = LongRows(75, LONG)
+    with pytest.raises(DoesNotFit):
+        climb(Start(LONG, 1, frozenset({LENGTH, QUANTIZATION, OPTIMIZER, CHECKPOINTING, TILES})), card)
+    assert all(changes.get(CHECKPOINTING) for changes in card.asked if changes.get(OFFLOADING))

@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**GROUPED, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
 }
 BASE = Scenario(seq_len=128, rank=4)
+PACKED = BASE.but(rows="packed", attention="flash_attention_2", gradient_checkpointing=True)
 
 
 def plan(scenario: Scenario = BASE, family: str = "llama", expandable: bool = False, **config: Any) -> Plan:
@@ -220,3 +221,20 @@ def test_a_cached_answer_does_not_import_torch(tmp_path: Any) -> None:
     first, second = (run.stdout.split() for run in said)
     assert first[0] == second[0]
     assert (first[1], second[1]) == ("True", "False")
+
+
+def test_layer_inputs_on_the_host_are_counted_on_both_sides():
+    """Eight layers of 8,192 × 64 in bf16, 1 MiB each: on the card two at a time, on the host all of them."""
+    on_card, on_host = (
+        plan(PACKED.but(seq_len=8192, tiled_mlp=True, activation_offloading=away), num_hidden_layers=8)
+        for away in (False, True)
+    )
+    assert on_card.host_bytes == 0 and on_host.host_bytes == 8 * 2**20
+    saved = on_card.allocated_peak_bytes - on_host.allocated_peak_bytes
+    assert 5 * 2**20 <= saved <= 7 * 2**20
+
+
+def test_tiles_leave_no_activations_of_the_inner_size():
+    """Inner size 2,048 over 8,192 tokens is 32 MiB a tensor; a tile of 2,048 tokens is a quarter of it."""
+    whole, tiled = (plan(PACKED.but(seq_len=8192, tiled_mlp=tiles), intermediate_size=2048) for tiles in (False, True))
+    assert whole.allocated_peak_bytes - tiled.allocated_peak_bytes > 4 * 24 * 2**20

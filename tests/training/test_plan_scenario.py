@@ -70,6 +70,8 @@ OTHER: dict[str, Any] = {
     "train.max_grad_norm": None,
     "train.optimizer": "adamw_8bit",
     "train.gradient_checkpointing": True,
+    "train.tiled_mlp": True,
+    "train.activation_offloading": True,
     "eval.samples": 0,
     "eval.max_new_tokens": 7,
 }

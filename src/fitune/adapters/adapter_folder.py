@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fitune.adapters.compatibility import FACTS, check_belongs, fingerprint, read_facts
-from fitune.adapters.inject import cast_trained_to_fp32, compute_in, refuse_dora_on_cpu, remember_biases
+from fitune.adapters.inject import cast_trained_to_fp32, compute_in, fuse, refuse_dora_on_cpu, remember_biases
 from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template
 from fitune.ops.fused_lora import use_fast_lora
+from fitune.ops.trained_tokens import use_trained_tokens
 
 
 def base_facts(base: LoadedBase) -> Facts:
@@ -115,12 +116,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     if read_config(folder).get("use_dora"):
         refuse_dora_on_cpu(base)
     config = PeftConfig.from_pretrained(str(folder))
-    if trainable:
-        use_fast_lora(cast(LoraConfig, config), base)
+    fast = trainable and use_fast_lora(cast(LoraConfig, config), base)
     model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
     model.fitune_init = read_facts(folder).get("init")  # type: ignore[assignment]
     _restore_fp32(model, tensors, "default")
+    use_trained_tokens(model)
     if trainable:
+        fuse(model, fast)
         cast_trained_to_fp32(model)
     compute_in(model, dtype)
     return model

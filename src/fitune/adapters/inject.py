@@ -25,7 +25,8 @@ from fitune.models.quantization.nf4 import NF4
 from fitune.models.quantization.quantize import is_quantized, kind_of, numel
 from fitune.models.towers import text_model, tower_names
 from fitune.ops.fused_layers import use_lean_layers
-from fitune.ops.fused_lora import use_fast_lora
+from fitune.ops.fused_lora import use_fast_lora, use_fast_quantized_lora
+from fitune.ops.trained_tokens import use_trained_tokens
 
 # fitune's word → PEFT's value. debug is PEFT's `False`: A and B both random, so the adapter is not an identity.
 # loftq is set by loftq.start_loftq once the adapter is there.
@@ -204,8 +205,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     remember_biases(model, config.bias)
     fast = use_fast_lora(config, model)
     adapted = cast(PeftModel, get_peft_model(model, config))
-    if fast:
-        use_lean_layers(adapted)
+    fuse(adapted, fast)
     cast_trained_to_fp32(adapted)
     compute_in(adapted, dtype)
     if config.init_lora_weights == "pissa":
@@ -214,6 +214,17 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
             name: parameter.detach().clone() for name, parameter in adapted.named_parameters() if ".lora_" in name
         }
     return adapted
+
+
+def fuse(model: nn.Module, fast: bool) -> None:
+    """Have the model trained by the layers of `fitune.ops`, where it is made of those that they know.
+
+    Args:
+        fast: what `use_fast_lora` said before PEFT built the model.
+    """
+    use_trained_tokens(model)
+    if fast or use_fast_quantized_lora(model):
+        use_lean_layers(model)
 
 
 def _fill_pissa(model: PeftModel) -> None:

@@ -23,6 +23,7 @@ from fitune.sizes import parse_bytes
 def cross_faults(settings: Settings) -> Iterator[Fault]:
     """Each fault as (keys, what comes after the first key's place)."""
     yield from _batch(settings)
+    yield from _offloading(settings)
     yield from _loss_on(settings)
     yield from _evaluation(settings)
     yield from _ignored(settings)
@@ -69,6 +70,14 @@ def _parallel(settings: Settings) -> Iterator[Fault]:
         yield (
             ("parallel.strategy", "train.optimizer"),
             f"is fsdp2, and train.optimizer is {name}, whose states cannot be cut between GPUs; use adamw or sgd",
+        )
+
+
+def _offloading(settings: Settings) -> Iterator[Fault]:
+    if settings.train.activation_offloading and not settings.train.gradient_checkpointing:
+        yield (
+            ("train.activation_offloading", "train.gradient_checkpointing"),
+            "is true, and train.gradient_checkpointing is false, so no layer keeps its input; set both, or neither",
         )
 
 

@@ -189,6 +189,12 @@ class TrainSettings(Section):
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = Field(default="adamw", description=told(OPTIMIZERS))
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    tiled_mlp: bool = False
+    """Compute feed-forward blocks in tiles of 2,048 tokens or more, whose activations are made again in the backward pass:
+    long rows need less memory. For the layers that fitune fuses (Llama, Mistral, Qwen and their like), under LoRA."""
+    activation_offloading: bool = False
+    """Keep the inputs of checkpointed layers in the host's memory until the backward pass: long rows need less of the
+    card's. Needs `gradient_checkpointing`; on a CPU it has nothing to do."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed for initial weights, dropout and row order."""
 
@@ -225,6 +231,8 @@ class MemorySettings(Section):
         Literal[
             "train.micro_batch_size",
             "train.gradient_checkpointing",
+            "train.tiled_mlp",
+            "train.activation_offloading",
             "train.optimizer",
             "train.tuning",
             "model.quantization",

@@ -17,10 +17,18 @@ from fitune.console import log, warn
 from fitune.methods.context import RunContext
 from fitune.models.quantization.quantize import refuse_full_tuning
 from fitune.models.towers import tower_names
+from fitune.ops.fused_layers import use_tiles
 
 
 def adapt(run: RunContext) -> PreTrainedModel | PeftModel:
     """The model with its trained parameters marked."""
+    model = _marked(run)
+    if run.tiled_mlp and not use_tiles(model):
+        warn("train.tiled_mlp is on, and this model has no layers that fitune computes in tiles: it changes nothing")
+    return model
+
+
+def _marked(run: RunContext) -> PreTrainedModel | PeftModel:
     base = run.base
     if run.tuning == "full":
         refuse_full_tuning(base.model, base.source.name)

@@ -57,6 +57,10 @@ class RunContext:
     seed: int
     packing: Literal["auto", "tree", "rows", "off"]
     """The layout of rows that was asked for."""
+    tiled_mlp: bool = False
+    """Blocks are computed in tiles along the sequence."""
+    activation_offloading: bool = False
+    """Inputs of checkpointed layers lie on the host until the backward pass."""
 
     # ---- beside the steps
     interrupt: StopOnInterrupt

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from fitune.console import log
+from fitune.console import log, warn
 from fitune.data.examples import questions_of
 from fitune.data.packing.pair_batching import AnyPair
 from fitune.data.packing.tree import Row
@@ -28,6 +28,7 @@ from fitune.ops.token_logprobs import check_row_batch
 from fitune.runs import manifest as manifests
 from fitune.trainers.callbacks import BestKept, ProgressLine, RunLog
 from fitune.trainers.generation_eval import GenerationEval
+from fitune.trainers.listeners.inputs_on_host import InputsOnHost
 from fitune.trainers.listeners.learning_signal import LearningSignal
 from fitune.trainers.oom_recovery import StepDown
 from fitune.trainers.packing_support import Packing, choose_packing
@@ -40,6 +41,10 @@ def listeners(run: RunContext) -> list[TrainerCallback]:
     """What listens to a trainer, which binds them when it is made."""
     metrics = RunLog(run.folder.log_metrics, partial(peak_memory_bytes, run.device))
     callbacks: list[TrainerCallback] = [metrics, ProgressLine(), LearningSignal(), run.interrupt]
+    if run.activation_offloading and run.device == "cuda":
+        callbacks.append(InputsOnHost())
+    elif run.activation_offloading:
+        warn(f"train.activation_offloading is on, and {run.device} has no memory apart from the host's: it is left out")
     if run.data.eval:
         metric = run.best_metric
         callbacks.append(BestKept(metric, higher_is_better=metric != "loss", patience=run.patience))

@@ -5,7 +5,8 @@ Knows nothing of rows, packs or trainers.
 
 With a frozen head the gradient of the hidden states is made in the forward pass, chunk by chunk, so the backward pass
 needs no logits either (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Cross-Entropy, arXiv 2411.09009). With a
-head that is trained, each chunk is computed again in the backward pass.
+head that is trained, each chunk is computed again in the backward pass. A frozen head of which a few rows are trained
+(new tokens) counts as frozen: the gradient of these rows is made in the forward pass too.
 
 M positions, E entries (a position before a branching predicts several tokens), H hidden size, V vocabulary.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fitune.ops.autograd_context import Context, once_differentiable
+from fitune.ops.trained_tokens import TrainedRows, put_columns, trained_rows_of, without_rows
 
 # Logits of a chunk: on a CPU 32 MiB in fp32, on a GPU 256 MiB.
 CPU_CHUNK_LOGITS = 2**23
@@ -53,8 +55,8 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        """V×H."""
-        return cast(Tensor, self.module.weight)
+        """V×H; trained rows are not in it."""
+        return cast(Tensor, without_rows(self.module).weight)
 
     @property
     def vocabulary(self) -> int:
@@ -62,10 +64,16 @@ class Head:
         return getattr(self.module, "out_features", None) or self.weight.shape[0]
 
     @property
+    def trained_rows(self) -> TrainedRows | None:
+        """Those of a frozen layer, where nothing else of it is trained."""
+        return trained_rows_of(self.module)
+
+    @property
     def frozen_linear(self) -> bool:
-        """Whether this is a plain linear layer, nothing of which is trained."""
-        plain = type(self.module) is torch.nn.Linear
-        return plain and not any(value.requires_grad for value in self.module.parameters())
+        """Whether this is a plain linear layer, nothing of which is trained but rows of new tokens."""
+        inner = without_rows(self.module)
+        plain = type(inner) is torch.nn.Linear and (inner is self.module or self.trained_rows is not None)
+        return plain and not any(value.requires_grad for value in inner.parameters())
 
 
 def chunked_cross_entropy(
@@ -89,14 +97,17 @@ def chunked_cross_entropy(
         chunk_logits = GPU_CHUNK_LOGITS if hidden_MH.device.type == "cuda" else CPU_CHUNK_LOGITS
     if not head.frozen_linear:
         return _recomputed(hidden_MH, head, entries, label_smoothing, chunk_logits, recompute)
-    weight, bias = head.weight, cast("Tensor | None", head.module.bias)
+    weight, bias = head.weight, cast("Tensor | None", without_rows(head.module).bias)
+    new = head.trained_rows
     dtype = weight.dtype
     if torch.is_autocast_enabled(hidden_MH.device.type):
         dtype = torch.get_autocast_dtype(hidden_MH.device.type)
     bias = None if bias is None else bias.to(dtype)
+    # Rounded to the matrix's own type first, as if they stood in it.
+    rows = (None, None) if new is None else (new.ids, new.values.to(weight.dtype).to(dtype))
     with torch.autocast(hidden_MH.device.type, enabled=False):
         return _FrozenHead.apply(
-            hidden_MH.to(dtype), weight.to(dtype), bias, head, entries, label_smoothing, chunk_logits
+            hidden_MH.to(dtype), weight.to(dtype), bias, *rows, head, entries, label_smoothing, chunk_logits
         )
 
 
@@ -107,19 +118,24 @@ class _FrozenHead(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        new_ids: Tensor | None,
+        new_rows: Tensor | None,
         head: Head,
         entries: Entries,
         smoothing: float,
         chunk_logits: int,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        needs_grad = ctx.needs_input_grad[0]
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[4]
         grad = torch.empty_like(hidden) if needs_grad else None
+        grad_new = None if new_rows is None else torch.zeros_like(new_rows, dtype=torch.float32)
         vocabulary = len(weight)
         for rows, here in _chunks(hidden, head, entries, chunk_logits):
             at = (entries.rows[here] - rows.start, entries.targets[here])
             weights, row_weights = entries.weights[here], entries.row_weights[rows]
             logits = torch.nn.functional.linear(hidden[rows], weight, bias)
+            if new_ids is not None and new_rows is not None:
+                put_columns(logits, hidden[rows], new_ids, new_rows)
             logprobs, slope = _logprobs(logits, head)
             del logits
             total -= (weights * logprobs[at]).sum() * (1 - smoothing)
@@ -134,17 +150,27 @@ class _FrozenHead(torch.autograd.Function):
             delta[at] -= weights * (1 - smoothing)
             if slope is not None:
                 delta *= slope
-            torch.mm(delta.to(weight.dtype), weight, out=grad[rows])
-        ctx.save_for_backward(grad)
+            delta = delta.to(weight.dtype)
+            if new_ids is None or new_rows is None or grad_new is None:
+                torch.mm(delta, weight, out=grad[rows])
+                continue
+            of_new = delta.index_select(1, new_ids)
+            torch.mm(delta.index_fill_(1, new_ids, 0.0), weight, out=grad[rows])
+            grad[rows].addmm_(of_new, new_rows)
+            grad_new += of_new.t() @ hidden[rows]
+        ctx.save_for_backward(grad, None if new_rows is None or grad_new is None else grad_new.to(new_rows.dtype))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grad * outer[0].to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer[0]).to(grad.dtype), *[
-            None
-        ] * 6
+        grad, grad_new = cast("tuple[Tensor, Tensor | None]", ctx.saved_tensors)
+        of_new = None if grad_new is None else _times(grad_new, outer[0])
+        return _times(grad, outer[0]), None, None, None, of_new, *[None] * 4
+
+
+def _times(grad: Tensor, outer: Tensor) -> Tensor:
+    return grad * outer.to(grad.dtype) if grad.dtype == torch.float32 else (grad * outer).to(grad.dtype)
 
 
 def _logprobs(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | float | None]:

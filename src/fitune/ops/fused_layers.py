@@ -8,7 +8,11 @@ Frozen weights need no gradients, so most of what autograd keeps for these layer
 in fp32 twice, a block keeps four matrices of the inner size. Here a norm keeps its input as it came and one number a
 token, a block two matrices, a decoder layer its inputs instead of its norms' outputs; products that read the same input
 are made together, and sums with the residual in place. Whatever is not this plain case (evaluation, trained norms,
-dropout, several adapters, quantized layers) is computed by the class above.
+dropout, several adapters) is computed by the class above.
+
+In tiles (`use_tiles`) a layer's products and its block are computed for some thousand tokens at a time, forward and
+backward, and what a tile keeps between the two is made again: no tensor of tokens × inner size exists, at the price of
+one more forward pass of the products. Sums over tokens, which are gradients of A and B, are added tile by tile in fp32.
 
 M tokens, H hidden size, I inner size, n heads, D head size.
 """
@@ -26,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitune.models.base_model import attention_of
 from fitune.ops.autograd_context import Context, ShapedContext, once_differentiable
-from fitune.ops.fused_lora import FastLinear, PlainParts, ProductContext, Products, Setting
+from fitune.ops.fused_lora import FastLora, Part, PlainParts, ProductContext, Products, Setting
 
 # Classes of transformers whose forward is weight · (x / rms(x)), the normalized value rounded before the product;
 # down(silu(gate(x)) · up(x)); and h + o(attention(q, k, v of norm(h))) followed by h + block(norm(h)), with rotary
@@ -37,6 +41,9 @@ BLOCKS = tuple(f"{family}MLP" for family in FAMILIES)
 LAYERS = tuple(f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2"))
 ATTENTIONS = tuple(name.replace("DecoderLayer", "Attention") for name in LAYERS)
 SILU = ("SiLU", "SiLUActivation")
+# Tokens of a tile: enough that unpacking a 4-bit weight takes a tenth of the product with it.
+TILE = 2048
+MOST_TILES = 16
 # What a decoder layer's cache of keys and values is called, in turn.
 CACHES = ("cache", "past_key_values")
 
@@ -64,6 +71,31 @@ def use_lean_layers(model: nn.Module) -> int:
             continue
         count += 1
     return count
+
+
+def use_tiles(model: nn.Module, tokens: int = TILE) -> int:
+    """Let the blocks and decoder layers that `use_lean_layers` knows be computed in tiles of so many tokens or more.
+
+    Returns:
+        How many there are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LeanBlock | LeanAttention)]
+    for layer in layers:
+        layer.tile = tokens
+    return len(layers)
+
+
+def _tiles(count: int, size: int) -> list[slice]:
+    """At most `MOST_TILES` runs of ``count`` tokens, of ``size`` or more; one of all for size 0."""
+    step = max(size, -(-count // MOST_TILES)) if size else max(count, 1)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _added(sums: list[Tensor | None] | None, more: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of the tiles so far and of one more, in the precision of what is trained."""
+    if sums is None:
+        return more
+    return [one if other is None or one is None else one.add_(other) for one, other in zip(sums, more, strict=True)]
 
 
 @cache
@@ -128,16 +160,18 @@ class LeanBlock(nn.Module):
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
+    tile = 0
+    """Tokens of a tile; 0 computes all at once."""
 
     def forward(self, x: Tensor, lean: LeanExit | None = None) -> Tensor:
         if lean is not None:
             with torch.autocast(x.device.type, enabled=False):
-                return _Exit.apply(x, lean.mixed, *lean.norm, _scales(lean.parts), *_tensors(lean.parts))
+                return _Exit.apply(x, lean.mixed, *lean.norm, self.tile, _scales(lean.parts), *_tensors(lean.parts))
         parts = plain_parts(x, self.gate_proj, self.up_proj, self.down_proj)
         if not self.training or parts is None:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return _Block.apply(x.to(parts[0].dtype), _scales(parts), *_tensors(parts))
+            return _Block.apply(x.to(parts[0].dtype), self.tile, _scales(parts), *_tensors(parts))
 
 
 class LeanExit(NamedTuple):
@@ -151,26 +185,44 @@ class LeanExit(NamedTuple):
 
 class _BlockContext(ShapedContext, Protocol):
     setting: tuple[Setting, Setting]
+    tile: int
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _BlockContext, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: _BlockContext, x: Tensor, tile: int, scales: tuple[float, ...], *tensors: Part) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         block = _BlockProducts.of(x.dtype, scales, tensors)
-        result, kept = block.forward(rows)
-        ctx.save_for_backward(rows, *kept, *block.saved)
-        ctx.setting, ctx.shape = block.setting, x.shape
+        kept: tuple[Tensor, ...] = ()
+        if tile:
+            result = torch.cat([block.forward(rows[part])[0] for part in _tiles(len(rows), tile)])
+        else:
+            result, kept = block.forward(rows)
+        ctx.save_for_backward(rows, *block.saved, *kept)
+        ctx.setting, ctx.shape, ctx.tile = block.setting, x.shape, tile
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _BlockContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gate, up, inner, down_inner, *saved = ctx.saved_tensors
-        block = _BlockProducts.again(ctx.setting, saved)
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x, trained = block.backward(grad, rows, (gate, up, inner, down_inner), ctx.needs_input_grad[0])
-        return None if grad_x is None else grad_x.view(ctx.shape), None, *trained
+        rows, *saved = ctx.saved_tensors
+        block, kept = _BlockProducts.again(ctx.setting, saved[:BLOCK_SAVES]), tuple(saved[BLOCK_SAVES:])
+        grad, of_x = grads[0].reshape(-1, grads[0].shape[-1]), ctx.needs_input_grad[0]
+        parts: list[Tensor | None] = []
+        trained: list[Tensor | None] | None = None
+        for part in _tiles(len(rows), ctx.tile):
+            own = kept or block.forward(rows[part])[1]
+            grad_x, more = block.backward(grad[part], rows[part], own, of_x)
+            parts.append(grad_x)
+            trained = _added(trained, more)
+        whole = (
+            None if not of_x else cast(Tensor, parts[0] if len(parts) == 1 else torch.cat(cast(list[Tensor], parts)))
+        )
+        return None if whole is None else whole.view(ctx.shape), None, None, *(trained or [])
+
+
+# Tensors of `_BlockProducts.saved`: two As, three Ws, three Bs.
+BLOCK_SAVES = 8
 
 
 class _BlockProducts(NamedTuple):
@@ -180,7 +232,7 @@ class _BlockProducts(NamedTuple):
     exit: Products
 
     @classmethod
-    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]) -> _BlockProducts:
+    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Part]) -> _BlockProducts:
         return cls(Products.of(dtype, scales[:2], tensors[:8]), Products.of(dtype, scales[2:], tensors[8:]))
 
     @property
@@ -188,7 +240,7 @@ class _BlockProducts(NamedTuple):
         return self.entry.setting, self.exit.setting
 
     @property
-    def saved(self) -> tuple[Tensor, ...]:
+    def saved(self) -> tuple[Tensor | None, ...]:
         return *self.entry.saved, *self.exit.saved
 
     @classmethod
@@ -277,6 +329,8 @@ class LeanAttention(nn.Module):
     head_dim: int
     attention_dropout: float
     scaling: float
+    tile = 0
+    """Tokens of a tile; 0 computes all at once."""
 
     def interface(self) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
         """What transformers has registered for the model's attention; None for eager attention."""
@@ -290,7 +344,14 @@ class LeanAttention(nn.Module):
         cos, sin = cast(tuple[Tensor, Tensor], kwargs.pop("position_embeddings"))
         with torch.autocast(hidden_states.device.type, enabled=False):
             query, key, value = _Entry.apply(
-                hidden_states, *lean.norm, cos, sin, self.head_dim, _scales(lean.parts), *_tensors(lean.parts)
+                hidden_states,
+                *lean.norm,
+                cos,
+                sin,
+                self.head_dim,
+                self.tile,
+                _scales(lean.parts),
+                *_tensors(lean.parts),
             )
         if window := _window(self):
             kwargs["sliding_window"] = window
@@ -309,38 +370,58 @@ def _window(attention: LeanAttention) -> int | None:
     return getattr(attention, "sliding_window", None)
 
 
+class _EntryContext(ProductContext, Protocol):
+    tile: int
+
+
 class _Entry(torch.autograd.Function):
     """Query, key (both rotated) and value of norm(h), each batch × tokens × heads × D."""
 
     @staticmethod
     def forward(
-        ctx: ProductContext, h: Tensor, norm: Tensor, epsilon: float, cos: Tensor, sin: Tensor, size: int,
-        scales: tuple[float, ...], *tensors: Tensor | None,
+        ctx: _EntryContext, h: Tensor, norm: Tensor, epsilon: float, cos: Tensor, sin: Tensor, size: int, tile: int,
+        scales: tuple[float, ...], *tensors: Part,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         rows = h.reshape(-1, h.shape[-1])
         products, inverse = Products.of(h.dtype, scales, tensors), inverse_rms(rows, epsilon)
-        results, inner = products.forward(normed(rows, inverse, norm))
-        query, key, value = (result.view(*h.shape[:-1], -1, size) for result in results)
-        ctx.save_for_backward(rows, inverse, norm, cos, sin, inner, *products.saved)
-        ctx.setting, ctx.shape = products.setting, h.shape
+        inners: list[Tensor] = []
+        made: list[list[Tensor]] = []
+        for part in _tiles(len(rows), tile):
+            results, inner = products.forward(normed(rows[part], inverse[part], norm))
+            inners.append(inner)
+            made.append(results)
+        query, key, value = (_joined(list(each)).view(*h.shape[:-1], -1, size) for each in zip(*made, strict=True))
+        ctx.save_for_backward(rows, inverse, norm, cos, sin, _joined(inners), *products.saved)
+        ctx.setting, ctx.shape, ctx.tile = products.setting, h.shape, tile
         return rotated(query, cos, sin), rotated(key, cos, sin), value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: ProductContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _EntryContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, inverse, norm, cos, sin, inner, *saved = ctx.saved_tensors
         query, key, value = grads
         back = -sin
-        turned = rotated(query, cos, back), rotated(key, cos, back), value
-        grad_x, trained = Products.again(ctx.setting, saved).backward(
-            [grad.reshape(len(rows), -1) for grad in turned], normed(rows, inverse, norm), inner, ctx.needs_input_grad[0]
-        )  # fmt: skip
-        grad_h = None if grad_x is None else norm_backward(grad_x, rows, inverse, norm).view(ctx.shape)
-        return grad_h, *[None] * 6, *trained
+        turned = [grad.reshape(len(rows), -1) for grad in (rotated(query, cos, back), rotated(key, cos, back), value)]
+        products, of_h = Products.again(ctx.setting, saved), ctx.needs_input_grad[0]
+        parts: list[Tensor] = []
+        trained: list[Tensor | None] | None = None
+        for part in _tiles(len(rows), ctx.tile):
+            x, scale = rows[part], inverse[part]
+            grad_x, more = products.backward([grad[part] for grad in turned], normed(x, scale, norm), inner[part], of_h)
+            trained = _added(trained, more)
+            if grad_x is not None:
+                parts.append(norm_backward(grad_x, x, scale, norm))
+        return _joined(parts).view(ctx.shape) if of_h else None, *[None] * 7, *(trained or [])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _ExitContext(ShapedContext, Protocol):
     settings: tuple[Setting, tuple[Setting, Setting]]
+    tile: int
+    epsilon: float
 
 
 class _Exit(torch.autograd.Function):
@@ -348,30 +429,90 @@ class _Exit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _ExitContext, h: Tensor, mixed: Tensor, norm: Tensor, epsilon: float, scales: tuple[float, ...],
-        *tensors: Tensor | None,
+        ctx: _ExitContext, h: Tensor, mixed: Tensor, norm: Tensor, epsilon: float, tile: int, scales: tuple[float, ...],
+        *tensors: Part,
     ) -> Tensor:  # fmt: skip
         rows, mixed = h.reshape(-1, h.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
-        output = Products.of(h.dtype, scales[:1], tensors[:4])
-        block = _BlockProducts.of(h.dtype, scales[1:], tensors[4:])
-        (between,), mixed_inner = output.forward(mixed)
-        inverse = inverse_rms(between.add_(rows), epsilon)
-        result, kept = block.forward(normed(between, inverse, norm))
-        ctx.save_for_backward(mixed, mixed_inner, between, inverse, norm, *kept, *output.saved, *block.saved)
-        ctx.settings, ctx.shape = (output.setting, block.setting), h.shape
-        return result.add_(between).view(h.shape)
+        layer = _ExitProducts.of(h.dtype, scales, tensors, norm, epsilon)
+        if tile:
+            result = torch.empty_like(rows)
+            for part in _tiles(len(rows), tile):
+                result[part] = layer.forward(rows[part], mixed[part])[0]
+            ctx.save_for_backward(mixed, norm, *layer.saved, rows)
+        else:
+            result, kept = layer.forward(rows, mixed)
+            ctx.save_for_backward(mixed, norm, *layer.saved, *kept)
+        ctx.settings, ctx.shape, ctx.tile, ctx.epsilon = layer.settings, h.shape, tile, epsilon
+        return result.view(h.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _ExitContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        mixed, mixed_inner, between, inverse, norm, gate, up, inner, down_inner, *saved = ctx.saved_tensors
-        output, block = Products.again(ctx.settings[0], saved[:3]), _BlockProducts.again(ctx.settings[1], saved[3:])
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x, block_trained = block.backward(grad, normed(between, inverse, norm), (gate, up, inner, down_inner))
-        grad_h = norm_backward(cast(Tensor, grad_x), between, inverse, norm).add_(grad)
-        grad_mixed, output_trained = output.backward([grad_h], mixed, mixed_inner)
-        trained = [*output_trained, *block_trained]
-        return grad_h.view(ctx.shape), cast(Tensor, grad_mixed).view(*ctx.shape[:-1], -1), *[None] * 3, *trained
+        mixed, norm, *saved = ctx.saved_tensors
+        layer = _ExitProducts.again(ctx.settings, saved[:EXIT_SAVES], norm, ctx.epsilon)
+        kept, grad = saved[EXIT_SAVES:], grads[0].reshape(-1, grads[0].shape[-1])
+        if not ctx.tile:
+            grad_h, grad_mixed, trained = layer.backward(grad, mixed, kept)
+        else:
+            grad_h, grad_mixed, found = torch.empty_like(grad), torch.empty_like(mixed), None
+            for part in _tiles(len(mixed), ctx.tile):
+                _, own = layer.forward(kept[0][part], mixed[part])
+                grad_h[part], grad_mixed[part], more = layer.backward(grad[part], mixed[part], own)
+                found = _added(found, more)
+            trained = found or []
+        return grad_h.view(ctx.shape), grad_mixed.view(*ctx.shape[:-1], -1), *[None] * 4, *trained
+
+
+# Tensors of `_ExitProducts.saved`: A, W and B of o, then the block's.
+EXIT_SAVES = 3 + BLOCK_SAVES
+
+
+class _ExitProducts(NamedTuple):
+    """The second half of a decoder layer; `of`, `settings`, `saved` and `again` as in `Products`."""
+
+    output: Products
+    block: _BlockProducts
+    norm: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(
+        cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Part], norm: Tensor, epsilon: float
+    ) -> _ExitProducts:
+        output = Products.of(dtype, scales[:1], tensors[:4])
+        return cls(output, _BlockProducts.of(dtype, scales[1:], tensors[4:]), norm, epsilon)
+
+    @property
+    def settings(self) -> tuple[Setting, tuple[Setting, Setting]]:
+        return self.output.setting, self.block.setting
+
+    @property
+    def saved(self) -> tuple[Tensor | None, ...]:
+        return *self.output.saved, *self.block.saved
+
+    @classmethod
+    def again(
+        cls, settings: tuple[Setting, tuple[Setting, Setting]], saved: Sequence[Tensor], norm: Tensor, epsilon: float
+    ) -> _ExitProducts:
+        output, block = Products.again(settings[0], saved[:3]), _BlockProducts.again(settings[1], saved[3:])
+        return cls(output, block, norm, epsilon)
+
+    def forward(self, rows: Tensor, mixed: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The layer's result, M×H, and what `backward` needs."""
+        (between,), mixed_inner = self.output.forward(mixed)
+        inverse = inverse_rms(between.add_(rows), self.epsilon)
+        result, kept = self.block.forward(normed(between, inverse, self.norm))
+        return result.add_(between), (mixed_inner, between, inverse, *kept)
+
+    def backward(
+        self, grad: Tensor, mixed: Tensor, kept: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Gradients of h, of the attention's result, and of what is trained."""
+        mixed_inner, between, inverse, *inner = kept
+        grad_x, block_trained = self.block.backward(grad, normed(between, inverse, self.norm), tuple(inner))
+        grad_h = norm_backward(cast(Tensor, grad_x), between, inverse, self.norm).add_(grad)
+        grad_mixed, output_trained = self.output.backward([grad_h], mixed, mixed_inner)
+        return grad_h, cast(Tensor, grad_mixed), [*output_trained, *block_trained]
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -395,7 +536,7 @@ def plain_parts(x: Tensor, *layers: nn.Module) -> list[PlainParts] | None:
     """What the products of ``x`` with ``layers`` are made of; None when one of them is not the plain case."""
     if not torch.is_grad_enabled():
         return None
-    parts = [layer.plain_parts(x) if isinstance(layer, FastLinear) else None for layer in layers]
+    parts = [layer.plain_parts(x) if isinstance(layer, FastLora) else None for layer in layers]
     return None if any(part is None for part in parts) else cast(list[PlainParts], parts)
 
 
@@ -403,5 +544,5 @@ def _scales(parts: Sequence[PlainParts]) -> tuple[float, ...]:
     return tuple(part.scale for part in parts)
 
 
-def _tensors(parts: Sequence[PlainParts]) -> list[Tensor | None]:
+def _tensors(parts: Sequence[PlainParts]) -> list[Part]:
     return [tensor for part in parts for tensor in part.tensors]

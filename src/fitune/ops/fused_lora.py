@@ -7,7 +7,8 @@ Knows nothing of training loops.
 PEFT's forward makes, for each of a layer's products, casts of the input and the result, a product with the scale and a
 sum: about a dozen passes over memory forward and backward, which on small models take longer than LoRA's arithmetic.
 Here the update is accumulated into the base's result by the matrix product itself, and layers that read the same input
-have their products with A made together.
+have their products with A made together. A layer that is stored in few bits makes its own product forward, as under PEFT,
+and is unpacked for the backward pass; its dense weight is never held between the two.
 
 M tokens, R sum of the ranks of layers that read the same input.
 """
@@ -15,17 +16,44 @@ M tokens, R sum of the ranks of layers that read the same input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
+from fitune.models.quantization.quantization import Quantization
+from fitune.models.quantization.quantize import kind_of
 from fitune.ops.autograd_context import ShapedContext, once_differentiable
 
-Setting = tuple[tuple[float, ...], tuple[torch.dtype, torch.dtype]]
-"""Scales of the layers; types of A and B."""
+
+class PackedWeight(NamedTuple):
+    """The weight of a layer that is stored in few bits."""
+
+    layer: nn.Module
+    kind: Quantization
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Unpacked, (out, in)."""
+        weight = cast(Tensor, self.layer.weight)
+        return self.kind.unpack(weight.data, self.kind.state(self.layer)).to(dtype)
+
+
+Weight = Tensor | PackedWeight
+Part = Weight | None
+"""Of `PlainParts.tensors`: W, a bias or none, A or B."""
+
+
+class Setting(NamedTuple):
+    """What of `Products` is no tensor."""
+
+    scales: tuple[float, ...]
+    trained_types: tuple[torch.dtype, torch.dtype]
+    """Of A and B, and so of their gradients."""
+    packed: tuple[PackedWeight | None, ...]
+    """Of each layer; None for one whose weight is a tensor."""
 
 
 def use_fast_lora(config: LoraConfig, model: nn.Module) -> bool:
@@ -43,24 +71,60 @@ def use_fast_lora(config: LoraConfig, model: nn.Module) -> bool:
     return True
 
 
+def use_fast_quantized_lora(model: nn.Module) -> int:
+    """Let LoRA's layers over quantized ones, and the plain ones beside them, be computed by `FastLora`.
+
+    PEFT chooses its layers by the class of the base, and has no interface for others over a quantized one.
+
+    Returns:
+        How many there are; 0 for a base without quantized layers, which is left as it is.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, LoraLayer) and type(module).__module__.startswith("peft.")
+    ]  # fmt: skip
+    packed = [layer for layer in layers if _is_packed(layer.get_base_layer())]
+    plain = [layer for layer in layers if isinstance(layer, Linear) and type(layer.get_base_layer()) is nn.Linear]
+    for layer in [*packed, *plain] if packed else []:
+        made = cast(nn.Module, layer)
+        made.__class__ = _fast(type(made))
+    return len(packed)
+
+
+def _is_packed(base: nn.Module) -> bool:
+    return isinstance(base, nn.Linear) and kind_of(base) is not None
+
+
+@cache
+def _fast(kind: type[nn.Module]) -> type[nn.Module]:
+    if kind is Linear:
+        return FastLinear
+    return type(f"Fast{kind.__name__}", (FastLora, kind), {"__module__": __name__, "__doc__": FastLora.__doc__})
+
+
 class PlainParts(NamedTuple):
     """W, its bias, A, B and the scale of h = W·x + b + s·B·A·x, and the type in which it is multiplied."""
 
     dtype: torch.dtype
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     a: Tensor
     b: Tensor
     scale: float
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Part, ...]:
         """W, bias, A and B, as `Products.of` takes them."""
         return self.weight, self.bias, self.a, self.b
 
 
-class FastLinear(Linear):
-    """`peft.tuners.lora.Linear`; the plain case is computed by `_LoraProduct`, all others by PEFT."""
+if TYPE_CHECKING:
+    _Layer = Linear  # what the classes have that `FastLora` stands before
+else:
+    _Layer = object
+
+
+class FastLora(_Layer):
+    """A linear layer of PEFT's LoRA; the plain case is computed by `_LoraProduct`, all others by PEFT."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         parts = self.plain_parts(x) if not args and not kwargs else None
@@ -76,11 +140,13 @@ class FastLinear(Linear):
             return None
         base = cast(nn.Linear, self.get_base_layer())
         a, b = cast(Tensor, self.lora_A[name].weight), cast(Tensor, self.lora_B[name].weight)
-        dtype = x.dtype
+        dtype, kind = x.dtype, kind_of(base)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        elif not dtype == base.weight.dtype == a.dtype == b.dtype:
+        elif not dtype == a.dtype == b.dtype or (kind is None and base.weight.dtype != dtype):
             return None  # PEFT multiplies a 16-bit input by fp32 adapters in fp32
+        if kind is not None:  # its own product adds the bias
+            return PlainParts(dtype, PackedWeight(base, kind), None, a, b, self.scaling[name])
         return PlainParts(dtype, base.weight, base.bias, a, b, self.scaling[name])
 
     def _plain_adapter(self) -> str | None:
@@ -99,7 +165,12 @@ class FastLinear(Linear):
             return None
         bias = cast("Tensor | None", base.bias)
         trained = base.weight.requires_grad or (bias is not None and bias.requires_grad)
-        return None if trained or type(base) is not nn.Linear else name
+        known = type(base) is nn.Linear or _is_packed(base)
+        return name if known and not trained else None
+
+
+class FastLinear(FastLora, Linear):
+    """Over a layer whose weight is a tensor."""
 
 
 class Products(NamedTuple):
@@ -110,21 +181,21 @@ class Products(NamedTuple):
     """Of A and B, and so of their gradients."""
     a: Tensor
     """R×in: all A, one below the other."""
-    weights: tuple[Tensor, ...]
+    weights: tuple[Weight, ...]
     bs: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
 
     @classmethod
-    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Tensor | None]) -> Products:
+    def of(cls, dtype: torch.dtype, scales: Sequence[float], tensors: Sequence[Part]) -> Products:
         """From W, bias, A and B of each layer."""
-        weights, biases, all_a, bs = (tensors[which::4] for which in range(4))
-        a, b = cast(Tensor, all_a[0]), cast(Tensor, bs[0])
+        weights = cast("Sequence[Weight]", tensors[::4])
+        biases, all_a, bs = (cast("Sequence[Tensor]", tensors[which::4]) for which in range(1, 4))
         return cls(
-            tuple(scales), (a.dtype, b.dtype),
-            (a if len(all_a) == 1 else torch.cat(cast(list[Tensor], all_a))).to(dtype),
-            tuple(cast(Tensor, weight).to(dtype) for weight in weights),
-            tuple(cast(Tensor, b).to(dtype) for b in bs),
-            tuple(None if bias is None else bias.to(dtype) for bias in biases),
+            tuple(scales), (all_a[0].dtype, bs[0].dtype),
+            (all_a[0] if len(all_a) == 1 else torch.cat(list(all_a))).to(dtype),
+            tuple(weight if isinstance(weight, PackedWeight) else weight.to(dtype) for weight in weights),
+            tuple(b.to(dtype) for b in bs),
+            tuple(None if bias is None else bias.to(dtype) for bias in cast("Sequence[Tensor | None]", biases)),
         )  # fmt: skip
 
     @property
@@ -135,27 +206,29 @@ class Products(NamedTuple):
     @property
     def setting(self) -> Setting:
         """What is no tensor."""
-        return self.scales, self.trained_types
+        packed = tuple(weight if isinstance(weight, PackedWeight) else None for weight in self.weights)
+        return Setting(self.scales, self.trained_types, packed)
 
     @property
-    def saved(self) -> tuple[Tensor, ...]:
-        """The tensors that `backward` needs, for autograd to keep."""
-        return self.a, *self.weights, *self.bs
+    def saved(self) -> tuple[Tensor | None, ...]:
+        """The tensors that `backward` needs, for autograd to keep; None in the place of a packed weight."""
+        weights = (None if isinstance(weight, PackedWeight) else weight for weight in self.weights)
+        return self.a, *weights, *self.bs
 
     @classmethod
     def again(cls, setting: Setting, saved: Sequence[Tensor]) -> Products:
         """The products of which autograd kept ``saved``."""
-        scales, trained_types = setting
-        count = len(scales)
-        weights, bs = tuple(saved[1 : 1 + count]), tuple(saved[1 + count :])
-        return cls(scales, trained_types, saved[0], weights, bs, (None,) * count)
+        count = len(setting.scales)
+        bs = tuple(saved[1 + count :])
+        weights = tuple(packed or weight for packed, weight in zip(setting.packed, saved[1 : 1 + count], strict=True))
+        return cls(setting.scales, setting.trained_types, saved[0], weights, bs, (None,) * count)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Results M×out, and the products of ``x`` (M×in) with A, M×R."""
         inner = x @ self.a.t()
         lows = inner.split(self.ranks, 1)
         results = [
-            nn.functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
+            _product(x, weight, bias).addmm_(low, b.t(), alpha=scale)
             for weight, bias, b, low, scale in zip(
                 self.weights, self.biases, self.bs, lows, self.scales, strict=True
             )
@@ -176,10 +249,19 @@ class Products(NamedTuple):
             trained += [None, None, of_a, of_b.mul_(scale) if scale != 1 else of_b]
         if not of_x:
             return None, trained
-        grad_x = grads[0] @ self.weights[0]
+        grad_x = grads[0] @ _dense(self.weights[0], x.dtype)
         for grad, weight in zip(grads[1:], self.weights[1:], strict=True):
-            grad_x.addmm_(grad, weight)
+            grad_x.addmm_(grad, _dense(weight, x.dtype))
         return grad_x.addmm_(low, self.a), trained
+
+
+def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """W·x + b; a quantized layer's own result, the bias among it."""
+    return weight.layer(x) if isinstance(weight, PackedWeight) else nn.functional.linear(x, weight, bias)
+
+
+def _dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return weight.dense(dtype) if isinstance(weight, PackedWeight) else weight
 
 
 class ProductContext(ShapedContext, Protocol):
@@ -192,7 +274,7 @@ class _LoraProduct(torch.autograd.Function):
     """One layer by itself."""
 
     @staticmethod
-    def forward(ctx: ProductContext, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: ProductContext, x: Tensor, scale: float, *tensors: Part) -> Tensor:
         products, rows = Products.of(x.dtype, (scale,), tensors), x.reshape(-1, x.shape[-1])
         (result,), inner = products.forward(rows)
         ctx.save_for_backward(rows, inner, *products.saved)

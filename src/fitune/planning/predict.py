@@ -50,6 +50,8 @@ class Plan:
     """Phase → {allocated_bytes, reserved_bytes, moment}: load, step 1, step 2, evaluation, generation, checkpoint."""
     fits: bool
     """Whether the card holds it; the allocator gives cached blocks back before it fails. False where it is not known."""
+    host_bytes: int = 0
+    """Pinned memory of the host that layer inputs take at most; it crosses PCIe twice in each micro-batch."""
     trained_parameters: int = 0
     total_parameters: int = 0
     work: dict[str, list[list[str | int]]] = field(default_factory=dict[str, list[list[str | int]]])
@@ -120,6 +122,7 @@ def assemble(traced: TraceValues, gpu: Card | Gpu, expandable_segments: bool = F
         moment=moment(result.peak_position),
         phases=shown,
         fits=result.fits,
+        host_bytes=traced["host_bytes"],
         trained_parameters=traced["trained_parameters"],
         total_parameters=traced["total_parameters"],
         work=traced["work"],

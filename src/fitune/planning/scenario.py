@@ -76,6 +76,10 @@ class Scenario:
     gradient_checkpointing: bool = False
     reentrant: bool = False
     """The older kind of checkpointing, default before transformers 5."""
+    tiled_mlp: bool = False
+    """Feed-forward blocks and linear layers of the fused layers are computed in tiles along the sequence."""
+    activation_offloading: bool = False
+    """Inputs of checkpointed layers lie in the host's memory between forward and backward pass; on a card only."""
     accumulation: int = 1
     autocast: Literal["none", "bf16", "fp16"] = "bf16"
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"

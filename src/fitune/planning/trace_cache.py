@@ -53,6 +53,7 @@ class TraceValues(TypedDict):
     trained_parameters: int
     total_parameters: int
     managed_bytes: int
+    host_bytes: int
     work: dict[str, list[list[str | int]]]
     notes: tuple[str, ...]
 

@@ -67,6 +67,8 @@ def start_of(settings: Settings, lengths: Sequence[int], base_is_quantized: bool
         values={
             ladder.MICRO: train.micro_rows,
             ladder.CHECKPOINTING: train.gradient_checkpointing,
+            ladder.TILES: train.tiled_mlp,
+            ladder.OFFLOADING: train.activation_offloading,
             ladder.OPTIMIZER: train.optimizer,
             ladder.TUNING: train.tuning,
             ladder.QUANTIZATION: settings.model.quantization,

@@ -168,6 +168,8 @@ def context_of(
         epochs=epochs_of(settings, len(setup.data.train)),
         seed=settings.train.seed,
         packing=settings.data.packing,
+        tiled_mlp=settings.train.tiled_mlp,
+        activation_offloading=settings.train.activation_offloading,
         interrupt=interrupt,
         best_metric=best_metric_of(settings),
         patience=settings.eval.patience,

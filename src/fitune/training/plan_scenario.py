@@ -102,6 +102,8 @@ def scenario_of(
         optimizer=train.optimizer,
         max_grad_norm=train.max_grad_norm,
         gradient_checkpointing=train.gradient_checkpointing,
+        tiled_mlp=train.tiled_mlp,
+        activation_offloading=train.activation_offloading,
         # packed: at most so many packs a step
         accumulation=train.batch_size // micro,
         # arguments.training_arguments: Trainer's autocast follows the precision

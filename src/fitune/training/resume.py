@@ -26,6 +26,8 @@ FREE = (
     "data.eval",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
+    "train.tiled_mlp",
+    "train.activation_offloading",
     "fit",
     "memory.",
     "eval.every_steps",

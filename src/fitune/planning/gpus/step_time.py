@@ -30,6 +30,9 @@ HOST_SECONDS = 10e-6  # of eager torch with autograd, PEFT's and transformers' P
 # int8 products run at twice the 16-bit rate on the cards since Turing (their white papers).
 RATES = {"matrix": 1.0, "attention": 1.0, "int8": 2.0}
 SHARES = {"matrix": MATRIX_SHARE, "attention": ATTENTION_SHARE, "int8": MATRIX_SHARE, "fp32": MATRIX_SHARE}
+# Bytes a second over PCIe 4 with 16 lanes, from and to pinned memory: 31.5 GB/s nominal, of which copies reach 80 %.
+# Cards on PCIe 3 have half of it, on PCIe 5 twice.
+PCIE_BYTES_S = 25e9
 CLIP_BYTES = 12  # the norm reads each gradient, scaling reads and writes it
 
 
@@ -69,7 +72,9 @@ def step_seconds(plan: Plan, scenario: Scenario, gpu: Card | Gpu) -> float | Non
         return None
     on_card = sum(count * _operator_seconds(kind, flops, moved, rates) for kind, flops, moved, count in operators)
     on_host = HOST_SECONDS * sum(count for *_, count in operators)
-    return max(on_card, on_host) * scenario.accumulation + _optimizer_seconds(plan, scenario, rates)
+    # Copies run beside the products, out in the forward pass and back in the backward pass.
+    over_pcie = 2 * plan.host_bytes / PCIE_BYTES_S
+    return max(on_card, on_host, over_pcie) * scenario.accumulation + _optimizer_seconds(plan, scenario, rates)
 
 
 def _operator_seconds(kind: str, flops: float, moved_bytes: float, rates: Rates) -> float:

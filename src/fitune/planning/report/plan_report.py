@@ -151,6 +151,8 @@ def facts(view: View) -> list[str]:
     if plan.total_parameters:
         share = plan.trained_parameters / plan.total_parameters
         found.append(f"trained: {plan.trained_parameters:,} of {plan.total_parameters:,} parameters ({share:.2%})")
+    if plan.host_bytes:
+        found.append(f"host: {size_in(plan.host_bytes, plan.host_bytes)} of pinned memory for layer inputs")
     if plan.seconds_per_step is not None:
         found.append(f"time: about {seconds(plan.seconds_per_step)} an optimizer step (an estimate, to rank by)")
     return found
@@ -172,6 +174,8 @@ def describe(scenario: Scenario) -> str:
     ]
     parts += [f"{scenario.autocast} autocast"] if scenario.autocast != "none" else []
     parts += ["gradient checkpointing"] if scenario.gradient_checkpointing else []
+    parts += ["feed-forward in tiles"] if scenario.tiled_mlp else []
+    parts += ["layer inputs on the host"] if scenario.activation_offloading else []
     rows = "row" if scenario.batch == 1 else "rows"
     size = f"{scenario.batch} {'packed ' if scenario.rows == 'packed' else ''}{rows} of {scenario.seq_len:,} tokens"
     times = f", {scenario.accumulation} times a step" if scenario.accumulation > 1 else ""

@@ -3,10 +3,10 @@
 In: the plans of the steps that climb.py chose. Out: frozen objects and lines of text.
 Knows nothing of settings objects, cards or traces. Imports no torch. Optimizers and quantizations bring their own rungs.
 
-What is given up has an order. Smaller micro-batches and gradient checkpointing cost time alone, so they come first; an
-8-bit Adam is counted as 5 % of the time, so that it is not taken for nothing. A quantized base, LoRA instead of full
-fine-tuning and shorter rows change what is learnt: each is a level of its own, and no level is left while anything
-on it fits. Within a level the fastest that fits is taken.
+What is given up has an order. Smaller micro-batches, gradient checkpointing, tiles and layer inputs on the host cost time
+alone, so they come first; an 8-bit Adam is counted as 5 % of the time, so that it is not taken for nothing. A quantized
+base, LoRA instead of full fine-tuning and shorter rows change what is learnt: each is a level of its own, and no level is
+left while anything on it fits. Within a level the fastest that fits is taken.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ Changes = dict[str, Value]
 PlanOf = Callable[[Changes], Plan]
 
 MICRO, CHECKPOINTING, OPTIMIZER = "train.micro_batch_size", "train.gradient_checkpointing", "train.optimizer"
+TILES, OFFLOADING = "train.tiled_mlp", "train.activation_offloading"
 TUNING, QUANTIZATION, LENGTH = "train.tuning", "model.quantization", "data.max_length"
 # In the order of their price.
-KEYS = (MICRO, CHECKPOINTING, OPTIMIZER, TUNING, QUANTIZATION, LENGTH)
+KEYS = (MICRO, CHECKPOINTING, TILES, OFFLOADING, OPTIMIZER, TUNING, QUANTIZATION, LENGTH)
 EIGHT_BIT_HANDICAP = 1.05
 
 SAME = "the result is the same"
 # (setting, value) → what it is called, what it costs in quality and who says so; `price_of` knows the others.
 PRICES: dict[tuple[str, Value], tuple[str, str]] = {
     (CHECKPOINTING, True): ("gradient checkpointing", SAME),
+    (TILES, True): ("feed-forward in tiles", SAME),
+    (OFFLOADING, True): ("layer inputs in the host's memory", SAME),
     (TUNING, "lora"): (
         "LoRA instead of full fine-tuning",
         "behaviour is learnt as well, large amounts of new knowledge less (Biderman et al. 2024, arXiv 2405.09673)",

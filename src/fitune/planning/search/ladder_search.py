@@ -21,9 +21,11 @@ from fitune.planning.search.ladder import (
     KEYS,
     LENGTH,
     MICRO,
+    OFFLOADING,
     OPTIMIZER,
     QUANTIZATION,
     SAME,
+    TILES,
     TUNING,
     Changes,
     Ladder,
@@ -35,6 +37,9 @@ from fitune.planning.search.ladder import (
     shown,
 )
 from fitune.sizes import size_in
+
+# What costs time alone and is switched on, in the order of its price.
+RECOMPUTING = (CHECKPOINTING, TILES, OFFLOADING)
 
 
 def climb(start: Start, plan_of: PlanOf, possible: Callable[[Changes], bool] = lambda _: True) -> Ladder:
@@ -88,8 +93,6 @@ class _Search:
             return [now]
         if key == MICRO:
             return [*self.micro_rows(fixed)]
-        if key == CHECKPOINTING:
-            return [False, True] if not now else [True]
         if key == OPTIMIZER:
             return [now, lighter] if (lighter := OPTIMIZERS[str(now)].lighter) else [now]
         if key == TUNING:
@@ -107,6 +110,16 @@ class _Search:
             return [now]
         return [size for size in range(now, 0, -1) if self.start.batch_rows % size == 0]
 
+    def recomputing(self, fixed: frozenset[str]) -> list[Changes]:
+        """Gradient checkpointing, tiles and layer inputs on the host: as asked, then one after the other beside the last."""
+        found: list[Changes] = [{key: self.start.values[key] for key in RECOMPUTING if key in self.start.values}]
+        for key in found[0]:
+            last = found[-1]
+            without_inputs = key == OFFLOADING and not last.get(CHECKPOINTING)
+            if key not in fixed and not last[key] and not without_inputs:
+                found.append({**last, key: True})
+        return found
+
     def levels(self, fixed: frozenset[str]) -> Iterable[Changes]:
         """What changes the learning, cheapest first."""
         axes = [self.values(key, fixed) for key in (LENGTH, QUANTIZATION, TUNING)]
@@ -115,7 +128,8 @@ class _Search:
 
     def smallest(self, level: Changes, fixed: frozenset[str]) -> Changes:
         """The configuration of a level that needs least."""
-        return {**level, **{key: self.values(key, fixed)[-1] for key in (MICRO, CHECKPOINTING, OPTIMIZER)}}
+        least = {key: self.values(key, fixed)[-1] for key in (MICRO, OPTIMIZER)}
+        return {**level, **self.recomputing(fixed)[-1], **least}
 
     def best_of(self, level: Changes) -> Changes | None:
         """The fastest of a level that fits, or None."""
@@ -126,11 +140,11 @@ class _Search:
         sizes = self.micro_rows(fixed)
         found: list[tuple[float, int, Changes]] = []
         most_rows = 0
-        for checkpointing in self.values(CHECKPOINTING, fixed):
+        for recomputing in self.recomputing(fixed):
             for optimizer in self.values(OPTIMIZER, fixed):
                 # More concessions pay only where they let more rows in at once.
                 larger = [size for size in sizes if size > most_rows]
-                here = {**level, CHECKPOINTING: checkpointing, OPTIMIZER: optimizer}
+                here = {**level, **recomputing, OPTIMIZER: optimizer}
                 rows = self.most_rows(here, larger)
                 if rows is None:
                     continue

@@ -27,6 +27,8 @@ from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer
 from fitune.models.quantization.quantize import tell_peft
 from fitune.models.towers import auto_class
+from fitune.ops.fused_layers import use_tiles
+from fitune.ops.offload.host_inputs import HostInputs, keep_inputs_on_host
 from fitune.ops.optimizers import PLANNED
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.recorder import Recorder, autograd_node
@@ -214,6 +216,7 @@ class Program:
         self.row_tokens: int | None = None  # of a pack; None is one row
         self.model: Any = build_skeleton(config, scenario)
         self.optimizer: Any = None
+        self.host_inputs = HostInputs()
         self.states: dict[int, list[torch.Tensor] | int] | None = None  # the plan's stand-in for the optimizer's
 
     # ---- load
@@ -250,6 +253,10 @@ class Program:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
             if self.recomputing is not None:
                 self._recompute_within(self.recomputing)
+            if scenario.activation_offloading and self.on_card:
+                keep_inputs_on_host(self.model, self.host_inputs)
+        if scenario.tiled_mlp:
+            use_tiles(self.model)
         self.model.train()
         if scenario.rows == "packed" and scenario.loss == "labels" and scenario.attention != "eager":
             self.pack = self.make_pack()

@@ -50,6 +50,8 @@ class Trace:
     total_parameters: int
     managed_bytes: int = 0
     """Paged optimizer states: CUDA managed memory, which torch's allocator does not count."""
+    host_bytes: int = 0
+    """Pinned memory of the host that layer inputs take at most."""
     work: dict[str, list[list[str | int]]] = field(default_factory=dict[str, list[list[str | int]]])
     """Of one micro-batch: {"operators": [[kind, flops, moved bytes, how often], …]}; see `Recorder.work`."""
     notes: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ def trace(config: PretrainedConfig, scenario: Scenario, capability: tuple[int, i
         trained_parameters=sum(p.numel() for p in program.trained()),
         total_parameters=total,
         managed_bytes=managed,
+        host_bytes=program.host_inputs.peak_bytes,
         work={"operators": [[*operator, count] for operator, count in work.items()]},
         notes=notes_of(program),
     )
