@@ -2,16 +2,23 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import AutoTokenizer
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
 from fitune.adapters.inject import attach, lora_config
 from fitune.cli import cli
+from fitune.cli.talk.chat import Conversation
 from fitune.console import printable
+from fitune.data.render.renderer import Renderer
 from fitune.errors import ModelError
+from fitune.evaluation.generation import Answer, Sampling
+from fitune.evaluation.inference_model import Target
 from fitune.models.hardware import Precision, detect
 from fitune.models.load_base import load_base
 from fitune.models.source import resolve
@@ -144,3 +151,50 @@ def test_a_name_that_is_nothing_lists_the_runs(tmp_path: Path, monkeypatch: pyte
     failed = run("generate", "xyzzy", "pig").exception
     assert isinstance(failed, ModelError)
     assert 'no run "xyzzy" in runs (runs: mine), and no model of that name opens' in str(failed)
+
+
+def test_calls_are_listed_and_their_results_are_given(
+    tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The model is played by the test; template, reader of calls and conversation are the real ones."""
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tool: dict = {"type": "function", "function": {"name": "rain", "parameters": {"type": "object", "properties": {}}}}
+    call = '<tool_call>{"name": "rain", "arguments": {"city": "%s"}}</tool_call>'
+    answers = iter([call % "Rome" + call % "Oslo", "In Oslo."])
+    asked: list[str] = []
+
+    class Played(Renderer):
+        def prompt_ids(self, messages, tools=(), thinking=None):
+            asked.append(self.text_of(messages, True, tools))
+            return [1]
+
+    def played(model, renderer, prompt, sampling):
+        text = next(answers)
+        yield text
+        return Answer(text, True, "", text)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    monkeypatch.setattr("fitune.evaluation.generation.stream", played)
+    monkeypatch.setattr("fitune.evaluation.generation.check_fits", lambda *_: None)
+    target = SimpleNamespace(renderer=Played(tokenizer, template, (tokenizer.eos_token_id,)), model=None)
+    monkeypatch.setattr(
+        "fitune.evaluation.adapter_session.Desk", lambda *_: SimpleNamespace(model=None, speaker=lambda: "base")
+    )
+    talk = Conversation(cast(Target, target), None, Sampling(9), [tool])
+    talk.give("early")
+    talk.ask("Where does it rain?")
+    assert talk.command("/tool dry") and talk.command("/tool wet")
+    said = capsys.readouterr().err
+    assert (
+        "no tool call waits" in said and 'calls rain({"city": "Oslo"})' in said and "next: the result of rain" in said
+    )
+    assert [one["role"] for one in talk.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert asked[1].endswith(
+        f"assistant\n{call % 'Rome'}{call % 'Oslo'}<|im_end|>\n<|im_start|>tool\ndry<|im_end|>\n<|im_start|>tool\nwet<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert talk.messages[-1]["content"] == "In Oslo."

@@ -187,23 +187,25 @@ def test_rows_that_the_template_refuses_are_dropped_too(tmp_path: Path, renderer
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("large")
-def test_memory_is_a_part_of_the_file(tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
-    """Of 4 MB, as Python and numpy see it; rows, texts and tokens held whole take several times the file."""
-    monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 20_000)
+def test_memory_hardly_grows_with_the_file(tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch):
+    """As Python and numpy see it. Rows, texts and tokens held whole take several times what the file grows by."""
+    monkeypatch.setattr(token_cache, "PIECE_CHARACTERS", 30_000)
     monkeypatch.setattr(token_cache, "LONGER_EVERY", 10_000)
-    path = tmp_path / "a.jsonl"
-    with path.open("w") as file:
-        for at in range(900):
-            turns = [
-                {"role": "user", "content": f"{at} " + "pig " * 900},
-                {"role": "assistant", "content": "igpay " * 60},
-            ]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    renderer.render(row_set.Example((turns[0], turns[1]), None, 1), "assistant")  # type: ignore[arg-type]
-    tracemalloc.start()
-    try:
-        data = prepare(str(path), None, renderer=renderer)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(data.train) == 900 and peak < path.stat().st_size / 2
+
+    def peak_bytes(count: int) -> tuple[int, int]:
+        path = tmp_path / f"{count}.jsonl"
+        with path.open("w") as file:
+            for at in range(count):
+                said = {"user": f"{at} " + "pig " * 2_900, "assistant": "igpay " * 60}
+                turns = [{"role": role, "content": text} for role, text in said.items()]
+                file.write(json.dumps({"messages": turns}) + "\n")
+        tracemalloc.start()
+        try:
+            assert len(prepare(str(path), None, renderer=renderer).train) == count
+            return tracemalloc.get_traced_memory()[1], path.stat().st_size
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(10)  # what is imported and compiled once
+    (few, small), (many, big) = peak_bytes(80), peak_bytes(400)
+    assert many - few < (big - small) / 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,10 +22,11 @@ HELP = '''/base        answer with the base model alone     /adapter   answer wi
 /merge       merge the adapter into the base      /unmerge   subtract it again, and report what was restored
 /unload      remove all adapters from memory      /clear     clear the conversation
 /system TEXT set the system prompt (empty: none)  /retry     answer the last message again
+/tool TEXT   give the result of the tool call that is next, with --tools
 /quit        exit (also Ctrl-D)                   """ or \\   a message of several lines'''
 COMMANDS = (
-    "/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload", "/system", "/clear", "/retry", "/help",
-    "/quit",
+    "/base", "/adapter", "/adapters", "/use", "/merge", "/unmerge", "/unload", "/system", "/clear", "/retry", "/tool",
+    "/help", "/quit",
 )  # fmt: skip
 
 
@@ -75,7 +77,10 @@ def chat(
 
     The chat template and the system prompt are those of the training. Answers are streamed; Ctrl-C stops one. A line
     that ends with \\ continues in the next, and lines between two \"\"\" are one message. Messages can be piped in.
-    Commands in the chat: /adapters /use /base /merge /unmerge /unload /system /clear /retry /help /quit
+    Commands in the chat: /adapters /use /base /merge /unmerge /unload /system /clear /retry /tool /help /quit
+
+    With --tools the calls of an answer are listed, and /tool TEXT gives their results, one after the other; the model
+    answers when it has all.
     """
     from fitune.console import log
     from fitune.evaluation.generation import Sampling, fix_seed
@@ -136,6 +141,7 @@ class Conversation:
 
         self.target, self.system, self.sampling, self.tools = target, system, sampling, tools
         self.messages: list[Message] = []
+        self.open_calls: list[tuple[str, str]] = []  # (id, name) of calls without a result
         self.desk = Desk(target, runs_folder)
 
     def command(self, line: str) -> bool:
@@ -149,7 +155,7 @@ class Conversation:
         if name == "/help":
             log(HELP)
         elif name == "/clear":
-            self.messages = []
+            self.messages, self.open_calls = [], []
             log("conversation cleared")
         elif name == "/system":
             self.system = rest.strip() or None
@@ -160,21 +166,41 @@ class Conversation:
             except FituneError as error:
                 log(f"error: {error}")
         elif name == "/retry":
-            if self.messages:
-                question = self.messages[-2]["content"]  # questions and answers come in pairs
-                self.messages = self.messages[:-2]
+            if asked := [at for at, said in enumerate(self.messages) if said["role"] == "user"]:
+                question = self.messages[asked[-1]]["content"]
+                self.messages = self.messages[: asked[-1]]
                 self.ask(question)
+        elif name == "/tool":
+            self.give(rest.strip())
         else:
             log(f"there is no command {name}{did_you_mean(name, COMMANDS)}; /help lists them")
         return True
 
     def ask(self, text: str) -> None:
-        """Stream the answer to `text`; it joins the history even when it was cut short."""
+        """Stream the answer to `text`; calls of the answer before it stay without results."""
+        self.open_calls = []
+        self._answer([*self.messages, {"role": "user", "content": text}])
+
+    def give(self, result: str) -> None:
+        """The result of the next open call; with the last one the model answers."""
+        from fitune.console import log
+
+        if not self.open_calls:
+            log("no tool call waits for a result")
+            return
+        (number, name), *self.open_calls = self.open_calls
+        self.messages = [*self.messages, {"role": "tool", "content": result, "tool_call_id": number, "name": name}]
+        if self.open_calls:
+            log(f"next: the result of {self.open_calls[0][1]} (/tool TEXT)")
+        else:
+            self._answer(self.messages)
+
+    def _answer(self, asked: list[Message]) -> None:
+        """Stream an answer; it joins the history even when it was cut short."""
         from fitune.console import log
         from fitune.errors import FituneError
         from fitune.evaluation.generation import check_fits, stream
 
-        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         said: Answer | None = None
         pieces: list[str] = []
@@ -195,7 +221,32 @@ class Conversation:
             log(f"error: {error}")
             return
         answer: Message = {"role": "assistant", "content": said.text if said else "".join(pieces)}
-        self.messages = [*asked, {**answer, "reasoning_content": said.reasoning} if said and said.reasoning else answer]
+        if said and said.reasoning:
+            answer = {**answer, "reasoning_content": said.reasoning}
+        self.messages = [*asked, self._with_calls(answer, said.raw) if said and self.tools else answer]
+
+    def _with_calls(self, answer: Message, raw: str) -> Message:
+        """The answer with the calls that it makes, which are listed and wait for their results."""
+        from fitune.console import log
+        from fitune.data.render.answer import split_answer
+        from fitune.serving.call_reader import CallReader
+
+        renderer = self.target.renderer
+        reader = CallReader.of(renderer)
+        content, calls = reader.read(raw, self.tools) if reader else (raw, [])
+        if not calls:
+            return answer
+        before = sum(said["role"] == "tool" for said in self.messages)
+        self.open_calls = [(f"call{before + at:05}", call.name) for at, call in enumerate(calls)]
+        for call in calls:
+            log(f"calls {call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
+        log(f"/tool TEXT gives the result of {calls[0].name}")
+        made: list[dict[str, Any]] = [
+            {"type": "function", "id": number, "function": {"name": call.name, "arguments": call.arguments}}
+            for (number, _), call in zip(self.open_calls, calls, strict=True)
+        ]
+        said = split_answer(content, renderer.chat_format, renderer.special_texts)
+        return {**answer, "content": said.content, "tool_calls": made}
 
     def _mark(self) -> None:
         """On a terminal, who answers: the adapter's name, or base."""
