@@ -20,7 +20,7 @@ from fitune.runs.checkpoints import complete_checkpoints, step_of
 from fitune.runs.run_folder import RunFolder, read_rows
 
 pytestmark = pytest.mark.slow
-STEPS = 120
+STEPS = 80
 
 
 def start(*words: str) -> subprocess.Popen[str]:

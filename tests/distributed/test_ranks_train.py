@@ -68,7 +68,7 @@ from fitune.training import run
 replace(run, "seen_by_all", lambda seen, folder: seen(folder / "elsewhere" if rank else folder))
 """
 FAULTS = {
-    "full-disk": (FULL_DISK_ON_RANK_0, "No space left on device"),
+    "full-disk": (FULL_DISK_ON_RANK_0, "no space is left on its disk"),
     "fault": (FAULT_ON_RANK_1, "rank 1: rows.jsonl: row 3 is no row"),
     "versions": (OTHER_PACKAGES_ON_RANK_1, "rank 1 has another peft than rank 0 (0.1 instead of 0.0)"),
     "unseen": (UNSEEN_BY_RANK_1, "set run.folder to a folder that all machines share"),

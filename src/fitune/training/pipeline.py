@@ -7,11 +7,13 @@ The chain's folder holds a run folder for each stage, and chain.json: every stag
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from fitune.config.sections import Settings
 from fitune.config.stages import Chain, Stage
 from fitune.console import log
+from fitune.distributed import together
 from fitune.earlier_names import stored_with_new_names
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
@@ -31,16 +33,8 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
         RunError: the folder holds a chain and ``resume`` is off, or a finished stage had other settings.
         FituneError: whatever a stage raises; the stages before it stay finished.
     """
-    kept = chain.folder / CHAIN
-    if kept.exists() and not resume:
-        raise RunError(
-            f"{chain.folder} contains a chain that was started; resume it with `fitune train --resume {chain.folder}`, or choose "
-            "another run.name"
-        )
-    chain.folder.mkdir(parents=True, exist_ok=True)
-    if not kept.exists():
-        listed = [{"name": stage.name, "settings": stage.settings.model_dump(mode="json")} for stage in chain.stages]
-        write_whole(kept, json.dumps(listed, indent=1) + "\n")
+    together.start()
+    together.by_first("the chain begins", partial(_begin, chain, resume))
     results = []
     for number, stage in enumerate(chain.stages, start=1):
         path = chain.folder / stage.name
@@ -60,6 +54,20 @@ def train_chain(chain: Chain, resume: bool = False) -> list[RunResult]:
             log(f"resume the chain with: fitune train --resume {chain.folder}")
             break
     return results
+
+
+def _begin(chain: Chain, resume: bool) -> None:
+    """Write down what the chain is, or find what it was."""
+    kept = chain.folder / CHAIN
+    if kept.exists() and not resume:
+        raise RunError(
+            f"{chain.folder} contains a chain that was started; resume it with `fitune train --resume {chain.folder}`, or choose "
+            "another run.name"
+        )
+    chain.folder.mkdir(parents=True, exist_ok=True)
+    if not kept.exists():
+        listed = [{"name": stage.name, "settings": stage.settings.model_dump(mode="json")} for stage in chain.stages]
+        write_whole(kept, json.dumps(listed, indent=1) + "\n")
 
 
 def saved_chain(folder: Path) -> Chain | None:
