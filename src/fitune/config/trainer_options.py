@@ -20,7 +20,7 @@ _FOLDER = "files go into the run folder"
 _BEST = "fitune keeps the best checkpoint itself"
 _SAVING = "checkpoints must be complete, so that a killed run can be resumed"
 _MASKS = "fitune computes the loss from its own masks"
-_HUB = "fitune does not upload; the adapter in the run folder can be pushed with the hub's own tool"
+_HUB = "fitune does not upload while it trains; push the result with `fitune push RUN --to ORG/NAME`"
 _PROCESS = "fitune trains in one process for now"
 
 # Field → (our setting, or None when there is none; why it cannot be set here).
