@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fitune.api.data_source import refuse_unreadable, renderer_of, settings_of_data
+from fitune.cli.generate_rows import generate_rows, judge_rows
 from fitune.cli.options.flags import SettingsCommand
 from fitune.cli.options.shared import JSON, print_json
 
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Show, check, split and make datasets.
+    """Show, check, split, make, generate and judge datasets.
 
     \b
     fitune data check my.jsonl
     """
+
+
+data.add_command(generate_rows)
+data.add_command(judge_rows)
 
 
 @data.command(cls=SettingsCommand)
