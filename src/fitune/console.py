@@ -108,7 +108,7 @@ def follow(steps: range, label: str) -> Iterator[int]:
     if not label:
         yield from steps
         return
-    with _teller() as tell:
+    with teller() as tell:
         for start in steps:
             tell(label, start, steps.stop)
             yield start
@@ -126,7 +126,8 @@ def progress_in(tell: Tell) -> Generator[None]:
 
 
 @contextmanager
-def _teller() -> Generator[Tell]:
+def teller() -> Generator[Tell]:
+    """What tells (label, done, all) of long work: a bar on a terminal, a line now and then elsewhere."""
     if _showing:
         yield _showing[-1]
     elif not stderr_console().is_terminal:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +12,7 @@ import click
 from fitune.cli.options.shared import JSON, print_json
 
 if TYPE_CHECKING:
-    from fitune.teacher.tasks import Asker, Source
+    from fitune.teacher.tasks import Source
     from fitune.teacher.teacher import Teacher
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -52,10 +51,18 @@ def _write_prompts(ctx: click.Context, _: click.Parameter, folder: str | None) -
 
 @click.command("generate")
 @click.argument("task", type=click.Choice(TASK_NAMES))
-@click.option("--from", "source", type=click.Path(path_type=Path), required=True, help="Seeds or prompts (any data file), or documents.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Seeds or prompts (any data file), or documents.",
+)
 @click.option("--rows", default=100, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--test", type=click.Path(path_type=Path), help="A test set: no row may have a prompt like one of its.")
-@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="Of the teacher's answers.")
+@click.option(
+    "--temperature", default=1.0, show_default=True, type=click.FloatRange(0), help="Of the teacher's answers."
+)
 @click.option("--system", help="A system prompt for the teacher.")
 @click.option("--num-answers", default=3, show_default=True, type=click.IntRange(2), help="pairs: answers to a prompt.")
 @click.option("--rubric", help="pairs: what the teacher judges by.")
@@ -88,10 +95,10 @@ def generate_rows(
     Every answer is kept beside the rows (OUT.journal.jsonl) before it is used: a run that ends goes on where it was with the
     same command, and pays for nothing twice. The key is read from OPENAI_API_KEY.
     """
-    from fitune.console import log, progress_in
+    from fitune.console import log, teller
     from fitune.teacher.make_rows import RowMaker
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.tasks import TASKS, Asker
+    from fitune.teacher.tasks import RUBRIC, TASKS, Asker
     from fitune.teacher.teacher import Budget
 
     chosen = TASKS[task]
@@ -102,10 +109,10 @@ def generate_rows(
     teacher = _connect(server, model, out, budget, retries)
     asker = Asker(
         teacher=teacher, prompts=read_prompts(prompts), temperature=temperature, max_tokens=max_new_tokens, seed=seed,
-        system=system, num_answers=num_answers, **({"rubric": rubric} if rubric else {}),
+        system=system, num_answers=num_answers, rubric=rubric or RUBRIC,
     )  # fmt: skip
     maker = RowMaker(task=chosen, asker=asker, sources=sources, known=known, concurrency=concurrency)
-    with progress_in() as tell:
+    with teller() as tell:
         made = maker.make(rows, out, lambda done, wanted: tell("generating", done, wanted))
     for reason, count in sorted(made.rejected.items(), key=lambda item: -item[1]):
         log(f"rejected {count:,}: {reason}")
@@ -139,23 +146,26 @@ def judge_rows(
 
     Writes the rows with `score` and `reason`; --least leaves out those below it. FILE has prompts and completions.
     """
-    from fitune.console import log, progress_in
+    from fitune.console import log, teller
     from fitune.teacher.judge import judge
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.tasks import Asker
+    from fitune.teacher.tasks import RUBRIC, Asker
     from fitune.teacher.teacher import Budget
 
     teacher = _connect(server, model, out, Budget(max_tokens, max_cost, price_in, price_out), retries)
     asker = Asker(
-        teacher=teacher, prompts=read_prompts(prompts), max_tokens=max_new_tokens, seed=seed,
-        **({"rubric": rubric} if rubric else {}),
+        teacher=teacher, prompts=read_prompts(prompts), max_tokens=max_new_tokens, seed=seed, rubric=rubric or RUBRIC
     )  # fmt: skip
-    with progress_in() as tell:
+    with teller() as tell:
         judged = judge(asker, file, out, least, concurrency, lambda done, all_: tell("judging", done, all_))
     if as_json:
         print_json(judged.to_dict())
     else:
-        log(f"{judged.kept:,} of {judged.rows:,} rows in {out}; mean score {judged.mean:.2f}, {judged.unjudged:,} not judged")
+        log(
+            f"{judged.kept:,} of {judged.rows:,} rows in {out}; mean score {judged.mean:.2f}, {judged.unjudged:,} not judged"
+        )
+        if judged.stopped:
+            log(f"stopped by {judged.stopped}")
 
 
 def _connect(server: str, model: str | None, out: Path, budget: object, retries: int) -> Teacher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -46,7 +47,9 @@ def read_passages(path: Path, most_characters: int = MOST_CHARACTERS) -> list[Pa
     for document in documents:
         text = _text_of(document)
         if len(text.strip()) < LEAST_CHARACTERS:
-            warn(f"{document} holds no text that could be asked about{' (scanned?)' if document.suffix == '.pdf' else ''}")
+            warn(
+                f"{document} holds no text that could be asked about{' (scanned?)' if document.suffix == '.pdf' else ''}"
+            )
             continue
         name = document.relative_to(path).as_posix() if path.is_dir() else document.name
         pieces = _cut(text, most_characters)
@@ -126,4 +129,4 @@ class _HtmlText(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            self.pieces.append(" ".join(data.split()) + (" " if data[-1:].isspace() else ""))
+            self.pieces.append(re.sub(r"\s+", " ", data))

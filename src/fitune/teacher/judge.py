@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from fitune.data.read.files import read_rows
 from fitune.errors import DataError
 from fitune.teacher.seeds import prompt_of
 from fitune.teacher.tasks import Asker, Rejected, draw_of
+from fitune.teacher.teacher import BudgetSpent
 
 ANSWERS = ("completion", "output", "answer", "response", "chosen")
 
@@ -26,6 +27,7 @@ class JudgedRows:
     kept: int
     unjudged: int
     mean: float
+    stopped: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values."""
@@ -39,7 +41,7 @@ def judge(
 
     Raises:
         DataError: a row without a prompt or an answer.
-        BudgetSpent: the budget ended before the rows.
+        ModelError: the model cannot be asked.
     """
     rows = read_rows(str(file))
     asked: list[tuple[dict[str, Any], str, str]] = []
@@ -49,15 +51,21 @@ def judge(
             raise DataError(f"{file}, row {number} has no {'prompt' if not prompt else 'answer'} to judge")
         asked.append((dict(row), prompt, answer))
     scored: list[dict[str, Any]] = []
+    stopped: str | None = None
     with ThreadPoolExecutor(concurrency) as pool:
         found = pool.map(lambda at: _score(asker, at, *asked[at][1:]), range(len(asked)))
-        for done, (score, (row, _, _)) in enumerate(zip(found, asked, strict=True), start=1):
-            scored.append({**row, "score": score and score[0], "reason": score and score[1]})
-            tell(done, len(asked))
+        try:
+            for done, (score, (row, _, _)) in enumerate(zip(found, asked, strict=True), start=1):
+                scored.append({**row, "score": score and score[0], "reason": score and score[1]})
+                tell(done, len(asked))
+        except BudgetSpent as spent:
+            stopped = f"the budget: {spent}"
     kept = [row for row in scored if least is None or (row["score"] or 0) >= least]
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
     scores = [row["score"] for row in scored if row["score"] is not None]
-    return JudgedRows(len(scored), len(kept), len(scored) - len(scores), mean(scores) if scores else 0.0)
+    return JudgedRows(
+        rows=len(scored), kept=len(kept), unjudged=len(scored) - len(scores), mean=mean(scores) if scores else 0.0, stopped=stopped
+    )  # fmt: skip
 
 
 def _score(asker: Asker, place: int, prompt: str, answer: str) -> tuple[float, str] | None:
@@ -69,8 +77,8 @@ def _score(asker: Asker, place: int, prompt: str, answer: str) -> tuple[float, s
     return None
 
 
-def _answer_of(row: Any) -> str:
-    for message in reversed(row.get("messages") or row.get("conversations") or ()):
+def _answer_of(row: Mapping[str, Any]) -> str:
+    for message in reversed(list[Any](row.get("messages") or row.get("conversations") or ())):
         if isinstance(message, dict) and message.get("role", message.get("from")) in ("assistant", "gpt"):
             return str(message.get("content", message.get("value")) or "").strip()
     return next((str(row[column]).strip() for column in ANSWERS if row.get(column)), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ def read_prompts_of(path: Path) -> list[Source]:
         if (text := prompt_of(row))
     ]
     if not found:
-        raise DataError(f"{path} holds no prompts; its columns are {', '.join(rows.columns)}, known are {', '.join(COLUMNS)}")
+        raise DataError(
+            f"{path} holds no prompts; its columns are {', '.join(rows.columns)}, known are {', '.join(COLUMNS)}"
+        )
     return found
 
 
-def prompt_of(row: Any) -> str:
+def prompt_of(row: Mapping[str, Any]) -> str:
     """What a row asks: its first user message, or one of COLUMNS; "" where there is none."""
     for message in row.get("messages") or row.get("conversations") or ():
         if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human"):

@@ -16,6 +16,7 @@ from fitune.teacher.teacher import Kept, Teacher
 Row = dict[str, Any]
 SHOWN_EXAMPLES = 4
 SCORES = range(1, 11)
+RUBRIC = "Is it right, complete, and to the point?"
 
 
 class Rejected(Exception):
@@ -47,7 +48,7 @@ class Asker:
     seed: int = 0
     system: str | None = None
     num_answers: int = 3
-    rubric: str = "Is it right, complete, and to the point?"
+    rubric: str = RUBRIC
 
     def say(self, name: str, draw: int, temperature: float | None = None, **values: str) -> str:
         """The whole answer to one of the prompts.

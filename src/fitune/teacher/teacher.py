@@ -80,7 +80,9 @@ class Journal:
                     journal.answers[kept["key"]] = kept
                 except (ValueError, KeyError, TypeError):
                     if line.endswith(b"\n"):
-                        raise DataError(f"{path} is no journal of generated answers; move it away, or choose another --out") from None
+                        raise DataError(
+                            f"{path} is no journal of generated answers; move it away, or choose another --out"
+                        ) from None
                     break
                 whole += len(line)
             os.truncate(path, whole)
@@ -149,7 +151,9 @@ class Teacher:
         try:
             said = self.client.chat.completions.create(**asked)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ModelError(f"{address} refuses the key ({error.status_code}); give the right one in OPENAI_API_KEY") from error
+            raise ModelError(
+                f"{address} refuses the key ({error.status_code}); give the right one in OPENAI_API_KEY"
+            ) from error
         except openai.NotFoundError as error:
             raise ModelError(f'{address} has no model "{self.model}" (404): {_told(error)}') from error
         except openai.APIStatusError as error:
