@@ -32,8 +32,8 @@ from fitune.errors import DataError, ModelError
 from fitune.teacher.documents import read_passages
 from fitune.teacher.near_duplicates import NearDuplicates
 from fitune.teacher.prompt_files import read_prompts, write_prompts
+from fitune.teacher.row_tasks import _bare, _score
 from fitune.teacher.seeds import read_prompts_of
-from fitune.teacher.tasks import _bare, _score
 from fitune.teacher.teacher import Journal
 
 SUBJECTS = "cats dogs ships trees clouds rivers bridges engines songs letters maps clocks".split()

@@ -12,7 +12,7 @@ import click
 from fitune.cli.options.shared import JSON, print_json
 
 if TYPE_CHECKING:
-    from fitune.teacher.tasks import Source
+    from fitune.teacher.row_tasks import Source
     from fitune.teacher.teacher import Teacher
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -98,7 +98,7 @@ def generate_rows(
     from fitune.console import log, teller
     from fitune.teacher.make_rows import RowMaker
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.tasks import RUBRIC, TASKS, Asker
+    from fitune.teacher.row_tasks import RUBRIC, TASKS, Asker
     from fitune.teacher.teacher import Budget
 
     chosen = TASKS[task]
@@ -149,7 +149,7 @@ def judge_rows(
     from fitune.console import log, teller
     from fitune.teacher.judge import judge
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.tasks import RUBRIC, Asker
+    from fitune.teacher.row_tasks import RUBRIC, Asker
     from fitune.teacher.teacher import Budget
 
     teacher = _connect(server, model, out, Budget(max_tokens, max_cost, price_in, price_out), retries)
@@ -188,7 +188,7 @@ def _connect(server: str, model: str | None, out: Path, budget: object, retries:
 def _sources(path: Path, documents: bool) -> list[Source]:
     """What rows are made from: passages, or the prompts of a data file or of a text file's lines."""
     from fitune.teacher.documents import read_passages
+    from fitune.teacher.row_tasks import sources_of
     from fitune.teacher.seeds import read_prompts_of
-    from fitune.teacher.tasks import sources_of
 
     return sources_of(read_passages(path)) if documents else read_prompts_of(path)

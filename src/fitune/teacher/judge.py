@@ -12,8 +12,8 @@ from typing import Any
 
 from fitune.data.read.files import read_rows
 from fitune.errors import DataError
+from fitune.teacher.row_tasks import Asker, Rejected, draw_of
 from fitune.teacher.seeds import prompt_of
-from fitune.teacher.tasks import Asker, Rejected, draw_of
 from fitune.teacher.teacher import BudgetSpent
 
 ANSWERS = ("completion", "output", "answer", "response", "chosen")

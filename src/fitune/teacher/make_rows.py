@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fitune.errors import DataError
 from fitune.teacher.near_duplicates import NearDuplicates
-from fitune.teacher.tasks import Asker, Rejected, Row, Source, Task, draw_of
+from fitune.teacher.row_tasks import Asker, Rejected, Row, Source, Task, draw_of
 from fitune.teacher.teacher import BudgetSpent
 
 ATTEMPTS = 5

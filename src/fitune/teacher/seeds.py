@@ -8,7 +8,7 @@ from typing import Any
 
 from fitune.data.read.files import read_rows
 from fitune.errors import DataError
-from fitune.teacher.tasks import Source
+from fitune.teacher.row_tasks import Source
 
 # Columns that hold what is asked, in this order.
 COLUMNS = ("prompt", "instruction", "question", "query", "input", "text")
