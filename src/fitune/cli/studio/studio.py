@@ -95,6 +95,7 @@ def _listen(host: str, port: int) -> socket.socket:
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(128)  # whoever opens the address that is printed next waits for the server, and is not refused
     except OSError as error:
         raise RunError(
             f"cannot listen on port {port} of {host}: {error.strerror}; is a studio open there already? "
