@@ -139,7 +139,7 @@ def on_a_card(monkeypatch):
             card: Any = SimpleNamespace(device="cuda", fast_bf16=True)
             return original(settings, replace(ready, hardware=card))
 
-        monkeypatch.setattr("fitune.training.setup.autofit_run", autofit_run)
+        monkeypatch.setattr(runs_fit, "autofit_run", autofit_run)
 
     return set_up
 
