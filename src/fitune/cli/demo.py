@@ -218,12 +218,12 @@ def _report(tables: dict[str, list[dict[str, str]]], as_json: bool, svg: str | N
 
 
 def sentence_table(name: str, rows: list[dict[str, str]]) -> Table:
-    """asked, before, after, wanted; the words that are right are green."""
+    """prompt, before, after, reference; the words that are right are green."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=name, show_lines=True)
-    for column in ("asked", "before", "after", "wanted"):
+    for column in ("prompt", "before", "after", "reference"):
         table.add_column(column, ratio=1)
     for row in rows:
         wanted = row["wanted"].split()
@@ -232,7 +232,7 @@ def sentence_table(name: str, rows: list[dict[str, str]]) -> Table:
             for place, word in enumerate(row["after"].split())
         )
         before = row["before"] if len(row["before"]) <= 160 else row["before"][:157] + "…"
-        table.add_row(Text(row["asked"]), Text(before), after, Text(row["wanted"]))
+        table.add_row(Text(row["asked"]), Text(before), after, Text(row["wanted"], style="cyan"))
     return table
 
 
@@ -240,7 +240,7 @@ def score_table(tables: dict[str, list[dict[str, str]]], scores: dict[str, dict[
     """Exact match, words right and chrF, before → after."""
     from rich.table import Table
 
-    table = Table("", "sentences", "exact", "words right", "chrF", title="before → after")
+    table = Table("", "sentences", "exact match", "word accuracy", "chrF", title="before → after")
     for name, sides in scores.items():
         cells = [f"{sides['before'][metric]:.1%} → {sides['after'][metric]:.1%}" for metric in ANSWER_METRICS]
         table.add_row(name, str(len(tables[name])), *cells)

@@ -55,7 +55,7 @@ def evaluate(
         return
     from rich.table import Table
 
-    table = Table("asked", "answer", "wanted", "words right")
+    table = Table("prompt", "answer", "reference", "word accuracy")
     for row in found.rows[:20]:
         table.add_row(row["asked"], row["answer"], row["wanted"], f"{row['word_accuracy']:.0%}")
     if found.rows:

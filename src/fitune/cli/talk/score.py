@@ -45,7 +45,8 @@ def score(
 
     pairs = "margin" in found.rows[0]
     names = ("asked", "chosen", "rejected", "margin") if pairs else ("asked", "answer", "reward")
-    table = Table(*names)
+    heads = ("prompt", *names[1:])
+    table = Table(*heads)
     for row in found.rows[:20]:
         values = [dict(row).get(name) for name in names]
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
