@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fitune.adapters.adapter_folder import base_facts, load_adapter, save_adapter
-from fitune.adapters.compatibility import read_facts
 from fitune.adapters.inject import attach, lora_config
+from fitune.adapters.locate import read_facts
 from fitune.errors import ModelError
 from fitune.evaluation.inference_model import open_target
 from fitune.exporting.export import export

@@ -18,9 +18,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fitune.adapters.compatibility import FACTS, check_belongs, fingerprint, read_facts
+from fitune.adapters.compatibility import check_belongs, fingerprint
 from fitune.adapters.inject import cast_trained_to_fp32, compute_in, fuse, refuse_dora_on_cpu, remember_biases
-from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config
+from fitune.adapters.locate import FACTS, Facts, copy_merged, merged_facts, read_config, read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
 from fitune.models.template import Template

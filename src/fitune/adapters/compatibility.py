@@ -6,7 +6,6 @@ In: an adapter's folder and a loaded base. Out: the adapter's tensors, or `Model
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import cast
 
@@ -15,31 +14,11 @@ from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitune.adapters.locate import Facts, read_config
+from fitune.adapters.locate import Facts, read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
 from fitune.models.weight_files.safetensors_check import check_safetensors
-
-FACTS = "fitune.json"
-
-
-def read_facts(folder: Path) -> Facts:
-    """fitune.json of an adapter folder; for an adapter made by plain PEFT, what its own config tells.
-
-    Raises:
-        ModelError: the folder holds no adapter, or a damaged one.
-    """
-    config, path = read_config(folder), folder / FACTS
-    if path.exists():
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise ModelError(f"{folder}/adapter_config.json does not name its base model")
-    return {"base": {"name": name, "revision": config.get("revision")}}
 
 
 def fingerprint(base: PreTrainedModel) -> str | None:

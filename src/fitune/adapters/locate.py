@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MERGED = "merged"
 """Folder, inside an adapter's, with copies of the adapters that its base has in its weights."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FACTS = "fitune.json"
 
 
 class TemplateFacts(TypedDict):
@@ -107,6 +108,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} holds no adapter: it has no {CONFIG}") from error
     except ValueError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
+
+
+def read_facts(folder: Path) -> Facts:
+    """fitune.json of an adapter folder; for an adapter made by plain PEFT, what its own config tells.
+
+    Raises:
+        ModelError: the folder holds no adapter, or a damaged one.
+    """
+    config, path = read_config(folder), folder / FACTS
+    if path.exists():
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"{folder}/adapter_config.json does not name its base model")
+    return {"base": {"name": name, "revision": config.get("revision")}}
 
 
 def lora_options(folder: Path) -> LoraOptions:

@@ -18,8 +18,8 @@ from peft import LoraModel
 from transformers import PreTrainedModel
 
 from fitune.adapters.adapter_folder import load_adapter, template_digest
-from fitune.adapters.compatibility import read_facts
 from fitune.adapters.inject import reset_undo, undo_of
+from fitune.adapters.locate import read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import LoadedBase, input_weight
 

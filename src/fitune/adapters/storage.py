@@ -21,6 +21,7 @@ from fitune.adapters.locate import (
     find_adapter,
     lora_options,
     read_config,
+    read_facts,
 )
 from fitune.errors import ModelError, RunError
 from fitune.runs import manifest as manifests
@@ -122,8 +123,6 @@ def list_adapters(root: str | Path = "runs") -> list[Listed]:
 def describe(folder: Path) -> Described:
     """Everything that an adapter's files tell."""
     from safetensors import safe_open
-
-    from fitune.adapters.compatibility import read_facts
 
     facts, config, options = read_facts(folder), read_config(folder), lora_options(folder)
     low_rank: dict[str, int] = {}

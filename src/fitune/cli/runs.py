@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fitune.runs.compare import Damaged, MemoryFigure, Summary
 
 
+NARROW = 110  # characters of a line
+
+
 @click.group()
 def runs() -> None:
     """List, show and compare runs.
@@ -34,7 +37,7 @@ def list_command(folder: str, as_json: bool) -> None:
 
     A run whose process is gone without a word is dead; `fitune train --resume RUN` continues it.
     """
-    from fitune.console import log
+    from fitune.console import log, stdout_console
     from fitune.runs.compare import list_runs
 
     found = list_runs(folder)
@@ -44,7 +47,10 @@ def list_command(folder: str, as_json: bool) -> None:
         log(f"no runs in {folder}; `fitune demo` makes the first")
     else:
         columns = ("name", "status", "method", "model", "data", "steps", "before → after", "started")
-        print_table(columns, [_line(run) for run in found], _cell)
+        rows = [_line(run) for run in found]
+        if stdout_console().width < NARROW:  # the data's name is the first to go
+            columns, rows = (*columns[:4], *columns[5:]), [[*row[:4], *row[5:]] for row in rows]
+        print_table(columns, rows, _cell)
 
 
 def _line(run: Summary | Damaged) -> list[object]:
