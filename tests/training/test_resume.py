@@ -23,6 +23,7 @@ from fitune.runs import run_folder
 from fitune.runs.checkpoints import complete_checkpoints, is_complete, step_of
 from fitune.runs.run_folder import RunFolder, read_rows
 from fitune.trainers.callbacks import RunLog
+from fitune.training.resume import check_same_settings
 
 LONG = {"train__epochs": 6, "eval__every_steps": 8, "run__checkpoint_steps": 3, "lora__dropout": 0.1}  # 24 steps
 
@@ -299,6 +300,18 @@ def test_other_settings_are_refused_and_every_difference_named(settings_of, stop
     words = str(caught.value)
     assert "lora.rank was 16 and is 8" in words and "train.learning_rate was 0.01 and is 0.005" in words
     assert "run.log_steps" not in words  # does not matter
+
+
+def test_a_setting_that_came_later_had_its_default(settings_of, stopped):
+    import yaml
+
+    file = stopped.path / "settings.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["data"]["thinking"], stored["simpo"], stored["model"]["allow_unused_weights"]
+    file.write_text(yaml.safe_dump(stored))
+    check_same_settings(stopped, settings_of(eval__samples=0).model_dump(mode="json"))
+    with pytest.raises(RunError, match=r"data\.thinking was auto and is drop"):
+        check_same_settings(stopped, settings_of(eval__samples=0, data__thinking="drop").model_dump(mode="json"))
 
 
 def test_flags_beside_resume_are_laid_over_the_runs_own_settings(stopped):

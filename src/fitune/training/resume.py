@@ -49,10 +49,12 @@ def with_fit_of(run: RunFolder, settings: Settings) -> Settings:
 def check_same_settings(run: RunFolder, asked: dict[str, object]) -> None:
     """Refuse to resume under settings that would make it another run.
 
+    A setting that came after the run began has its default there.
+
     Raises:
         RunError: names every setting that differs, with both values.
     """
-    before, now = flat(read_settings(run)), flat(asked)
+    before, now = flat(Settings().model_dump(mode="json")) | flat(read_settings(run)), flat(asked)
     changed = [
         f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
         for key in dict.fromkeys([*before, *now])
