@@ -132,7 +132,7 @@ def test_the_demo_task_makes_other_sentences_for_another_seed_and_none_excluded(
     again = prepare("demo:pig-latin:30", None, renderer=renderer, seed=1, exclude=asked[:5])
     left = {example.messages[1]["content"] for example in again.train_examples if example.messages}
     assert len(asked) == len(set(asked)) == 30 and not left & set(asked[:5])
-    with pytest.raises(DataError, match="there are demo:pig-latin and demo:pig-latin-pairs"):
+    with pytest.raises(DataError, match="there are demo:pig-latin, demo:pig-latin-pairs, demo:yoda"):
         prepare("demo:dutch", None, renderer=renderer)
 
 

@@ -33,6 +33,7 @@ NO_MEMORY = {
     "model.allow_unused_weights": "what is loaded, not how much",
     "model.allow_pickled": "how weights are read, not how many",
     "export": "after the run, on the CPU",
+    "parallel.strategy": "a rank's share is asked for with `fitune plan --gpus`",
     "data": "largest_pass and label_share tell what the rows need",
     "lora.continue_from": "its options count, as test_continue.py shows",
     "lora.alpha": "a factor",
