@@ -220,7 +220,9 @@ def test_a_cpu_with_a_budget_is_fitted_by_the_growth_of_the_process(settings_of,
     assert manifest["memory"]["ladder"]["changes"] and manifest["memory"]["room"]["of"] == "memory.budget 5.02GiB"
     assert "(an estimate)" not in said  # the time of a step on a CPU is not known
     assert manifest["memory"]["predicted"]["resident_growth_bytes"] > 4 * GIB
-    assert manifest["memory"]["comparison"]["agrees"] is False and "memory than planned" not in said  # less does no harm
+    assert (
+        manifest["memory"]["comparison"]["agrees"] is False and "memory than planned" not in said
+    )  # less does no harm
     shown = fitune.show_run(result.folder)["summary"]["memory"]["resident_growth_bytes"]
     assert shown["measured"] < shown["predicted"]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import codecs
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import IO, TypeVar, cast, overload
-
-import numpy as np
 
 from fitune.data.read.json_text import loads
 
@@ -71,18 +71,18 @@ class PartRows(Lazy[Row]):
     """
 
     def __init__(self, read: Callable[[int, int, int], list[Row]], counts: Sequence[int]):
-        self._read, self._ends = read, np.cumsum(counts)
+        self._read, self._ends = read, list(accumulate(counts))
         self._held: tuple[int, list[Row]] = (0, [])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def item(self, place: int) -> Row:
         """The row; its neighbours are kept until one further away is asked for."""
         first, rows = self._held
         if not first <= place < first + len(rows):
-            part = int(np.searchsorted(self._ends, place, side="right"))
-            before = int(self._ends[part - 1]) if part else 0
+            part = bisect_right(self._ends, place)
+            before = self._ends[part - 1] if part else 0
             local = (place - before) // AT_ONCE * AT_ONCE
             first, rows = self._held = before + local, self._read(part, local, AT_ONCE)
         return rows[place - first]
@@ -106,15 +106,15 @@ class Chain(Lazy[Item]):
     """Several sequences behind each other."""
 
     def __init__(self, parts: Sequence[Sequence[Item]]):
-        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self._parts, self._ends = parts, list(accumulate(len(part) for part in parts))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def item(self, place: int) -> Item:
         """The item."""
-        part = int(np.searchsorted(self._ends, place, side="right"))
-        return self._parts[part][place - (int(self._ends[part - 1]) if part else 0)]
+        part = bisect_right(self._ends, place)
+        return self._parts[part][place - (self._ends[part - 1] if part else 0)]
 
 
 def joined_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:

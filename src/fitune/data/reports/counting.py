@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from fitune.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHOWN = 5  # row numbers named in a message; the rest is counted
 
@@ -61,6 +62,8 @@ class Lengths:
         """Of one number a row."""
         if not len(lengths):
             return cls(0, 0, 0, 0)
+        import numpy as np  # not before there are rows: settings load this module
+
         found = np.asarray(lengths)
         return cls(int(found.sum()), int(found.min()), int(np.median(found)), int(found.max()))
 
