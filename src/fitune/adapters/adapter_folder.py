@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fitune.adapters.adapter_check import CONFIG, FACTS, check_adapter_files
 from fitune.adapters.compatibility import check_belongs, fingerprint
 from fitune.adapters.inject import cast_trained_to_fp32, compute_in, fuse, refuse_dora_on_cpu, remember_biases
-from fitune.adapters.locate import FACTS, Facts, copy_merged, merged_facts, read_config, read_facts
-from fitune.errors import ModelError
+from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config, read_facts
+from fitune.errors import FituneError, ModelError
+from fitune.home_paths import without_home
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
-from fitune.models.template import Template
+from fitune.models.source import ModelSource
+from fitune.models.template import SLOWEST_SECONDS, Template, within
+from fitune.models.tokenizer import library_words, load_tokenizer
 from fitune.ops.fused_lora import use_fast_lora
 from fitune.ops.trained_tokens import use_trained_tokens
+from fitune.runs.disk_faults import scratch_beside
 
 
 def base_facts(base: LoadedBase) -> Facts:
     """What an adapter must find again: the base's origin, shapes, vocabulary and template."""
     config, origin = base.model.config, base.source.to_dict()
     if base.source.kind in ("folder", "gguf"):
-        origin["name"] = str(Path(base.source.name).expanduser().resolve())
+        origin["name"] = without_home(str(Path(base.source.name).expanduser().resolve()))
     facts: Facts = {
         "base": origin,
         "model_type": config.model_type,
@@ -74,8 +81,8 @@ def save_adapter(
         OSError: the disk is full or not writable.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        whole = Path(scratch) / "adapter"
+    with scratch_beside(folder) as scratch:
+        whole = scratch / "adapter"
         _save_peft(model, whole, name)
         for file_name, tensors in (beside or {}).items():
             save_file(tensors, whole / file_name)
@@ -90,15 +97,22 @@ def save_adapter(
             model.generation_config.save_pretrained(whole)
         if (init := getattr(model, "fitune_init", None)) is not None:
             facts = {**facts, "init": init}
-        (whole / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (whole / FACTS).write_text(without_home(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         whole.rename(folder)
 
 
 def load_tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with an adapter, or None when it was saved without one."""
-    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").exists() else None
+    """The tokenizer saved with an adapter, or None when it was saved without one.
+
+    Raises:
+        ModelError: it cannot be loaded, or wants to run code of its own.
+    """
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    check_adapter_files(folder)
+    return load_tokenizer(ModelSource(kind="folder", name=str(folder), path=str(folder)), pads=False)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
@@ -115,9 +129,11 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     remember_biases(base, read_config(folder).get("bias", "none"))
     if read_config(folder).get("use_dora"):
         refuse_dora_on_cpu(base)
-    config = PeftConfig.from_pretrained(str(folder))
-    fast = trainable and use_fast_lora(cast(LoraConfig, config), base)
-    model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
+    _refuse_slow_pattern(base, folder)
+    with _peft_told(folder):
+        config = PeftConfig.from_pretrained(str(folder))
+        fast = trainable and use_fast_lora(cast(LoraConfig, config), base)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=config)
     model.fitune_init = read_facts(folder).get("init")  # type: ignore[assignment]
     _restore_fp32(model, tensors, "default")
     use_trained_tokens(model)
@@ -126,6 +142,37 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
         cast_trained_to_fp32(model)
     compute_in(model, dtype)
     return model
+
+
+def _refuse_slow_pattern(base: PreTrainedModel, folder: Path) -> None:
+    """Raises ModelError for a regular expression of target modules that tries too many ways."""
+    pattern = read_config(folder).get("target_modules")
+    if not isinstance(pattern, str):
+        return
+    try:
+        with within(SLOWEST_SECONDS):
+            for name, _ in base.named_modules():
+                re.fullmatch(pattern, name)
+    except (TimeoutError, re.error) as error:
+        raise ModelError(
+            f"{folder / CONFIG} says target_modules is {pattern!r:.60}, which cannot be matched ({error}); name the "
+            "modules in a list"
+        ) from error
+
+
+@contextmanager
+def _peft_told(folder: Path) -> Generator[None, None, None]:
+    """What PEFT says of an adapter that does not fit, as `ModelError`; of tensors that are missing it only warns."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            yield
+    except UserWarning as error:
+        raise ModelError(f"the adapter in {folder} is incomplete: {library_words(error)}; copy it again") from error
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        if isinstance(error, FituneError):
+            raise
+        raise ModelError(f"the adapter in {folder} cannot be loaded: {library_words(error)}") from error
 
 
 def continue_adapter(base: LoadedBase, folder: Path) -> PeftModel:
@@ -162,7 +209,9 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
             f"{others[0] if others else folder} trains biases of the base; it cannot be loaded next to another adapter"
         )
     dtype = input_weight(base).dtype
-    model.load_adapter(str(folder), adapter_name=name, torch_device=str(next(model.parameters()).device))
+    _refuse_slow_pattern(base, folder)
+    with _peft_told(folder):
+        model.load_adapter(str(folder), adapter_name=name, torch_device=str(next(model.parameters()).device))
     _restore_fp32(model, tensors, name)
     compute_in(model, dtype)
 

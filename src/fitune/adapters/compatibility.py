@@ -14,7 +14,7 @@ from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitune.adapters.locate import Facts, read_facts
+from fitune.adapters.locate import Facts, read_config, read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
@@ -78,6 +78,11 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
     except Exception as error:  # safetensors raises its own class for each kind of damage
         raise ModelError(f"{weights} is damaged: {error}") from error
     check_shapes(base, folder, tensors)
+    for name, tensor in tensors.items():
+        if not name.startswith("base_model.model."):
+            raise ModelError(f"{weights} has a tensor {name}, which belongs to no adapter of PEFT; save it again")
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{weights} has values that are NaN or infinite, in {name}; train it again")
     return tensors
 
 
@@ -101,7 +106,8 @@ def check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.T
 
     A is (rank, inputs), B is (outputs, rank); PEFT names them after the layer.
     """
-    layers = dict(base.named_modules())
+    layers, config = dict(base.named_modules()), read_config(folder)
+    ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
     for name, tensor in tensors.items():
         place, mark, _ = name.removeprefix("base_model.model.").partition(".lora_")
         if not mark or tensor.ndim != 2:
@@ -118,6 +124,11 @@ def check_shapes(base: PreTrainedModel, folder: Path, tensors: dict[str, torch.T
         sizes = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
         if None in sizes or is_quantized(layer) or ".lora_embedding" in name:
             continue
+        if (rank := tensor.shape[0 if ".lora_A" in name else 1]) not in ranks:
+            raise ModelError(
+                f"{folder / 'adapter_config.json'} says r is {config['r']}, and {name} in the weights has rank {rank}; "
+                "take both files from one adapter"
+            )
         size, wanted = (tensor.shape[1], sizes[0]) if ".lora_A" in name else (tensor.shape[0], sizes[1])
         if size != wanted:
             raise ModelError(

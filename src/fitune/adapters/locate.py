@@ -6,12 +6,12 @@ In: a run's name or folder, or an adapter's folder. Out: its path, its LoRA opti
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
 
+from fitune.adapters.adapter_check import CONFIG, checked_config, checked_facts
 from fitune.errors import ModelError, RunError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 MERGED = "merged"
 """Folder, inside an adapter's, with copies of the adapters that its base has in its weights."""
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FACTS = "fitune.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class TemplateFacts(TypedDict):
@@ -99,15 +98,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """PEFT's adapter_config.json.
 
     Raises:
-        ModelError: it is absent or damaged.
+        ModelError: it is absent, damaged, or of another kind than LoRA.
     """
-    path = folder / CONFIG
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{folder} holds no adapter: it has no {CONFIG}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
+    return checked_config(folder)
 
 
 def read_facts(folder: Path) -> Facts:
@@ -116,12 +109,9 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         ModelError: the folder holds no adapter, or a damaged one.
     """
-    config, path = read_config(folder), folder / FACTS
-    if path.exists():
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
+    config = read_config(folder)
+    if (facts := checked_facts(folder)) is not None:
+        return cast(Facts, facts)
     name = config.get("base_model_name_or_path")
     if not name:
         raise ModelError(f"{folder}/adapter_config.json does not name its base model")
@@ -137,8 +127,6 @@ def lora_options(folder: Path) -> LoraOptions:
         ModelError: an adapter of another kind than LoRA.
     """
     config = read_config(folder)
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"the adapter in {folder} is of kind {config.get('peft_type')}; fitune trains LoRA")
     targets = config["target_modules"]
     if not isinstance(targets, str):  # experts by the names of their parameters, as lora.targets has them
         fused = {".".join(name.split(".")[-2:]) for name in config.get("target_parameters") or ()}
@@ -173,7 +161,9 @@ def refuse_other_merges(first: Path, second: Path) -> None:
 def copy_merged(merged: Sequence[dict[str, str]], folder: Path) -> None:
     """Put copies of the merged adapters into a new adapter's folder."""
     for place, one in enumerate(merged):
-        shutil.copytree(one["from"], folder / MERGED / str(place), ignore=shutil.ignore_patterns(MERGED))
+        shutil.copytree(
+            Path(one["from"]).expanduser(), folder / MERGED / str(place), ignore=shutil.ignore_patterns(MERGED)
+        )
 
 
 def merged_inside(folder: Path) -> list[Path]:
@@ -189,11 +179,7 @@ def merged_inside(folder: Path) -> list[Path]:
 
 
 def _merged(folder: Path) -> list[dict[str, str]]:
-    path = folder / "fitune.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("merged") or [] if path.is_file() else []
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
+    return (checked_facts(folder) or {}).get("merged") or []
 
 
 def digest(folder: Path) -> str:

@@ -131,7 +131,8 @@ def main() -> None:
     except OSError as error:
         _say(f"error: {_in_words(error)}")
         with suppress(OSError):
-            sys.stdout.close()  # what is left in it cannot be written; Python would try again
+            if sys.stdout is sys.__stdout__:
+                sys.stdout.close()  # what is left in it cannot be written; Python would try again
         status = 1
     if ranks.size() > 1:
         from fitune.distributed import together

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from fitune.cli.options.shared import FOLDER, print_json
 from fitune.exporting.forms import EXPORT_FORMS, gguf_forms
@@ -84,7 +85,13 @@ def export(
     figures. The folder appears once the export is complete; nothing is overwritten.
     """
     from fitune.exporting.export import export as write
+    from fitune.exporting.forms import EXPORT_FORMS
 
+    asked = click.get_current_context().get_parameter_source("gguf_type")
+    if asked is ParameterSource.COMMANDLINE and not EXPORT_FORMS[form].takes_gguf_type:
+        raise click.UsageError(
+            f"--type {gguf_type} is for gguf and ollama, and --to is {form}, which has no types; leave it out"
+        )
     done = write(
         target,
         form,

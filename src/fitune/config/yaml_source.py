@@ -13,6 +13,8 @@ import yaml
 from fitune.config.fields import all_fields, sections
 from fitune.earlier_names import both_names, new_name, tell
 
+MOST_NODES = 10_000
+
 
 @dataclass(frozen=True)
 class Given:
@@ -58,6 +60,9 @@ def read_root(path: Path, sheet: Sheet, stages: bool = False) -> yaml.Node | Non
     except yaml.YAMLError as error:
         sheet.faults.append(_syntax(path, error))
         return None
+    except RecursionError:
+        sheet.faults.append(f"{path} is nested too deeply; settings are sections with values, two levels")
+        return None
     if root is None:
         sheet.faults.append(f"{path} is empty; write the settings that differ, for example `data: {{train: my.jsonl}}`")
     elif not isinstance(root, yaml.MappingNode):
@@ -100,12 +105,34 @@ def _read_value(sheet: Sheet, key: str, place: str, node: yaml.Node) -> None:
         sheet.faults.append(both_names(sheet.given[name].place, place, name))
         return
     try:
+        size = _size(node, MOST_NODES)
+    except RecursionError:  # an alias of what it stands in
+        size = MOST_NODES + 1
+    if size > MOST_NODES:
+        sheet.faults.append(
+            f"{place} has more than {MOST_NODES:,} values, its aliases (*) written out; write it shorter"
+        )
+        return
+    try:
         value = _Values("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         why = getattr(error, "problem", None) or str(error)
         sheet.faults.append(f"{place} cannot be read: {why}")
         return
     sheet.given[name] = Given(name, value, place)
+
+
+def _size(node: yaml.Node, most: int) -> int:
+    """Nodes of a value with its aliases written out, counted up to ``most`` and one more."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    count = 1
+    for part in parts:
+        count += _size(part, most - count)
+        if count > most:
+            break
+    return count
 
 
 class _Values(yaml.SafeLoader):

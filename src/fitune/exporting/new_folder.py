@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fitune.errors import RunError
-from fitune.runs.disk_faults import storage_error
+from fitune.runs.disk_faults import scratch_beside, storage_error
 from fitune.runs.disk_space import size
 
 SLACK_BYTES = 64 * 2**20  # tokenizer, configs, report
@@ -31,22 +30,17 @@ def new_folder(out: Path) -> Generator[Path, None, None]:
     refuse_taken(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise RunError(f"cannot make {out}: {error.strerror or error}") from error
-    try:
-        whole = scratch / out.name
-        whole.mkdir()
-        yield whole
-        refuse_taken(out)
-        whole.rename(out)
+        with scratch_beside(out) as scratch:
+            whole = scratch / out.name
+            whole.mkdir()
+            yield whole
+            refuse_taken(out)
+            whole.rename(out)
     except Exception as error:
-        told = storage_error(error, scratch, "Nothing was left behind, what is exported is untouched", "export again")
+        told = storage_error(error, out.parent, "Nothing was left behind and nothing is lost", "export again")
         if told is None:
             raise
-        raise type(told)(str(told).replace(str(scratch), str(out), 1)) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise told from error
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:

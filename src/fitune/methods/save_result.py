@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -26,6 +25,7 @@ from fitune.models.hardware import gpus_in_use
 from fitune.models.load_base import LoadedBase, input_weight
 from fitune.models.towers import copy_processor
 from fitune.models.weight_files.safetensors_check import check_weight_files
+from fitune.runs.disk_faults import scratch_beside
 from fitune.runs.run_folder import RunFolder
 from fitune.trainers.base import FituneTrainer
 
@@ -52,7 +52,7 @@ def rehearse_saving(run: RunContext, trainer: FituneTrainer, model: nn.Module) -
         RunError: the result of this run could not be saved, or not opened again.
     """
     no_draws = torch.random.fork_rng(devices=gpus_in_use())
-    with no_draws, tempfile.TemporaryDirectory(dir=run.folder.path, prefix=".rehearsal-") as scratch:
+    with no_draws, scratch_beside(run.folder.path / "rehearsal") as scratch:
         try:
             if run.tuning == "full":
                 _save_beside_weights(base_model_of(model), run.base, Path(scratch))
@@ -122,7 +122,7 @@ def _line(error: Exception) -> str:
 def save_whole_model(model: PreTrainedModel, base: LoadedBase, folder: Path) -> Path:
     """A full fine-tune: weights in fp32 as they were trained, tokenizer, template; whole or not at all."""
     tokenizer = base.tokenizer
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+    with scratch_beside(folder) as scratch:
         whole = Path(scratch) / "model"
         tokenizer.chat_template = base.template.text
         model.save_pretrained(whole)

@@ -57,10 +57,18 @@ def resolve_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto") -
     path = Path(choice).expanduser()
     if not path.is_file():
         raise ModelError(f'model.chat_template is "{choice}", and no such file is there; use auto, chatml or a file')
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"model.chat_template is {choice}, which is not UTF-8 text that can be read: {error}"
+        ) from error
     if not text.strip():
         raise ModelError(f"model.chat_template: {choice} is empty")
-    return Template(text, "file", end_of_turn(tokenizer, text))
+    try:
+        return Template(text, "file", end_of_turn(tokenizer, text))
+    except ModelError as error:
+        raise ModelError(f"model.chat_template is {choice}: {error}") from error
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:

@@ -25,8 +25,8 @@ REPETITIONS = ("a" * 40 + "!", " " * 40 + "x", "1" * 40 + "a")
 LONGEST_WORDS = 400  # characters of a library's error
 
 
-def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with some pad token.
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False, pads: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with some pad token if ``pads``.
 
     Raises:
         ModelError: no tokenizer, an unreachable hub, or a slow tokenizer that cannot tell character positions.
@@ -44,7 +44,7 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
             "fitune needs a fast tokenizer (tokenizer.json) to place the loss mask"
         )
     _try_repetitions(tokenizer, source.name)
-    if tokenizer.pad_token_id is None:
+    if pads and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from fitune.errors import RewardError
+from fitune.signals import Stopped
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,9 @@ def call(
             f"the reward {name} had not returned after {spent:.1f} s (rl.reward_seconds {seconds:g}); "
             "make it faster, or raise the limit"
         ) from None
-    except Exception as error:
+    except Stopped:
+        raise
+    except (Exception, SystemExit) as error:
         raise RewardError(f"the reward {name} raised {type(error).__name__}: {error}; correct it and resume") from error
     return _checked(name, found, arguments)
 

@@ -112,9 +112,31 @@ def read_mix(specs: Sequence[str], seconds: float = 60.0, open_run: Callable[[st
     return Mix(tuple(parts), seconds)
 
 
-def _read(spec: str, open_run: Callable[[str], Reward] | None) -> Part:
+def check_names(specs: Sequence[str]) -> None:
+    """What can be known to be wrong before a model is loaded, and without running anybody's code.
+
+    Raises:
+        SettingsError: every spec that names no reward, a built-in one wrongly, or a file that is not there.
+    """
+    faults: list[str] = []
+    for spec in specs:
+        head = _parsed(spec)[1].partition(":")[0]
+        if head in LIBRARY or not ("." in head or head == RUN) or (head.endswith(".py") and not Path(head).is_file()):
+            try:
+                _read(spec, None)
+            except ValueError as error:
+                faults.append(f'rl.rewards: "{spec}" {error}')
+    if faults:
+        raise SettingsError(faults)
+
+
+def _parsed(spec: str) -> tuple[float, str]:
     found = WEIGHT.fullmatch(spec.strip())
-    weight, name = (float(found[1]), found[2].strip()) if found else (1.0, spec.strip())
+    return (float(found[1]), found[2].strip()) if found else (1.0, spec.strip())
+
+
+def _read(spec: str, open_run: Callable[[str], Reward] | None) -> Part:
+    weight, name = _parsed(spec)
     head, mark, argument = name.partition(":")
     if head in LIBRARY:
         reward = LIBRARY[head](argument)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import platform
 import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fitune.errors import StorageError
@@ -22,7 +28,7 @@ CAUSES = {
     errno.ENOENT: ("a folder is gone that was there before", "put it back if it was moved"),
 }
 # What PyTorch says of a write that failed, whatever the reason.
-TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container")
+TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -34,6 +40,36 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Generator[Path, None, None]:
+    """A folder to prepare ``path`` in, on the same disk; what a killed process left of its own goes too."""
+    start = f".{path.name}-{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        pid = left.name.removeprefix(start).partition("-")[0]
+        if pid.isdecimal() and not process_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{start}{os.getpid()}-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one of another user counts, one that has ended and waits for its parent to
+    look (a zombie) does not."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        return True
 
 
 def storage_error(error: BaseException, folder: Path, safe: str, go_on: str) -> StorageError | None:

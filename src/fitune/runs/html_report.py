@@ -11,6 +11,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
+from fitune.home_paths import without_home
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import read_settings
 from fitune.runs.end_of_run import next_commands
@@ -60,7 +61,7 @@ def write_report(run: RunFolder, defaults: Mapping[str, object]) -> Path:
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
-    run.report.write_text(page, encoding="utf-8")
+    run.report.write_text(without_home(page), encoding="utf-8")
     return run.report
 
 

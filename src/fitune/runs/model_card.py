@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from fitune.home_paths import without_home
 from fitune.runs import manifest as manifests
 from fitune.runs.html_report import changed_settings
 from fitune.runs.run_folder import RunFolder
@@ -19,7 +20,7 @@ def write_card(run: RunFolder, defaults: Mapping[str, object]) -> Path:
         defaults: as in `fitune.runs.html_report.write_report`.
     """
     manifest = manifests.read(run.manifest)
-    text = card_text(run, manifest, defaults)
+    text = without_home(card_text(run, manifest, defaults))
     run.card.write_text(text, encoding="utf-8")
     for folder in (run.adapter, run.model):
         if folder.is_dir():
@@ -77,7 +78,8 @@ def card_text(run: RunFolder, manifest: manifests.Manifest, defaults: Mapping[st
             "",
         ]
     elif lora:
-        lines += [*_in_plain_peft(str(model.get("name")), on_hub or model.get("kind") == "folder"), ""]
+        name = without_home(str(model.get("name")))
+        lines += [*_in_plain_peft(name, on_hub or (model.get("kind") == "folder" and not name.startswith("~"))), ""]
     if judge:
         lines += [
             "The head lies beside it in `head.safetensors`: an answer's reward is the product of its `weight` and the last "

@@ -32,7 +32,7 @@ from fitune.distributed import ranks
 from fitune.errors import RunError
 from fitune.runs import manifest as manifests
 from fitune.runs.checkpoints import newest_complete
-from fitune.runs.disk_faults import storage_error, write_whole
+from fitune.runs.disk_faults import process_alive, storage_error, write_whole
 
 SETTINGS, MANIFEST, METRICS, SAMPLES, LOCK = (
     "settings.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "run.lock",
@@ -82,7 +82,7 @@ class Writer:
     @property
     def alive(self) -> bool:
         """Whether it runs still; known of this machine's processes only."""
-        return _alive(self.pid) and self.started in (None, _start_of(self.pid))
+        return process_alive(self.pid) and self.started in (None, _start_of(self.pid))
 
 
 class RunFolder:
@@ -113,7 +113,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot make the run folder {path}: {error}") from error
+            raise RunError(
+                f"cannot make the run folder {path}: {error.strerror or error}; set run.folder to another place"
+            ) from error
         return run
 
     def refuse_other(self) -> None:
@@ -297,18 +299,3 @@ def _alone(folder: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(handle)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one of another user counts, one that has ended and waits for its parent to
-    look (a zombie) does not."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (OSError, IndexError):
-        return True

@@ -36,6 +36,12 @@ from fitune.runs.disk_space import size
 READ_BY_TRANSFORMERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
+def _base_name(target: Target) -> str:
+    """What the base is called: its id on the hub, or its folder's own name, not where that lies on this machine."""
+    on_hub = target.source is None or target.source.kind == "hub"
+    return target.base_name if on_hub else Path(target.base_name).name
+
+
 def refuse_unwritable(model: Exportable) -> None:
     """Raises ModelError when GGUF cannot hold this model, its tokenizer or its template, or nothing here writes the type."""
     kind, converted = GGUF_TYPES[model.gguf_type], needs_converter(model.config, model.tokenizer, model.template)
@@ -107,7 +113,7 @@ def _write_own(target: Target, path: Path, kind: str) -> None:
     vocabulary = _vocabulary_of(renderer.tokenizer, _template_of(renderer), input_weight(model).shape[0])
     for note in vocabulary.notes:
         log(f"note: {note}")
-    write_gguf(path, weights, model.config, vocabulary, kind, path.stem, target.base_name)
+    write_gguf(path, weights, model.config, vocabulary, kind, path.stem, _base_name(target))
 
 
 def reopen_gguf_file(target: Target, path: Path, precision: str, device: str) -> Reopened:

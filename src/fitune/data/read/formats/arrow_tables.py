@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fitune.data.read.formats.compressed import UnpackedSize
 from fitune.data.read.formats.found import Found
 from fitune.errors import DataError
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+BATCH_ROWS = 256
 NULLS = "fields of objects that are null are taken for absent: in Arrow's tables all objects have the same fields"
 
 
@@ -20,13 +23,16 @@ def read_parquet(name: str, content: bytes) -> Found:
     """A Parquet file.
 
     Raises:
-        DataError: damaged, or with two columns of one name.
+        DataError: damaged, with two columns of one name, or larger than it can be (`UnpackedSize`).
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return _of_table(name, parquet.ParquetFile(io.BytesIO(content)).read())
+        file = parquet.ParquetFile(io.BytesIO(content))
+        names = file.schema_arrow.names
+        one_of_each_name(name, names)
+        return _of_batches(name, len(content), file.iter_batches(BATCH_ROWS), file.schema_arrow)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{name} is not a complete Parquet file: {error}") from error
 
@@ -41,7 +47,9 @@ def read_arrow(name: str, content: bytes) -> Found:
 
     try:
         opener = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
-        return _of_table(name, opener(pa.py_buffer(content)).read_all())
+        table = opener(pa.py_buffer(content)).read_all()
+        one_of_each_name(name, table.column_names)
+        return _of_batches(name, len(content), table.to_batches(BATCH_ROWS), table.schema)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{name} is not a complete Arrow file: {error}") from error
 
@@ -76,9 +84,15 @@ def rows_of_dataset(dataset: Dataset) -> Found:
     return _without_nulls(Found([dict(row) for row in dataset], list(range(1, len(dataset) + 1))))
 
 
-def _of_table(name: str, table: pa.Table) -> Found:
-    one_of_each_name(name, table.column_names)
-    return _without_nulls(Found(table.to_pylist(maps_as_pydicts="strict"), list(range(1, table.num_rows + 1))))
+def _of_batches(name: str, packed_bytes: int, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Found:
+    """The rows, batch by batch: a text that is stored once may stand in a million rows."""
+    rows: list[dict[str, Any]] = []
+    size, shared = UnpackedSize(name, packed_bytes), "dictionary<" in str(schema)
+    for batch in batches:
+        found = batch.to_pylist(maps_as_pydicts="strict")
+        size.add(len(str(found)) if shared else batch.nbytes)
+        rows += found
+    return _without_nulls(Found(rows, list(range(1, len(rows) + 1))))
 
 
 def one_of_each_name(name: str, columns: list[str]) -> None:
