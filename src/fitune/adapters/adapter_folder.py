@@ -24,11 +24,12 @@ from fitune.adapters.adapter_check import CONFIG, FACTS, check_adapter_files
 from fitune.adapters.compatibility import check_belongs, fingerprint
 from fitune.adapters.inject import cast_trained_to_fp32, compute_in, fuse, refuse_dora_on_cpu, remember_biases
 from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config, read_facts
+from fitune.data.render.time_limit import looked_at
 from fitune.errors import FituneError, ModelError
 from fitune.home_paths import without_home
 from fitune.models.load_base import LoadedBase, add_template_tokens, input_weight
 from fitune.models.source import ModelSource
-from fitune.models.template import SLOWEST_SECONDS, Template, within
+from fitune.models.template import SLOWEST_SECONDS, Template
 from fitune.models.tokenizer import library_words, load_tokenizer
 from fitune.ops.fused_lora import use_fast_lora
 from fitune.ops.trained_tokens import use_trained_tokens
@@ -144,13 +145,17 @@ def load_adapter(base: PreTrainedModel, folder: Path, trainable: bool = False) -
     return model
 
 
+def _too_slow() -> None:
+    raise TimeoutError(f"more than {SLOWEST_SECONDS:g} s")
+
+
 def _refuse_slow_pattern(base: PreTrainedModel, folder: Path) -> None:
     """Raises ModelError for a regular expression of target modules that tries too many ways."""
     pattern = read_config(folder).get("target_modules")
     if not isinstance(pattern, str):
         return
     try:
-        with within(SLOWEST_SECONDS):
+        with looked_at(_too_slow, SLOWEST_SECONDS):
             for name, _ in base.named_modules():
                 re.fullmatch(pattern, name)
     except (TimeoutError, re.error) as error:

@@ -16,7 +16,7 @@ from signal import SIGINT
 import click
 
 from fitune.distributed import ranks
-from fitune.errors import FituneError, ToldByFirst, did_you_mean
+from fitune.errors import NO_MEMORY, FituneError, ToldByFirst, did_you_mean, no_memory_left
 from fitune.signals import ENDING, Stopped, exit_status, handled, raise_stopped
 
 # name → (module:function, one line of help). The order is that of a first day with fitune.
@@ -128,6 +128,11 @@ def main() -> None:
         # The reader (`head`, a pager) has gone; Python would complain again when it flushes stdout at exit.
         sys.stderr.close()
         status = 0
+    except (MemoryError, ImportError) as error:
+        if not no_memory_left(error):
+            raise
+        _say(f"error: {NO_MEMORY}")
+        status = 1
     except OSError as error:
         _say(f"error: {_in_words(error)}")
         with suppress(OSError):

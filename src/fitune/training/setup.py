@@ -30,10 +30,12 @@ from fitune.errors import DataError, RunError, SettingsError
 from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
 from fitune.methods.registry import METHODS
+from fitune.methods.rl_config import RlSettings
 from fitune.models.load_config import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
 from fitune.models.tokenizer import check_vocabulary, load_tokenizer, stop_ids
+from fitune.rewards.mix import check_names
 from fitune.runs import manifest as manifests
 from fitune.runs.compare import flat
 from fitune.runs.manifest import folder_fingerprint
@@ -60,6 +62,9 @@ def prepare_run(settings: Settings, exclude: Sequence[str] = (), fit: bool = Tru
     """
     from fitune.training.autofit import autofit_run
 
+    own = settings.own
+    if isinstance(own, RlSettings):
+        check_names(own.rewards)
     setup = _find(settings, exclude, date)
     if not fit:
         return setup
