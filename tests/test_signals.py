@@ -48,3 +48,13 @@ def test_a_full_disk_behind_the_output_is_a_sentence():
     command = f"{sys.executable} -m fitune.cli settings schema > /dev/full"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "ENOSPC" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_more_memory_is_a_sentence():
+    code = (
+        "import resource, sys\nfrom fitune import cli\n"
+        "def work(**_):\n    resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); bytearray(2**30)\n"
+        "cli.cli.main = work\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "gave no more memory" in done.stderr and "Traceback" not in done.stderr

@@ -80,6 +80,17 @@ class MissingExtra(FituneError, ImportError):
     """An optional package is needed and absent; the message names the command that installs it."""
 
 
+NO_MEMORY = (
+    "the operating system gave no more memory; close other programs, or raise the limit (`ulimit -v`, the cgroup's)"
+)
+
+
+def no_memory_left(error: BaseException) -> bool:
+    """Whether an error says, in whatever library's words, that the system gave no more memory of the CPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "os error 12" in said or "failed to map segment" in said
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` (did you mean "x"?)`` for the nearest of ``known``, or an empty string."""
     known = list(known)

@@ -21,7 +21,7 @@ from fitune.adapters.inject import trained_share
 from fitune.config.sections import Settings
 from fitune.console import log, warn
 from fitune.distributed import ranks, together
-from fitune.errors import FituneError, RunError, SettingsError, TrainingHalted
+from fitune.errors import NO_MEMORY, FituneError, RunError, SettingsError, TrainingHalted, no_memory_left
 from fitune.exporting.export import export
 from fitune.methods.registry import METHODS
 from fitune.methods.save_result import rehearse_saving
@@ -98,11 +98,15 @@ def train(
 
 @contextmanager
 def _told(run: RunFolder) -> Generator[None, None, None]:
-    """Errors of a full, read-only or broken disk in one sentence."""
+    """Errors of a full, read-only or broken disk, and of memory that is used up, in one sentence."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, FituneError) or (told := run.storage_error(error)) is None:
+        if isinstance(error, FituneError):
+            raise
+        if no_memory_left(error):
+            raise RunError(f"{NO_MEMORY}, then continue with: {resume_command(run.path)}") from error
+        if (told := run.storage_error(error)) is None:
             raise
         raise told from error
 
