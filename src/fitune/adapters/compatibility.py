@@ -14,6 +14,7 @@ from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fitune.adapters.adapter_check import check_adapter_files
 from fitune.adapters.locate import Facts, read_config, read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
@@ -45,6 +46,7 @@ def check_belongs(base: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor
     Raises:
         ModelError: another base, another quantization where that matters, pickled or damaged weights.
     """
+    check_adapter_files(folder)
     facts, config = read_facts(folder), base.config
     found = {
         "model_type": config.model_type,
