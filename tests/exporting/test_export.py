@@ -192,7 +192,7 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fitune.exporting.gguf.gguf_file.write_gguf", fail)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="no space is left"):
         export(str(llama_adapter), "gguf", tmp_path / "out", num_prompts=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 

@@ -20,7 +20,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fitune.adapters.adapter_check import CONFIG, FACTS, check_adapter_files
 from fitune.adapters.compatibility import check_belongs, fingerprint
 from fitune.adapters.inject import cast_trained_to_fp32, compute_in, fuse, refuse_dora_on_cpu, remember_biases
 from fitune.adapters.locate import Facts, copy_merged, merged_facts, read_config, read_facts
@@ -31,6 +30,7 @@ from fitune.models.load_base import LoadedBase, add_template_tokens, input_weigh
 from fitune.models.source import ModelSource
 from fitune.models.template import SLOWEST_SECONDS, Template
 from fitune.models.tokenizer import library_words, load_tokenizer
+from fitune.models.weight_files.adapter_check import CONFIG, FACTS, check_adapter_files
 from fitune.ops.fused_lora import use_fast_lora
 from fitune.ops.trained_tokens import use_trained_tokens
 from fitune.runs.disk_faults import scratch_beside

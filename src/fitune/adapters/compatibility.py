@@ -14,11 +14,11 @@ from peft.tuners.lora import ParamWrapper
 from safetensors.torch import load_file
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitune.adapters.adapter_check import check_adapter_files
 from fitune.adapters.locate import Facts, read_config, read_facts
 from fitune.errors import ModelError
 from fitune.models.load_base import input_weight
 from fitune.models.quantization.quantize import QuantizationConfig, is_quantized, stored_as
+from fitune.models.weight_files.adapter_check import check_adapter_files
 from fitune.models.weight_files.safetensors_check import check_safetensors
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
 
-from fitune.adapters.adapter_check import CONFIG, checked_config, checked_facts
 from fitune.errors import ModelError, RunError, did_you_mean
+from fitune.models.weight_files.adapter_check import CONFIG, checked_config, checked_facts
 
 if TYPE_CHECKING:
     from fitune.models.source import Origin
