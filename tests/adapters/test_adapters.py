@@ -215,7 +215,10 @@ def test_the_folder_opens_in_plain_peft(tiny_model, tmp_path: Path, family: str,
     if len(tokenizer) > plain.get_input_embeddings().weight.shape[0]:
         assert spare_rows == 0 and family == "gpt_neox"
         plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    torch.testing.assert_close(logits(PeftModel.from_pretrained(plain, tmp_path / "a"), ids_BS), after, atol=0, rtol=0)
+    # Trained rows are multiplied beside the matrix, PEFT writes them into a copy of it: rounding.
+    rounding = 1e-6 if family == "gpt_neox" else 0
+    found = logits(PeftModel.from_pretrained(plain, tmp_path / "a"), ids_BS)
+    torch.testing.assert_close(found, after, atol=rounding, rtol=0)
     assert tokenizer.chat_template == base.template.text
 
 

@@ -77,6 +77,7 @@ def test_no_other_file_lists_methods_or_asks_for_one_by_name() -> None:
     found = [
         f"{path.relative_to(SRC)}:{line}: {text}"
         for path in sorted(SRC.rglob("*.py"))
+        if path.parent.name != "foreign"  # what other tools call theirs
         for line, text in lists_of_methods(path.read_text(encoding="utf-8"))
     ]
     assert found == []

@@ -26,7 +26,8 @@ PHASES: dict[str, dict[str, int | str]] = {
 }
 PLAN = Plan(
     ALLOCATED, ALLOCATED + 100 * MIB, ALLOCATED + 100 * MIB + 500 * MIB + 7 * MIB, PARTS,
-    "step 2, backward of layer 3 of 4, attention", PHASES, True, 1_000_000, 100_000_000, notes=("an assumption",),
+    "step 2, backward of layer 3 of 4, attention", PHASES, True, trained_parameters=1_000_000,
+    total_parameters=100_000_000, notes=("an assumption",),
 )  # fmt: skip
 VIEW = View("a/b & c", "bf16 weights", PLAN, "RTX 4090", 24 * GIB, 500 * MIB, notes=("said aloud",))
 TIGHT = replace(VIEW, usable_bytes=10 * GIB, plan=replace(PLAN, fits=False))

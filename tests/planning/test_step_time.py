@@ -24,7 +24,9 @@ PLAIN = Scenario(optimizer_step=False, weights="fp16", autocast="fp16")
 
 
 def plan_of(*operators: tuple[str, int, int, int], trained: int = 0) -> Plan:
-    return Plan(1, 1, 1, {}, "", {}, True, trained, work={"operators": [list(one) for one in operators]})
+    return Plan(
+        1, 1, 1, {}, "", {}, True, trained_parameters=trained, work={"operators": [list(one) for one in operators]}
+    )
 
 
 def test_each_operator_takes_the_longest_of_arithmetic_bytes_and_launch() -> None:

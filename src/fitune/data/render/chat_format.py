@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fitune.data.examples import Message
+from fitune.data.render.time_limit import TemplateTooSlow
 from fitune.errors import DataError
 
 Render = Callable[..., str]
@@ -227,7 +227,10 @@ def closing_run(text: str, special_texts: Sequence[str]) -> int:
 
 
 def _tried(render: Render, messages: Sequence[Any], *asked: Any) -> str | None:
-    """The rendering, or None where the template refuses."""
-    with suppress(DataError):
+    """The rendering, or None where the template refuses. One that was stopped for its time would take it at each probe."""
+    try:
         return render(list(messages), *asked)
-    return None
+    except DataError as error:
+        if isinstance(error, TemplateTooSlow) or isinstance(error.__cause__, TimeoutError):
+            raise
+        return None

@@ -76,7 +76,9 @@ class Renderer:
         def written() -> str:
             try:
                 return self._apply(self.chat_format.adapt([*turns, turns[0]]), True)
-            except DataError:  # a template that must be asked otherwise: special tokens alone
+            except DataError as error:  # a template that must be asked otherwise: special tokens alone
+                if isinstance(error.__cause__, TimeoutError):
+                    raise
                 return ""
 
         return marks_of(self.tokenizer, self.special_texts, written)
