@@ -1,10 +1,12 @@
 """A tiny random model of each family of the installed transformers through fitune: train, reopen, merge, plan, GGUF.
 
-    python benchmarks/families.py                      # every family; writes docs/families.md
+    python benchmarks/families.py                      # every family; writes the sheet and docs/families.md
     python benchmarks/families.py llama qwen3_5        # these alone; prints their rows
+    python benchmarks/families.py --keep llama qwen3_5 # and puts them into the sheet
 
 Two steps of LoRA in fp32 on a CPU, the layout of rows chosen as `fitune train` chooses it, answers asked before and after,
-the result opened again, merged with its fidelity report, planned, and written as GGUF. Each family has a process of its
+the second step taken again from the first's checkpoint, the result opened again, merged with its fidelity report, planned,
+written as GGUF, and a step over int8. Each family has a process of its
 own, and `LIMIT_SECONDS`. A tiny model shows whether the code of a family works, not whether a real one learns.
 """
 
@@ -19,7 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from math import isfinite
@@ -32,65 +34,55 @@ os.environ.update(
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-LIMIT_SECONDS, WORKERS, MOST_CHARACTERS = 120, 2, 300
+from fitune.models.families.family_sheet import FAULT, NO, FamilyRow, family_sheet  # noqa: E402
+
+LIMIT_SECONDS, WORKERS, MOST_CHARACTERS = 300, 2, 300
 # Of a tiny random model, whose logits lie close together: greedy tokens turn over in 16 bits, divergence says more.
 MOST_DIVERGENCE = 1e-3
-PAGE = ROOT / "docs" / "families.md"
-PACKAGES = ("torch", "transformers", "peft")
+PAGE, SHEET = ROOT / "docs" / "families.md", ROOT / "src" / "fitune" / "models" / "families" / "families.json"
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-@dataclass
-class Outcome:
-    """What became of a family: a word for each thing that was tried, or one sentence of why not."""
-
-    family: str
-    trains: str = "–"
-    packs: str = "–"
-    adapted: str = "–"
-    reopens: str = "–"
-    merges: str = "–"
-    plans: str = "–"
-    gguf: str = "–"
-    refused: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-
-def try_family(family: str, folder: Path) -> Outcome:
+def try_family(family: str, folder: Path) -> FamilyRow:
     """Everything that is tried, on a model made in `folder`."""
     from tiny_families import make_family
 
     from fitune.errors import FituneError
 
-    made = Outcome(family)
+    found: dict[str, Any] = {"family": family}
+    refused: list[str] = []
+    faults: list[str] = []
 
     def attempt(what: str, tried: Callable[[], str]) -> bool:
         try:
-            setattr(made, what, tried())
+            found[what] = tried()
         except FituneError as error:
-            setattr(made, what, "no")
-            made.refused.append(f"{what}: {_line(error)}")
+            found[what] = NO
+            refused.append(f"{what}: {_line(error)}")
         except Exception as error:  # whatever a family's code raises is what this script is to find
-            setattr(made, what, "FAULT")
-            made.faults.append(f"{what}: {type(error).__name__}: {_line(error)}")
+            found[what] = FAULT
+            faults.append(f"{what}: {type(error).__name__}: {_line(error)}")
             traceback.print_exc()
-        return getattr(made, what) not in ("no", "FAULT")
+        return found[what] not in (NO, FAULT)
 
     try:
         model = make_family(folder / family, family)
     except Exception as error:  # the configuration that this script makes up, or a package that is not installed
-        made.trains = "not tried"
-        made.refused.append(f"no tiny model: {type(error).__name__}: {_line(error)}")
-        return made
+        why = f"no tiny model: {type(error).__name__}: {_line(error)}"
+        return FamilyRow(family=family, trains="not tried", refused=(why,))
     run = folder / "runs" / "one"
     if attempt("trains", lambda: train(model, folder)):
-        made.packs = layout_of((folder / "log").read_text(encoding="utf-8"))
-        made.adapted = adapted_names(run / "adapter")
+        found["packs"] = layout_of((folder / "log").read_text(encoding="utf-8"))
+        found["adapted"] = adapted_names(run / "adapter")
+        attempt("resumes", lambda: resume(run))
         attempt("reopens", lambda: reopen(run))
         attempt("merges", lambda: merge(run, model))
+        attempt("attention", lambda: attention(model))
+        attempt("quantized", lambda: quantized(model, folder))
     attempt("plans", lambda: plan(model))
-    attempt("gguf", lambda: gguf(run if made.trains == "yes" else model, folder))
-    made.refused = [text for text in made.refused if not text.startswith("gguf: llama.cpp's converter")]
-    return made
+    attempt("gguf", lambda: gguf(run if found["trains"] == "yes" else model, folder))
+    told = tuple(text for text in refused if not text.startswith("gguf: llama.cpp's converter"))
+    return FamilyRow(**found, refused=told, faults=tuple(faults))
 
 
 def _line(error: Exception) -> str:
@@ -98,8 +90,8 @@ def _line(error: Exception) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
 
 
-def train(model: Path, folder: Path) -> str:
-    """Two steps and the questions asked before and after them."""
+def settings_of(base: Path, folder: Path, name: str, **changed: Any) -> Any:
+    """Settings of a run of two steps on ten rows."""
     import fitune
 
     words = ["cat", "barn", "mat", "piglet", "sun", "hen", "foxes", "cow", "ant", "bee"]
@@ -108,16 +100,94 @@ def train(model: Path, folder: Path) -> str:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings: dict[str, Any] = {
         "fit": "off",
-        "model": {"name": str(model), "precision": "fp32", "device": "cpu"},
+        "model": {"name": str(base), "precision": "fp32", "device": "cpu"},
         "data": {"train": str(data), "eval_share": 0.2},
         "train": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-2},
         "eval": {"samples": 2, "max_new_tokens": 4},
-        "run": {"folder": str(folder / "runs"), "name": "one"},
+        "run": {"folder": str(folder / "runs"), "name": name, "checkpoint_steps": 1},
     }
-    result = fitune.train(fitune.Settings(**settings))
+    for section, values in changed.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    return fitune.Settings(**settings)
+
+
+def train(model: Path, folder: Path) -> str:
+    """Two steps and the questions asked before and after them."""
+    import fitune
+
+    result = fitune.train(settings_of(model, folder, "one"))
     before, after = (result.before or {})["loss"], (result.after or {})["loss"]
     assert isfinite(after) and after != before, f"the held-out loss was {before} and is {after}"
     return "yes"
+
+
+def resume(run: Path) -> str:
+    """The second step once more from the checkpoint of the first, as after kill -9: losses and adapter to the last bit."""
+    from shutil import rmtree
+
+    import fitune
+    from fitune.runs import manifest
+    from fitune.runs.run_folder import RunFolder, read_rows
+
+    folder = RunFolder.open(run)
+
+    def ending() -> tuple[bytes, list[dict[str, Any]]]:
+        kept = ("step", "kind", "loss", "grad_norm", "tokens", "exact_match")
+        rows = [{name: row.get(name) for name in kept} for row in read_rows(folder.metrics)]
+        return (folder.adapter / "adapter_model.safetensors").read_bytes(), rows
+
+    weights, numbers = ending()
+    rmtree(folder.adapter)
+    for checkpoint in folder.checkpoints.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-1":
+            rmtree(checkpoint)
+    assert (folder.checkpoints / "checkpoint-1").is_dir(), "there is no checkpoint of step 1"
+    manifest.update(folder.manifest, status="running")
+    fitune.train(resume=folder.path)
+    again, after = ending()
+    assert after == numbers, f"the numbers were {numbers} and are {after}"
+    assert again == weights, "the adapters differ"
+    return "bit for bit"
+
+
+def attention(model: Path) -> str:
+    """The kernel that transformers took, and the kinds of layers."""
+    import torch
+    from transformers import AutoConfig
+
+    from fitune.models.towers import auto_class
+
+    config = AutoConfig.from_pretrained(model)
+    with torch.device("meta"):
+        made = auto_class(config).from_config(config)
+    text = made.config.get_text_config()
+    kinds = dict.fromkeys(getattr(text, "layer_types", None) or ("full_attention",))
+    chosen = getattr(text, "_attn_implementation", None) or "eager"
+    return f"{chosen}: {', '.join(kind.removesuffix('_attention') for kind in kinds)}"
+
+
+def quantized(model: Path, folder: Path) -> str:
+    """A step over int8; then what of the base is stored in it."""
+    import torch
+    from transformers import AutoConfig
+
+    import fitune
+    from fitune.models.mixture.experts import PACKED, expert_parameters, is_placeholder
+    from fitune.models.quantization.quantize import QuantizationConfig, quantize_in_place, quantized_layers
+    from fitune.models.towers import auto_class
+
+    few = {"model": {"precision": "bf16", "quantization": "int8"}, "train": {"max_steps": 1}, "eval": {"samples": 0}}
+    result = fitune.train(settings_of(model, folder, "int8", **few))
+    assert isfinite((result.after or {})["loss"]), "the loss over int8 is not finite"
+    config = AutoConfig.from_pretrained(model)
+    made = auto_class(config).from_pretrained(model, dtype=torch.bfloat16)
+    quantize_in_place(made, QuantizationConfig("int8"), torch.bfloat16, "cpu")
+    layers, experts = quantized_layers(made), expert_parameters(made).values()
+    held = ["linear layers"] if any(not name.endswith(PACKED) for name in layers) else []
+    packed = [is_placeholder(stack) for stack in experts]
+    held += ["experts"] if any(packed) else []
+    left = "" if all(packed) else "; experts stay in 16 bits"
+    return (", ".join(held) or "nothing") + left
 
 
 def layout_of(log: str) -> str:
@@ -130,13 +200,13 @@ def layout_of(log: str) -> str:
     return f"padded: {reason}"
 
 
-def adapted_names(adapter: Path) -> str:
+def adapted_names(adapter: Path) -> tuple[str, ...]:
     """Last names of the layers that have a LoRA."""
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", "pt") as tensors:
         names = [name.split(".lora_")[0] for name in tensors.keys() if ".lora_" in name]  # noqa: SIM118
-    return ", ".join(sorted({name.removesuffix(".base_layer").split(".")[-1] for name in names}))
+    return tuple(sorted({name.removesuffix(".base_layer").split(".")[-1] for name in names}))
 
 
 def reopen(run: Path) -> str:
@@ -223,7 +293,7 @@ def gguf(name: Path, folder: Path) -> str:
 # ---- a process for each, and the page
 
 
-def in_a_process(family: str) -> Outcome:
+def in_a_process(family: str) -> FamilyRow:
     """`try_family` in a process of its own, which begins with everything imported."""
     with tempfile.TemporaryDirectory(prefix=f"fitune-{family}-") as scratch:
         folder = Path(scratch)
@@ -233,18 +303,16 @@ def in_a_process(family: str) -> Outcome:
         if process.is_alive():
             process.kill()
             process.join()
-            return Outcome(family, trains="FAULT", faults=[f"not done within {LIMIT_SECONDS} s"])
+            return FamilyRow(family=family, trains=FAULT, faults=(f"not done within {LIMIT_SECONDS} s",))
         if keep := os.environ.get("FAMILIES_LOGS"):
             Path(keep).mkdir(parents=True, exist_ok=True)
             (Path(keep) / f"{family}.log").write_bytes((folder / "log").read_bytes())
             (Path(keep) / f"{family}.json").write_bytes((folder / "result.json").read_bytes())
         result = folder / "result.json"
         if not result.is_file():
-            return Outcome(family, trains="FAULT", faults=[f"the process ended with {process.exitcode}"])
-        made = Outcome(**json.loads(result.read_text(encoding="utf-8")))
-        print(
-            family, made.trains, made.packs, made.merges, made.plans, made.gguf, *made.refused, *made.faults, sep=" | "
-        )
+            return FamilyRow(family=family, trains=FAULT, faults=(f"the process ended with {process.exitcode}",))
+        made = FamilyRow.from_dict(json.loads(result.read_text(encoding="utf-8")))
+        print(*(value for value in asdict(made).values()), sep=" | ")
         sys.stdout.flush()
         return made
 
@@ -260,59 +328,18 @@ def _child(family: str, folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(asdict(made)), encoding="utf-8")
 
 
-HEAD = """# Model families
+def write(rows: list[FamilyRow]) -> None:
+    """The sheet, and the page that is made from it."""
+    from fitune.cli.pages.family_page import families_text
 
-Made by `python benchmarks/families.py` on {day} with {versions}: do not edit.
-
-A tiny random model of each family takes two steps of LoRA in fp32 on a CPU, is asked before and after, opened again, merged,
-planned and written as GGUF; a tiny model shows whether the code of a family works, not whether a real one learns.
-
-- **packs**: how the rows of a step are laid out, as chosen before step one by comparing losses with the plain forward pass.
-  `tree`: rows share what they begin with; `rows`: side by side; otherwise padded, and why.
-- **merges**: divergence of the merged 16-bit model from the adapter over its base, in nats a token. Every weight of the
-  base is in the copy, vision towers included.
-- **plans**: `traced`: the memory plan runs the model's own code; otherwise it counts by the closed form, and says so.
-- **GGUF**: written by fitune's own writer and read back.
-
-Of {tried} families: {trains} train, {packs} of them packed ({tree} as a tree), {reopens} open again, {merges} merge,
-{plans} have a traced plan, {gguf} go to GGUF. Not tried here, since no tiny model of it could be made: {untried}. Refused with a
-sentence before training: {refused}. Failed in another way: {faults}.
-
-| family | trains | packs | LoRA on | merges | plans | GGUF |
-|---|---|---|---|---|---|---|
-"""
-
-
-def page(rows: list[Outcome]) -> str:
-    """The page's text."""
-    trained = [row for row in rows if row.trains == "yes"]
-    text = HEAD.format(
-        day=date.today().isoformat(),
-        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
-        tried=len(rows),
-        trains=len(trained),
-        packs=sum(row.packs in ("tree", "rows") for row in trained),
-        tree=sum(row.packs == "tree" for row in trained),
-        reopens=sum(row.reopens == "yes" for row in rows),
-        merges=sum(row.merges not in ("–", "no", "FAULT") for row in rows),
-        plans=sum(row.plans == "traced" for row in rows),
-        gguf=sum(row.gguf == "yes" for row in rows),
-        untried=sum(row.trains == "not tried" for row in rows),
-        refused=sum(row.trains == "no" for row in rows),
-        faults=sum(bool(row.faults) for row in rows),
-    )
-    for row in sorted(rows, key=lambda row: row.family):
-        plans = "traced" if row.plans == "traced" else row.plans.partition(":")[0]
-        cells = (f"`{row.family}`", row.trains, row.packs, row.adapted, row.merges, plans, row.gguf)
-        text += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-    said = [
-        (row.family, why) for row in sorted(rows, key=lambda row: row.family) for why in (*row.refused, *row.faults)
-    ]
-    said += [(row.family, f"plans: {row.plans}") for row in rows if row.plans.startswith("closed form:")]
-    if said:
-        text += "\n## What was refused or failed\n\n"
-        text += "".join(f"- `{family}`: {why}\n" for family, why in sorted(said))
-    return text
+    held = {
+        "made": date.today().isoformat(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "rows": [asdict(row) for row in sorted(rows, key=lambda row: row.family)],
+    }
+    SHEET.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    family_sheet.cache_clear()
+    PAGE.write_text(families_text(), encoding="utf-8")
 
 
 def main() -> None:
@@ -324,12 +351,15 @@ def main() -> None:
 
     for name in fitune.__all__:
         getattr(fitune, name)
-    named = sys.argv[1:]
+    named = [name for name in sys.argv[1:] if name != "--keep"]
     with ThreadPoolExecutor(WORKERS) as pool:
         rows = list(pool.map(in_a_process, named or TRIED))
-    if not named:
-        PAGE.write_text(page(rows), encoding="utf-8")
-        print(f"wrote {PAGE}")
+    if "--keep" in sys.argv:
+        made = {row.family: row for row in rows}
+        rows = list({**family_sheet().rows, **made}.values())
+    if not named or "--keep" in sys.argv:
+        write(rows)
+        print(f"wrote {SHEET} and {PAGE}")
 
 
 if __name__ == "__main__":

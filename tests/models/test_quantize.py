@@ -121,8 +121,7 @@ def test_the_plan_quantizes_the_same_layers(wide: Callable[..., Path], family: s
     loaded = open_quantized(folder, KINDS[kind]).model
     meta = build_on_meta(AutoConfig.from_pretrained(folder), torch.bfloat16)
     quantize_skeleton(meta, Scenario(weights=KINDS[kind].kind, double_quant=KINDS[kind].double_quant))
-    planned = [name for name, module in meta.named_modules() if type(module).__name__ in ("Linear8bitLt", "Linear4bit")]
-    assert quantized_layers(loaded) == planned
+    assert quantized_layers(loaded) == quantized_layers(meta) != []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -144,3 +146,45 @@ def test_a_balance_loss_that_is_left_out_is_said_and_why():
     assert losses.balance_loss_left_out(MixtralConfig(output_router_logits=False)) is None
     assert losses.balance_loss_left_out(MixtralConfig(output_router_logits=True, router_aux_loss_coef=0.0)) is None
     assert losses.balance_loss_left_out(LlamaConfig()) is None
+
+
+def chunked(model, batch, num_items=1):
+    return losses.label_loss(model, batch, num_items, losses.Chunking(nullcontext, logits=300))
+
+
+def test_many_logits_are_made_chunk_by_chunk_and_the_loss_stays(model, monkeypatch):
+    batch = batch_of([9, 5, 7])
+    whole = losses.label_loss(model, batch, 3)
+    slopes = gradients(model, whole)
+    monkeypatch.setattr(losses, "MOST_WHOLE_LOGITS", 10)
+    monkeypatch.setattr(losses, "selected_loss", None)
+    parts = chunked(model, batch, 3)
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
+    for name, slope in gradients(model, parts).items():
+        assert torch.allclose(slope, slopes[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_frozen_head_needs_no_logits_in_the_backward_pass(model, monkeypatch):
+    model.get_output_embeddings().requires_grad_(False)
+    batch = batch_of([9, 5, 7])
+    slopes = gradients(model, losses.label_loss(model, batch, 3))
+    monkeypatch.setattr(losses, "MOST_WHOLE_LOGITS", 10)
+    for name, slope in gradients(model, chunked(model, batch, 3)).items():
+        assert torch.allclose(slope, slopes[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_model_that_does_more_than_its_head_keeps_its_own_logits(monkeypatch):
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    forward = type(model).forward
+
+    def doubled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+    monkeypatch.setattr(type(model), "forward", doubled)
+    batch = batch_of([9, 5])
+    whole = losses.label_loss(model, batch, 1)
+    monkeypatch.setattr(losses, "MOST_WHOLE_LOGITS", 10)
+    assert chunked(model, batch).item() == whole.item()

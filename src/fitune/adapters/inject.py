@@ -23,6 +23,7 @@ from fitune.models.load_base import input_weight
 from fitune.models.mixture.experts import FUSED, PACKED, expert_parameters, is_router
 from fitune.models.quantization.nf4 import NF4
 from fitune.models.quantization.quantize import is_quantized, kind_of, numel
+from fitune.models.quantization.unquantizable import is_own_router
 from fitune.models.towers import text_model, tower_names
 from fitune.ops.fused_layers import use_lean_layers
 from fitune.ops.fused_lora import use_fast_lora, use_fast_quantized_lora
@@ -356,12 +357,7 @@ def left_alone(model: PreTrainedModel) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and (
-            name.startswith(towers)
-            or f"{name}." in towers
-            or _refused_by_peft(model, name)
-            or (type(module) is not nn.Linear and type(module).__name__.endswith("Router"))
-        )
+        and (name.startswith(towers) or f"{name}." in towers or _refused_by_peft(model, name) or is_own_router(module))
     ]
 
 

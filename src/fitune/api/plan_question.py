@@ -93,11 +93,12 @@ class PlanQuestion:
 
     def view(self, scenario: Scenario, made: Plan) -> View:
         """What is shown of it."""
+        from fitune.models.families.family_sheet import family_note
         from fitune.planning.report.plan_report import UNFUSED, View, describe
 
         usable = None if self.card is None else self.gpu.usable_bytes
         unfused = (UNFUSED,) if scenario.quantized and not scenario.gradient_checkpointing else ()
-        notes = (*self.notes, *self.config.notes, *unfused)
+        notes = (family_note(self.config.values["model_type"]), *self.notes, *self.config.notes, *unfused)
         return View(
             model=self.config.name,
             question=describe(scenario),

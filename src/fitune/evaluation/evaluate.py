@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, NotRequired
@@ -22,7 +23,7 @@ from fitune.evaluation.inference_model import Target
 from fitune.evaluation.tool_calls import same_calls
 from fitune.models.base_model import base_model_of
 from fitune.models.length_rules import by_side, forget_length, length_rule
-from fitune.ops.label_loss import label_loss
+from fitune.ops.label_loss import Chunking, label_loss
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -147,7 +148,7 @@ def loss_of(model: LanguageModel, rows: Sequence[TokenRow], pad_id: int, batch: 
             inputs = {name: value.to(model.device) for name, value in pad_collate(chosen, pad_id).items()}
             for part in by_side(inputs, rule):
                 forget_length(model, rule)
-                total += label_loss(model, part, 1).item()
+                total += label_loss(model, part, 1, Chunking(nullcontext)).item()
             count += sum(row.num_trained for row in chosen)
     if not math.isfinite(total):
         raise ModelError(

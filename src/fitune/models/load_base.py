@@ -36,6 +36,7 @@ from fitune.models.quantization.quantize import (
     refuse_on_cpu,
     unquantized_on,
 )
+from fitune.models.quantization.quantized_loading import WhileReading, forget_quantizer, release_files
 from fitune.models.source import ModelSource
 from fitune.models.template import Template
 from fitune.models.tokenizer import stop_ids, unreachable
@@ -115,14 +116,14 @@ def load_base(
     if quantization.on:
         skeleton = build_on_meta(config, precision.dtype, attention)
         unquantized_on(skeleton, quantization, device)  # a layer that is not there is told before the weights are read
-        if (
-            quantization.facts.loader
-            and not source.gguf_file
-            and not keep_dense
-            and only_plain_linear(skeleton)
-            and not expert_parameters(skeleton)
-        ):
-            packing = bnb_config(quantization, precision.dtype, skeleton, device)
+        # Of others transformers would take the tensors beside a packed weight for missing ones.
+        if not source.gguf_file and not keep_dense and quantization.facts.loader:
+            bnb_knows = only_plain_linear(skeleton) and not expert_parameters(skeleton)
+            packing = (
+                bnb_config(quantization, precision.dtype, skeleton, device)
+                if bnb_knows and device != "cpu"  # where transformers' own holds every page of the files to the end
+                else WhileReading(quantization, precision.dtype, device)
+            )
             options |= {"quantization_config": packing, "device_map": {"": device}}
     try:
         if source.gguf_file:
@@ -145,8 +146,13 @@ def load_base(
     if missing := sorted(report["missing_keys"]):
         # transformers would fill these with random numbers and go on.
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights, for example {missing[0]}")
-    if quantization.on and "quantization_config" not in options:
+    packing = options.get("quantization_config")
+    if isinstance(packing, WhileReading):
+        forget_quantizer(model)
+    elif quantization.on and packing is None:
         dense = quantize_in_place(model, quantization, precision.dtype, device, keep_dense)
+    if quantization.on and device == "cpu":
+        release_files(model)
     unused = [] if source.gguf_file else unused_weights(report["unexpected_keys"])
     if unused and allow_unused is False:
         raise ModelError(f"{told_unused(source, unused)}; mend config.json, or set model.allow_unused_weights")

@@ -114,17 +114,20 @@ def replay_heap(order: Sequence[int], sizes: Sequence[int]) -> tuple[int, list[i
     """
     heap = Heap()
     live: dict[int, int | None] = {}
-    mapped = peak = position = 0
+    mapped = peak = position = trimmed = 0
     kept: list[int] = []
     for place, event in enumerate(order):
+        if event == 0:  # malloc_trim: holes are no memory until they are used again, the smallest that will do first
+            trimmed = heap.free
         if event > 0:
             size = sizes[event - 1]
             if size >= MAPPED_FROM:
                 mapped, live[event] = mapped + size, None
             else:
                 live[event] = heap.allocate(size)
-            if mapped + heap.top > peak:
-                peak, position = mapped + heap.top, place
+            trimmed = min(trimmed, heap.free)
+            if mapped + heap.top - trimmed > peak:
+                peak, position = mapped + heap.top - trimmed, place
                 kept = []
         elif event < 0:
             if not kept and position >= 0:
@@ -141,7 +144,7 @@ class Heap:
     """malloc's heap: best fit, neighbours merge, the free end goes back when it is long."""
 
     def __init__(self) -> None:
-        self.top = 0
+        self.top = self.free = 0
         self.used: dict[int, int] = {}
         self.starts: dict[int, int] = {}  # free: address → size
         self.ends: dict[int, int] = {}  # free: end → address
@@ -182,9 +185,11 @@ class Heap:
     def _give(self, address: int, size: int) -> None:
         self.starts[address], self.ends[address + size] = size, address
         insort(self.order, (size, address))
+        self.free += size
 
     def _take(self, address: int) -> int:
         size = self.starts.pop(address)
         del self.ends[address + size]
         del self.order[bisect_left(self.order, (size, address))]
+        self.free -= size
         return size

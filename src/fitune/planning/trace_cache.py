@@ -178,7 +178,12 @@ def as_config(values: dict[str, object]) -> PretrainedConfig:
     from transformers import AutoConfig
 
     options: dict[str, Any] = dict(values)
-    return AutoConfig.for_model(options.pop("model_type"), **options)
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    text = config.get_text_config()
+    if text is not config and "tie_word_embeddings" not in values and not text.tie_word_embeddings:
+        # Mistral 3: its class ties by default, its files hold a head of its own, and loading then unties the two.
+        config.tie_word_embeddings = False
+    return config
 
 
 def write(path: Path, values: TraceValues) -> None:

@@ -42,7 +42,7 @@ from fitune.errors import RunError, TrainingHalted
 from fitune.models.base_model import base_model_of
 from fitune.models.hardware import gpus_in_use
 from fitune.models.length_rules import by_side, forget_length, length_rule
-from fitune.ops.label_loss import count_trained, label_loss
+from fitune.ops.label_loss import Chunking, count_trained, label_loss
 from fitune.runs import checkpoints
 from fitune.trainers.callbacks import StopOnInterrupt, TrainerListener
 from fitune.trainers.listeners.row_noise import RowNoise, padded_rows
@@ -273,7 +273,8 @@ class FituneTrainer(Trainer):
         batch = {name: value for name, value in cast(Padded, inputs).items() if name != ROW_NUMBERS}
         if self.noise is not None:
             self.noise.rows = padded_rows(batch["attention_mask"])
-        return label_loss(model, batch, cast("Tensor | int", num_items_in_batch))
+        chunking = Chunking(cast(Any, self.accelerator).autocast)
+        return label_loss(model, batch, cast("Tensor | int", num_items_in_batch), chunking)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of a micro-batch; out of memory, of the step's earlier ones again, too."""
@@ -470,7 +471,7 @@ class FituneTrainer(Trainer):
             for part in self._cut(batch, self.eval_recovery):
                 with self.accelerator.autocast():
                     inputs = {name: value for name, value in part.items() if name != ROW_NUMBERS}
-                    total += label_loss(self.model, inputs, 1).item()
+                    total += label_loss(self.model, inputs, 1, Chunking(cast(Any, self.accelerator).autocast)).item()
             tokens += count_trained(batch["labels"])
         return total, tokens
 

@@ -31,6 +31,7 @@ from fitune.exporting.convertible import refuse_unconvertible
 from fitune.exporting.forms.export_form import Exportable
 from fitune.methods.registry import METHODS
 from fitune.methods.rl_config import RlSettings
+from fitune.models.families.family_sheet import family_note
 from fitune.models.load_config import load_config
 from fitune.models.source import ModelSource, resolve
 from fitune.models.template import Template, resolve_template
@@ -128,6 +129,7 @@ def _find(settings: Settings, exclude: Sequence[str], date: str | None = None) -
         log(f"{idle} more GPU{'s are' if idle > 1 else ' is'} idle; --gpus all uses them (docs/scale.md)")
     source = resolve(settings.model.name, settings.model.revision, settings.model.allow_pickled)
     config = load_config(source, settings.model.trust_remote_code)
+    log(family_note(config.model_type))
     tokenizer = load_tokenizer(source, settings.model.trust_remote_code)
     template = resolve_template(tokenizer, settings.model.chat_template)
     renderer = make_renderer(tokenizer, template, config, settings.data, date)

@@ -16,6 +16,7 @@ import yaml
 
 from fitune.cli.pages.api_page import api_text
 from fitune.cli.pages.doc_tables import page_text, with_tables
+from fitune.cli.pages.family_page import families_text
 from fitune.cli.pages.file_tree import readme_text
 from fitune.config.fields import FREE, Field, all_fields, sections
 from fitune.config.sections import Settings
@@ -101,6 +102,7 @@ def documents() -> dict[str, str]:
         "README.md": with_tables(readme_text()),
         "docs/extending.md": page_text("docs/extending.md"),
         "docs/export.md": page_text("docs/export.md"),
+        "docs/families.md": families_text(),
         "docs/quantization.md": page_text("docs/quantization.md"),
         "recipes/all-settings.yaml": example_text(),
     }

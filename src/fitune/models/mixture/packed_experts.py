@@ -14,6 +14,7 @@ E experts, S pairs of a token and one of its experts, sorted by expert, K expert
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -48,21 +49,39 @@ def pack_experts(model: PreTrainedModel, packing: Packing, device: str | int | N
     Returns:
         How many stacks were packed.
     """
-    count, whole = 0, packing.kind.cpu_inputs
-    for _, module in list(expert_modules(model)):
+    found = list(stacks_to_pack(model, packing.kind))
+    for _, module, name in found:
+        stack = module.get_parameter(name)
+        module.register_parameter(name, pack_stack(module, name, stack.data, packing, device))
+    compute_packed(model)
+    return len(found)
+
+
+def stacks_to_pack(model: nn.Module, kind: Quantization) -> Iterator[tuple[str, nn.Module, str]]:
+    """(name of the module, the module, name of the parameter) of every stack that can be computed from few bits."""
+    for name, module in expert_modules(model):
         if getattr(module, "is_transposed", None) is None:
             continue
-        for name, stack in list(module.named_parameters(recurse=False)):
-            if stack.ndim == 3 and not is_placeholder(stack) and stack.numel() % whole == 0:
-                _pack(module, name, stack, packing, device)
-                count += 1
-    if count:
+        for own, stack in module.named_parameters(recurse=False):
+            if stack.ndim == 3 and not is_placeholder(stack) and stack.numel() % kind.cpu_inputs == 0:
+                yield name, module, own
+
+
+def compute_packed(model: PreTrainedModel) -> None:
+    """Have the products of a model with packed stacks computed from them."""
+    if any(name.endswith(PACKED) for name, _ in model.named_modules()):
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, packed_forward)
         model.set_experts_implementation(IMPLEMENTATION)
-    return count
 
 
-def _pack(module: nn.Module, name: str, stack: Tensor, packing: Packing, device: str | int | None) -> None:
+def pack_stack(
+    module: nn.Module, name: str, stack: Tensor, packing: Packing, device: torch.device | str | int | None
+) -> nn.Parameter:
+    """Put the packed layer beside a stack; returns the zeros that take the stack's place.
+
+    Args:
+        device: as in `pack_experts`.
+    """
     # Blocks of scales run on over the rows, so rows of a block each hold the same; a CPU unpacks others wrongly.
     whole = packing.kind.cpu_inputs
     inputs = whole if stack.shape[2] % whole else stack.shape[2]
@@ -73,13 +92,13 @@ def _pack(module: nn.Module, name: str, stack: Tensor, packing: Packing, device:
     with torch.device("meta"):
         made: Any = packing.kind.make_layer(layer)
     if device is not None:
-        made.weight = packing.kind.pack(stack.data.reshape(rows, inputs).contiguous().cpu(), made, device)
+        made.weight = packing.kind.pack(stack.reshape(rows, inputs).contiguous(), made, device)
     made.requires_grad_(False)
     made.kind = packing.kind
     place = stack.device if device is None else device
     zeros = torch.zeros(1, dtype=packing.compute, device=place).expand(stack.shape)
-    module.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
     module.add_module(name + PACKED, made)
+    return nn.Parameter(zeros, requires_grad=False)
 
 
 def unpacked(module: nn.Module, name: str) -> Tensor:

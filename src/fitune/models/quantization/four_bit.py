@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fitune.models.quantization.quantization import Layer, Quantization
+from fitune.models.quantization.quantization import SCALES_IN_A_BLOCK, Layer, Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fitune.models.quantization.quantization import Device
 
 BLOCK = 64  # bitsandbytes' default
+SLICE = 2**24  # weights that a CPU packs at once; whole blocks
 
 
 def four_bit(name: str, help: str, rung: tuple[str, str] | None = None) -> Quantization:
@@ -63,7 +64,30 @@ def _pack(weight: Tensor, layer: nn.Module, device: Device) -> nn.Parameter:
         weight, requires_grad=False, compress_statistics=empty.compress_statistics, quant_type=empty.quant_type,
         quant_storage=empty.quant_storage, module=layer,
     )  # fmt: skip
+    if str(device) == "cpu" and weight.numel() > SLICE:
+        return _packed_in_slices(made, weight, layer)
     return made._quantize(device)  # `to` packs on real devices alone, and the plan packs on meta
+
+
+def _packed_in_slices(made: Any, weight: Tensor, layer: nn.Module) -> nn.Parameter:
+    """As bitsandbytes packs the whole, to the last bit. A CPU's packing takes 13 bytes a weight beside it."""
+    import torch
+    from bitsandbytes.functional import quantize_4bit, quantize_blockwise
+
+    packed: list[Any] = [
+        quantize_4bit(part, blocksize=made.blocksize, quant_type=made.quant_type, quant_storage=made.quant_storage)
+        for part in weight.reshape(-1).split(SLICE)
+    ]
+    state, absmax = packed[0][1], torch.cat([part.absmax for _, part in packed])
+    state.shape, state.absmax = weight.shape, absmax
+    if made.compress_statistics:
+        state.offset, state.nested = absmax.mean(), True
+        state.absmax, state.state2 = quantize_blockwise(absmax - state.offset, blocksize=SCALES_IN_A_BLOCK)
+    made.data = torch.cat([part for part, _ in packed])
+    made.quant_state, made.bnb_quantized = state, True
+    owner: Any = layer
+    owner.quant_state = state
+    return made
 
 
 def _holds(name: str, module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from fitune.models.quantization.quantization import Layer, Quantization
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from fitune.models.quantization.quantization import Device
 
+SLICE = 2**24  # weights that a CPU packs at once
 OUTLIERS_FROM = 6.0  # BitsAndBytesConfig's default of llm_int8_threshold
 
 
@@ -22,16 +24,41 @@ def _layers() -> Any:
 
 
 def _make_layer(layer: Layer) -> nn.Module:
-    bnb = _layers()
-    return bnb.Linear8bitLt(
+    return _layer_class()(
         layer.inputs, layer.outputs, layer.bias, has_fp16_weights=False, threshold=OUTLIERS_FROM
     )  # fmt: skip
+
+
+@cache
+def _layer_class() -> Any:
+    class Linear8bit(_layers().Linear8bitLt):
+        """bitsandbytes 0.50 takes inputs of two and three dimensions alone; DeepSeek's kv_b_proj has four."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            product: Tensor = super().forward(x.reshape(-1, x.shape[-1]) if x.ndim > 3 else x)
+            return product.reshape(*x.shape[:-1], -1)
+
+    return Linear8bit
 
 
 def _pack(weight: Tensor, layer: nn.Module, device: Device) -> nn.Parameter:
     bnb = _layers()
     made = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    if str(device) == "cpu" and weight.numel() > SLICE:
+        return _packed_in_slices(made, weight)
     return made._quantize(device)  # `to` packs on real devices alone, and the plan packs on meta
+
+
+def _packed_in_slices(made: Any, weight: Tensor) -> nn.Parameter:
+    """As bitsandbytes packs the whole, row by row and so to the last bit. A CPU's packing takes 10 bytes a weight."""
+    import torch
+    from bitsandbytes.functional import int8_vectorwise_quant
+
+    rows = max(SLICE // weight.shape[1], 1)
+    packed = [int8_vectorwise_quant(part.to(torch.float16)) for part in weight.split(rows)]
+    made.data = made.CB = torch.cat([part[0] for part in packed])
+    made.SCB = torch.cat([part[1] for part in packed])
+    return made
 
 
 def _holds(module: nn.Module) -> bool:

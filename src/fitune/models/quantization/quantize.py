@@ -27,6 +27,7 @@ from fitune.models.mixture.experts import expert_parameters, is_placeholder
 from fitune.models.mixture.packed_experts import Packing, pack_experts
 from fitune.models.quantization import QUANTIZATIONS
 from fitune.models.quantization.quantization import Layer, Quantization
+from fitune.models.quantization.unquantizable import unquantizable_layers
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def unquantized_on(skeleton: PreTrainedModel, quantization: QuantizationConfig, 
     Raises:
         ModelError: `unquantized` names a layer that the model does not have.
     """
-    left = {*_named(skeleton, quantization.unquantized)}
+    left = {*_named(skeleton, quantization.unquantized), *unquantizable_layers(skeleton)}
     if device == "cpu":
         left |= {*broken_on_cpu(skeleton, quantization.facts)}
     return sorted(left)
@@ -160,31 +161,49 @@ def quantize_in_place(
     the weights are asked for (LoftQ).
     """
     kind = quantization.facts
-    skipped = [*get_keys_to_not_convert(model), *unquantized_on(model, quantization, device)]
     dense: dict[str, Tensor] = {}
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear | Conv1D) or not should_convert_module(name, skipped):
-            continue
+    for name in layers_to_pack(model, quantization, device):
+        module = cast("nn.Linear | Conv1D", model.get_submodule(name))
         weight = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
-        outputs, inputs = weight.shape
-        bias = cast("nn.Parameter | None", module.bias)
         if keep_dense:
             dense[name] = weight
-        layer = Layer(
-            inputs=inputs, outputs=outputs, bias=bias is not None, compute=compute,
-            double_quant=quantization.double_quant,
-        )  # fmt: skip
-        with torch.device("meta"):
-            made: Any = kind.make_layer(layer)
+        made: Any = empty_layer(module, quantization, compute)
         made.weight = kind.pack(weight.contiguous().cpu(), made, device)
-        if bias is not None:
-            made.bias = nn.Parameter(bias.data.to(device), requires_grad=False)
-        made.source_cls = type(module)
+        if made.bias is not None:
+            made.bias = nn.Parameter(module.bias.data.to(device), requires_grad=False)
         model.set_submodule(name, made)
     pack_experts(model, Packing(kind, compute, quantization.double_quant), device)
     model.to(device)  # type: ignore[arg-type]
     tell_peft(model, kind)
     return dense
+
+
+def layers_to_pack(model: PreTrainedModel, quantization: QuantizationConfig, device: str | int) -> list[str]:
+    """Names of the linear layers that are stored in few bits, in the model's order."""
+    skipped = [*get_keys_to_not_convert(model), *unquantized_on(model, quantization, device)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and should_convert_module(name, skipped)
+    ]
+
+
+def empty_layer(module: nn.Module, quantization: QuantizationConfig, compute: torch.dtype) -> nn.Module:
+    """The layer on meta that takes a linear one's place, its bias among it."""
+    linear = cast("nn.Linear | Conv1D", module)
+    transposed = isinstance(linear, Conv1D)
+    outputs, inputs = linear.weight.T.shape if transposed else linear.weight.shape
+    bias = cast("nn.Parameter | None", linear.bias)
+    layer = Layer(
+        inputs=inputs, outputs=outputs, bias=bias is not None, compute=compute, double_quant=quantization.double_quant
+    )
+    with torch.device("meta"):
+        made: Any = quantization.facts.make_layer(layer)
+    made.requires_grad_(False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.data, requires_grad=False)
+    made.source_cls, made.source_is_transposed = type(module), transposed
+    return made
 
 
 def tell_peft(model: nn.Module, kind: Quantization) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from fitune.models.quantization.quantize import numel
+from fitune.models.quantization.quantized_loading import PAGES_BYTES
 from fitune.planning.scenario import Scenario
 from fitune.planning.trace.autocast import FULL_ON_CPU, MetaAutocast
-from fitune.planning.trace.cpu_memory_rules import int8_kernels
+from fitune.planning.trace.cpu_memory_rules import quantized_kernels
 from fitune.planning.trace.dry_run import DTYPES, Program
 from fitune.planning.trace.packs import meta_pack, rows_of
 from fitune.planning.trace.recorder import Recorder
@@ -42,6 +43,15 @@ class CpuProgram(Program):
 
     on_card = False
 
+    def read_weights(self) -> None:
+        """The base; while it is quantized, pages of its files are there too, then they and malloc's holes are let go."""
+        if not self.scenario.quantized:
+            return super().read_weights()
+        whole = sum(numel(parameter) for parameter in self.model.parameters()) * DTYPES[self.scenario.compute].itemsize
+        pages = torch.empty(min(whole, PAGES_BYTES), dtype=torch.uint8, device=self.device)
+        super().read_weights()
+        del pages
+
     def make_pack(self) -> Pack:
         """The pack, and a model that takes it."""
         from fitune.ops.tree_attention import use_tree_attention
@@ -63,7 +73,7 @@ class CpuProgram(Program):
 def trace_cpu(config: PretrainedConfig, scenario: Scenario, row_tokens: int | None = None) -> Trace:
     """Run every phase of ``scenario`` as on a CPU, and write down what it allocates."""
     kernels = kernels_of(scenario)
-    recorder = Recorder({**{operator: kernels[operator] for operator in BY_VALUE}, **int8_kernels()})
+    recorder = Recorder({**{operator: kernels[operator] for operator in BY_VALUE}, **quantized_kernels()})
     recorder.vocabulary = getattr(config.get_text_config(), "vocab_size", -1)
     mode = MetaAutocast(DTYPES[scenario.autocast], FULL_ON_CPU) if scenario.autocast != "none" else None
     with ExitStack() as stack:

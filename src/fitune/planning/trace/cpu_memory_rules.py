@@ -1,4 +1,4 @@
-"""bitsandbytes' int8 products as a CPU computes them, which meta tensors do not show.
+"""bitsandbytes' packing and int8 products as a CPU computes them, which meta tensors do not show.
 
 In: nothing. Out: a table for `Recorder`, and a stand-in for `bitsandbytes.matmul` during a trace. Read from
 bitsandbytes/backends/default/ops.py and autograd/_functions.py (0.49 and 0.50).
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fitune.models.quantization.four_bit import SLICE
+
 if TYPE_CHECKING:
     from torch._ops import OpOverload
 
     from fitune.planning.trace.recorder import Recorder
 
 
-def int8_kernels() -> dict[OpOverload[..., object], Callable[..., object]]:
+def quantized_kernels() -> dict[OpOverload[..., object], Callable[..., object]]:
     """Operators of a forward pass without gradients, and of loading: bitsandbytes' own code in torch, unseen on meta."""
     import_module("bitsandbytes")  # registers the operators
 
@@ -30,6 +32,7 @@ def int8_kernels() -> dict[OpOverload[..., object], Callable[..., object]]:
         ops.int8_vectorwise_quant.default: _quantized,
         ops.int8_mixed_scaled_mm.default: _mixed,
         ops.int8_scaled_mm.default: _scaled,
+        ops.quantize_4bit.default: _packed,
     }
 
 
@@ -61,6 +64,18 @@ def _quantized(
     # A·(127/rows) and its rounding, both in fp32, are alive together; |A| and the comparison before them are less.
     recorder.transient(4 * values.numel(), 4 * values.numel())
     return out, rows, torch.empty(0, dtype=torch.int64, device="meta") if threshold else None
+
+
+def _packed(
+    recorder: Recorder, func: OpOverload[..., object], A: Tensor, blocksize: int, quant_type: str, storage: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    count = A.numel()
+    packed = torch.empty((count // 2, 1), dtype=torch.uint8, device="meta")
+    scales = torch.empty(-(-count // blocksize), dtype=torch.float32, device="meta")
+    # fp32 values, scaled and clamped ones, their places in int32, and bytes, of a slice.
+    part = min(count, SLICE)
+    recorder.transient(4 * part, 4 * part, 4 * part, part)
+    return packed, scales
 
 
 def _mixed(

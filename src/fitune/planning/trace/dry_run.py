@@ -24,8 +24,7 @@ from fitune.models.base_model import base_model_of
 from fitune.models.mixture.experts import is_placeholder
 from fitune.models.mixture.packed_experts import Packing, pack_experts
 from fitune.models.quantization import QUANTIZATIONS
-from fitune.models.quantization.quantization import Layer
-from fitune.models.quantization.quantize import tell_peft
+from fitune.models.quantization.quantize import QuantizationConfig, empty_layer, layers_to_pack, tell_peft
 from fitune.models.towers import auto_class
 from fitune.ops.fused_layers import use_tiles
 from fitune.ops.offload.host_inputs import HostInputs, keep_inputs_on_host
@@ -73,36 +72,15 @@ def build_skeleton(config: PretrainedConfig, scenario: Scenario) -> PreTrainedMo
 
 def quantize_skeleton(model: PreTrainedModel, scenario: Scenario) -> None:
     """Linear layers become the quantization's own, the output head left out, as transformers' own loader does."""
-    kind, head = QUANTIZATIONS[scenario.weights], model.get_output_embeddings()
-    kinds = _linear_kinds()
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, kinds) or module is head or "lm_head" in name:
-            continue
-        if isinstance(module, nn.Linear):  # Falcon's own subclass too
-            inputs, outputs = module.in_features, module.out_features
-        else:
-            inputs, outputs = module.weight.shape
-        layer = Layer(
-            inputs=inputs, outputs=outputs, bias=module.bias is not None, compute=DTYPES[scenario.compute],
-            double_quant=scenario.double_quant,
-        )  # fmt: skip
-        with torch.device("meta"):
-            made = kind.make_layer(layer)
-        made.source_cls = type(module)
-        made.requires_grad_(False)
-        if module.bias is not None:
-            made.bias = nn.Parameter(module.bias.data, requires_grad=False)
+    kind, compute = QUANTIZATIONS[scenario.weights], DTYPES[scenario.compute]
+    wanted = QuantizationConfig(scenario.weights, scenario.double_quant)
+    for name in layers_to_pack(model, wanted, "meta"):
+        made = empty_layer(model.get_submodule(name), wanted, compute)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made)
-    pack_experts(model, Packing(kind, DTYPES[scenario.compute], scenario.double_quant), None)
+    pack_experts(model, Packing(kind, compute, scenario.double_quant), None)
     tell_peft(model, kind)
     model.is_quantized = True
-
-
-def _linear_kinds() -> tuple[type, ...]:
-    from transformers.pytorch_utils import Conv1D
-
-    return (nn.Linear, Conv1D)
 
 
 def materialise(model: nn.Module, scenario: Scenario, device: str) -> None:
@@ -224,7 +202,7 @@ class Program:
     def load(self) -> None:
         """Base weights, then PEFT's preparation, then the adapters."""
         scenario = self.scenario
-        materialise(self.model, scenario, self.device)
+        self.read_weights()
         if scenario.kbit_preparation:
             from peft import prepare_model_for_kbit_training
 
@@ -262,6 +240,10 @@ class Program:
             self.pack = self.make_pack()
         if scenario.autocast != "none":
             self._wrap_forward()
+
+    def read_weights(self) -> None:
+        """The base, from its files."""
+        materialise(self.model, self.scenario, self.device)
 
     def make_pack(self) -> Pack:
         """Rows as fitune packs them. On meta the attention is the flash kernel's, which holds what FlexAttention does."""
@@ -341,9 +323,14 @@ class Program:
                     self.model, self.pack, 1, chunk_logits=self.chunk_logits(), recompute=self._recompute_chunk
                 )
         if self.scenario.loss == "labels":
-            from fitune.ops.label_loss import label_loss
+            from fitune.ops.label_loss import Chunking, label_loss
 
-            return label_loss(self.model, batch, batch["labels"].numel())
+            chunking = Chunking(
+                self.autocast if self.scenario.autocast != "none" else nullcontext,
+                self.chunk_logits(),
+                self._recompute_chunk,
+            )
+            return label_loss(self.model, batch, batch["labels"].numel(), chunking)
         if self.scenario.loss in ("rewards", "pairs"):
             with self.autocast() if self.scenario.autocast != "none" else nullcontext():
                 return self._answers_loss(batch)

@@ -133,8 +133,9 @@ def record(recorder: Recorder, program: Program, mode: MetaAutocast | None) -> t
         stack.enter_context(recorder)
         recorder.begin("load")
         program.load()
-        if program.on_card:
-            # transformers' Trainer.train begins with accelerator.free_memory: torch.cuda.empty_cache.
+        if program.on_card or scenario.quantized:
+            # transformers' Trainer.train begins with accelerator.free_memory: torch.cuda.empty_cache. On a CPU: malloc_trim,
+            # once a base was packed (models/quantization/quantized_loading.py).
             recorder.empty_cache()
         recorder.mark(list(program.trained()), "adapters" if scenario.tuning == "lora" else "weights")
         stack.enter_context(recorder.following(program.model))
