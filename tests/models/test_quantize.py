@@ -220,7 +220,10 @@ def test_a_gguf_file_is_quantized_as_its_folder_is(tiny_llama: Path, tiny_gguf: 
 
 def test_a_quantized_folder_is_neither_quantized_again_nor_trained_in_full(llama: Path, tmp_path: Path):
     packing = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage="uint8"
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage="uint8",
     )
     saved = AutoModelForCausalLM.from_pretrained(llama, quantization_config=packing, dtype=torch.float32)
     saved.save_pretrained(tmp_path)
