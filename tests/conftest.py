@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def make_model_folder(
 
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors; these are upstream's, raised inside upstream's own calls of one another."""
+    # A job that was started in the background ignores SIGINT, and so do its children, which tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for reason, warning in UPSTREAM_WARNINGS.items():
         assert reason
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")

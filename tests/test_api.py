@@ -38,6 +38,7 @@ def test_importing_fitune_imports_neither_torch_nor_transformers():
     assert run_python(f"import sys, fitune, fitune.errors; {heavy}") == ["[]"]
 
 
+@pytest.mark.slow
 def test_train_can_be_called_whichever_is_imported_first():
     told = "print(callable(fitune.train), fitune.ops.label_loss.__name__)"
     assert run_python(f"import fitune; fitune.train; import fitune.ops.label_loss; {told}") == [

@@ -111,6 +111,7 @@ def test_experts_are_adapted_and_the_router_is_not(tiny_model, family):
     assert ("gate_proj" in note) == (family == "glm4_moe")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MIXTURES)
 def test_trained_and_merged(tiny_model, settings_over, family):
     result = fitune.train(settings_over(tiny_model(family)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from fitune.cli import cli
+from fitune.console import stdout_console
 
 
 def made(root: Path, name: str, **values: object) -> None:
@@ -23,6 +24,7 @@ def made(root: Path, name: str, **values: object) -> None:
 
 def test_runs_are_told_apart_and_dead_ones_are_called_so(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    stdout_console.cache_clear()  # the width is read once
     made(tmp_path, "good", results={"before": {"loss": 3.0}, "after": {"loss": 1.25}})
     made(tmp_path, "killed", status="running")
     (tmp_path / "odd").mkdir()

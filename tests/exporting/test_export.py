@@ -121,6 +121,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_adapter_opens_in_plain_peft_without_fitune_in_another_process(
     llama_adapter: Path, tiny_llama: Path, tmp_path: Path
 ):

@@ -34,6 +34,7 @@ def test_the_best_arm_is_found(kind: str, tiny: Any, tmp_path: Path) -> None:
     assert tiny.first_token(trainer.model)[best] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 def test_with_a_penalty_the_policy_is_the_reference_tilted_by_the_rewards(kind: str, tiny: Any, tmp_path: Path) -> None:
     trainer_kind, options, changed = KINDS[kind]

@@ -154,6 +154,7 @@ print(json.dumps({{
     assert facts["quantization"]["kind"] == "w8" and facts["init"] == "loftq"
 
 
+@pytest.mark.slow
 def test_a_new_quantization_is_in_settings_rules_plan_ladder_and_documents(w8: Path, tiny_llama: Path):
     code = f"""{LINE}
 import json

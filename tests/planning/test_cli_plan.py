@@ -153,6 +153,7 @@ def test_the_closed_form_stands_beside(model: str, capsys: pytest.CaptureFixture
     assert "closed form" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["seq-len", "batch", "rank"])
 def test_the_question_turned_round(what: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(model, "--budget", "620MiB", "--max", what, "--json", *SMALL) == 0
@@ -260,6 +261,7 @@ def test_other_kinds_of_models_and_refused_configs_are_errors(model: str, tmp_pa
         run(written(tmp_path, hidden_size=0), "--budget", "16GiB", *SMALL)
 
 
+@pytest.mark.slow
 def test_less_than_the_weights_is_said(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = written(tmp_path, vocab_size=500_000, hidden_size=256)
     assert run(wide, "--budget", "700MiB", *SMALL) == 3
@@ -287,6 +289,7 @@ def test_the_ladder_finds_what_fits_and_respects_what_is_fixed(model: str, capsy
     assert "nothing fits" in said and "Cheapest way out" in said and "memory.may_change" in said
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_ends_with_what_would(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--seq-len", "512", "--data.eval_share", "0", "--train.batch_size", "16", "--memory.margin", "0")
 

@@ -199,6 +199,7 @@ def test_impossible_questions_are_refused() -> None:
         Scenario(attention="fast")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_cached_answer_does_not_import_torch(tmp_path: Any) -> None:
     import json
     import os

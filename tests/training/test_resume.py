@@ -110,6 +110,7 @@ def check_equal(result, uninterrupted):
     assert manifests.read(run.manifest)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_kill_9_then_resume_equals_the_uninterrupted_run(tmp_path, settings_of, uninterrupted):
     wanted = expected(uninterrupted, settings_of, tmp_path)
     settings = settings_of(**LONG)

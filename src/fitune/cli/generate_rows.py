@@ -180,7 +180,9 @@ def _connect(server: str, model: str | None, out: Path, budget: object, retries:
             raise ModelError(f"{server} lists {len(listed)} models ({', '.join(listed[:8])}); choose one with --model")
         (model,) = listed
     assert isinstance(budget, Budget)
-    teacher = Teacher(client, model, Journal.open(out.with_name(f"{out.name}.journal.jsonl")), budget)
+    teacher = Teacher(
+        client=client, model=model, journal=Journal.open(out.with_name(f"{out.name}.journal.jsonl")), budget=budget
+    )
     teacher.count_journal()
     return teacher
 

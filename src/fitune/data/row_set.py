@@ -117,14 +117,14 @@ class RowSet:
         kept = np.zeros(len(self.examples), dtype=bool)
         kept[np.asarray(places, np.int64)] = True
         return RowSet(
-            self.examples,
-            self.facts,
-            np.flatnonzero(kept),
-            self.pieces,
-            self.owners,
-            self.numbers,
-            self.texts,
-            self.measured,
+            examples=self.examples,
+            facts=self.facts,
+            chosen=np.flatnonzero(kept),
+            pieces=self.pieces,
+            owners=self.owners,
+            numbers=self.numbers,
+            texts=self.texts,
+            measured=self.measured,
         )
 
     @property
@@ -172,7 +172,7 @@ def row_set(rows: Rows, form: RecognisedForm, renderer: Renderer, options: DataO
             or none left.
     """
     store = TokenStore(renderer, len(rows.rows) >= FEWEST_ROWS, measure_with(renderer, options.max_length))
-    work = _Pass(rows, form, renderer, options, loss_on, store)
+    work = _Pass(rows=rows, form=form, renderer=renderer, options=options, loss_on=loss_on, store=store)
     try:
         with without_collection():
             for place, row in enumerate(rows.rows):

@@ -140,11 +140,13 @@ def _measure(probe: Probe, copy: Reopened, words: str, loss: str) -> _Measured:
     if copy.ask is None:
         rows = (compare(probe, copy.model, words, loss),) if copy.model is not None else ()
         same, first = same_prompts(probe, copy.tokenizer) if copy.tokenizer is not None else (None, None)
-        return _Measured(rows, same, first, copy.notes)
+        return _Measured(rows=rows, prompts_same=same, first_difference=first, notes=copy.notes)
     said = copy.ask(probe)
     rows = (compare_logits(probe, said.logits_TV, words, loss),) if said.logits_TV is not None else ()
     same, first = same_ids(probe, said.prompts) if said.prompts is not None else (None, None)
-    return _Measured(rows, same, first, (*copy.notes, *said.notes), said.faults)
+    return _Measured(
+        rows=rows, prompts_same=same, first_difference=first, notes=(*copy.notes, *said.notes), faults=said.faults
+    )
 
 
 def _out(name: str, found: Path | None, variant: str, out: Path | None) -> Path:

@@ -94,8 +94,8 @@ def _line(rows: Sequence[Mapping[str, object]], name: str, label: str) -> Line:
     values = [[value for _, value in part] for part in parts]
     xs, ys = [part[0][0] for part in parts], [sum(part) / len(part) for part in values]
     if size == 1:
-        return Line(label, xs, ys)
-    return Line(label, xs, ys, [min(part) for part in values], [max(part) for part in values])
+        return Line(label=label, xs=xs, ys=ys)
+    return Line(label=label, xs=xs, ys=ys, low=[min(part) for part in values], high=[max(part) for part in values])
 
 
 def held_out(samples: Sequence[Answered | Rollout]) -> list[str]:

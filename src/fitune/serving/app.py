@@ -98,7 +98,13 @@ class _Server:
         renderer = served.renderer
         tools = [_tool(tool, at) for at, tool in enumerate(question.tools)]
         prompt = renderer.prompt_ids(question.read_messages(), tools, question.enable_thinking)
-        reply = Reply(renderer, prompt, question.stop, tools, self._calls(served) if tools else None)
+        reply = Reply(
+            renderer=renderer,
+            prompt=prompt,
+            stop=question.stop,
+            tools=tools,
+            calls=self._calls(served) if tools else None,
+        )
         num_logprobs = (question.top_logprobs or 0) if question.logprobs else None
         limit = question.max_completion_tokens or question.max_tokens
         objects = ChatObjects(question.model, renderer.tokenizer)
@@ -110,7 +116,7 @@ class _Server:
         served = self._served(question.model)
         given = question.one_prompt()
         prompt = served.renderer.text_ids(given) if isinstance(given, str) else given
-        reply = Reply(served.renderer, prompt, question.stop, plain=True)
+        reply = Reply(renderer=served.renderer, prompt=prompt, stop=question.stop, plain=True)
         objects = TextObjects(question.model, served.renderer.tokenizer)
         return await self._respond(request, question, reply, question.logprobs, question.max_tokens or 16, objects)
 
@@ -156,7 +162,13 @@ class _Server:
             tell((reply.add(token), score))
             return reply.cut
 
-        asked = AnswerRequest(list(reply.prompt), sampling, on_token, num_logprobs, question.seed)
+        asked = AnswerRequest(
+            prompt=list(reply.prompt),
+            sampling=sampling,
+            on_token=on_token,
+            num_logprobs=num_logprobs,
+            seed=question.seed,
+        )
         waiting = Waiting(question.model, asked, lambda error: tell(error or reply.finish()))
         if not self.engine.submit(waiting):
             raise BadRequest("too many requests are waiting; try again later", status=503)

@@ -79,7 +79,7 @@ class Reply:
         content, cut = _until(content, self.stop)
         reason = "tool_calls" if calls else "stop" if said.stopped or cut else "length"
         rest = self._tell(reasoning, content)
-        return FinishedReply(reasoning, content, tuple(calls), reason, rest)
+        return FinishedReply(reasoning=reasoning, content=content, calls=tuple(calls), reason=reason, rest=rest)
 
     def _read(self) -> tuple[str, str]:
         """Reasoning and content so far, without what may yet turn out to be a mark."""

@@ -43,7 +43,7 @@ def _serve_on(listener: socket.socket, target: str, adapters: Mapping[str, str],
     opened = open_target(target, device=options.device, thinking=options.thinking)
     name = title(opened.adapter) if opened.adapter else opened.base_name
     models = served_models(opened, opened.base_name, name, adapters)
-    engine = Engine(opened, models, options.batch).start()
+    engine = Engine(target=opened, models=models, batch_size=options.batch).start()
     host, port = listener.getsockname()[:2]
     log(f"serving {', '.join(models)} at http://{host}:{port}/v1")
     log("the key is " + ("asked for" if options.api_key else "not asked for; only this machine reaches the address"))

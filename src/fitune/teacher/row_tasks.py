@@ -154,11 +154,16 @@ def _pairs(asker: Asker, sources: Sequence[Source], place: int, draw: int) -> Ro
 TASKS = {
     task.name: task
     for task in (
-        Task("instructions", "new requests like the seeds', with answers", _instructions),
-        Task("evolve", "the seeds' requests made harder, with answers", _evolved),
-        Task("questions", "questions about documents, answered from them", _questions, reads_documents=True),
-        Task("answers", "an answer to each given prompt", _answers, once=True),
-        Task("pairs", "the best and the worst of several answers to each prompt", _pairs, once=True),
+        Task(name="instructions", words="new requests like the seeds', with answers", make=_instructions),
+        Task(name="evolve", words="the seeds' requests made harder, with answers", make=_evolved),
+        Task(
+            name="questions",
+            words="questions about documents, answered from them",
+            make=_questions,
+            reads_documents=True,
+        ),
+        Task(name="answers", words="an answer to each given prompt", make=_answers, once=True),
+        Task(name="pairs", words="the best and the worst of several answers to each prompt", make=_pairs, once=True),
     )
 }
 

@@ -40,12 +40,12 @@ class TokenFacts:
 
     def at(self, places: np.ndarray) -> TokenFacts:
         """Those of some rows."""
-        return TokenFacts(*(getattr(self, one.name)[places] for one in fields(self)))
+        return TokenFacts(**{one.name: getattr(self, one.name)[places] for one in fields(self)})
 
     @classmethod
     def joined(cls, parts: Sequence[TokenFacts]) -> TokenFacts:
         """Those of all parts, in order."""
-        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+        return cls(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)})
 
 
 def unknown_id(renderer: Renderer) -> int | None:

@@ -81,7 +81,9 @@ class HostInputs:
         if small or isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
             return tensor
         self._let_go()
-        kept = _Kept(tensor.shape, tensor.dtype, tensor.device, None, None, self._last)
+        kept = _Kept(
+            shape=tensor.shape, dtype=tensor.dtype, device=tensor.device, host=None, arrived=None, earlier=self._last
+        )
         kept.leaving, self._last = tensor.detach(), weakref.ref(kept)
         self._to_host(kept.leaving, kept)
         self.host_bytes += kept.num_bytes

@@ -122,11 +122,11 @@ class MetricsIndex:
     def line(self, key: Key, label: str, low: float | None = None, high: float | None = None) -> Line:
         """One number as a curve; of a range of steps as exact as the file allows."""
         if low is None or high is None or key not in self.shown:
-            return self.shown[key].line(label) if key in self.shown else Line(label, [], [])
+            return self.shown[key].line(label) if key in self.shown else Line(label=label, xs=[], ys=[])
         if self.shown[key].size == 1:
             whole = self.shown[key].line(label)
             a, b = bisect_left(whole.xs, low), bisect_right(whole.xs, high)
-            return Line(label, whole.xs[a:b], whole.ys[a:b])
+            return Line(label=label, xs=whole.xs[a:b], ys=whole.ys[a:b])
         kind, name = key
         rows = (row for row in self._rows(low, high) if row["kind"] == kind)
         return line_of([(row["step"], row[name]) for row in rows if _is_number(row.get(name))], label)

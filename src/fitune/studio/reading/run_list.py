@@ -86,7 +86,7 @@ class RunList:
         )
         waiting = len(stages) < len(listed)
         state = next((one.state for one in stages if one.state != "finished"), "interrupted" if waiting else "finished")
-        last = stages[-1] if stages else Entry(path.name, state)
+        last = stages[-1] if stages else Entry(name=path.name, state=state)
         return Entry(
             name=path.name,
             state=state,

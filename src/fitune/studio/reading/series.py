@@ -50,8 +50,8 @@ class Series:
         """The series as a curve of means, bounded by the lowest and highest where values were drawn together."""
         means = [total / count for total, count in zip(self.total, self.count, strict=True)]
         if self.size == 1:
-            return Line(label, list(self.steps), means)
-        return Line(label, list(self.steps), means, list(self.low), list(self.high))
+            return Line(label=label, xs=list(self.steps), ys=means)
+        return Line(label=label, xs=list(self.steps), ys=means, low=list(self.low), high=list(self.high))
 
     def __len__(self) -> int:
         return len(self.steps)
