@@ -82,6 +82,6 @@ def test_demo_ends_with_tables_and_a_finished_run_is_not_trained_again(
     assert set(tables["also.txt"]["before"]) == {"exact_match", "word_accuracy", "chrf"}
     steps = (tmp_path / "runs" / "demo" / "metrics.jsonl").read_text()
     again = CliRunner().invoke(cli, [*arguments[:-1], "--svg", "demo.svg"])
-    assert again.exit_code == 0 and "--again trains it again" in again.stderr and "words right" in again.stdout
+    assert again.exit_code == 0 and "--again trains it again" in again.stderr and "word accuracy" in again.stdout
     assert (tmp_path / "runs" / "demo" / "metrics.jsonl").read_text() == steps
     assert "<svg" in (tmp_path / "demo.svg").read_text()
