@@ -45,7 +45,8 @@ def train(workload: str, rows: Path, ranks: int, folder: Path) -> list[dict[str,
     size = workloads.BATCH[workload]
     settings = {
         "fit": "off", "method": "lm" if workload == "d" else "sft", "model.device": "cpu", "model.precision": "fp32",
-        "data.train": str(rows), "data.max_length": "512", "data.too_long": "cut", "train.batch_size": str(size),
+        "data.train": str(rows), "data.max_length": "512", "data.too_long": "cut", "data.eval_share": "0", "eval.samples": "0",
+        "train.batch_size": str(size),
         "run.folder": str(folder), "run.name": f"{workload}-{ranks}",
     }  # fmt: skip
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
