@@ -14,7 +14,7 @@ from peft import PeftModel
 from serving_fixtures import write_adapter
 from transformers import AutoModelForCausalLM
 
-from fitune.cli.push import push as push_command
+from fitune.cli import cli
 from fitune.errors import ModelError
 from fitune.exporting.push import pack, push
 
@@ -109,6 +109,6 @@ def test_folders_without_weights_are_refused(tmp_path):
 
 
 def test_nothing_is_sent_without_being_asked_for(run_folder):
-    result = CliRunner().invoke(push_command, ["demo", "--to", REPO, "--runs", str(run_folder.parent)])
+    result = CliRunner().invoke(cli, ["push", "demo", "--to", REPO, "--runs", str(run_folder.parent)])
     assert isinstance(result.exception, ModelError) and "--yes is needed" in str(result.exception)
     assert "adapter_model.safetensors" in result.stderr and "private" in result.stderr

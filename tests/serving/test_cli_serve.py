@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from openai import OpenAI
 
-from fitune.cli.talk.serve import serve
+from fitune.cli import cli
 from fitune.errors import ModelError, SettingsError
 
 
@@ -58,7 +58,7 @@ def test_a_process_serves_keeps_its_size_and_ends_on_sigterm(adapters):
 def test_what_cannot_be_served_is_said(words, error, says, monkeypatch):
     monkeypatch.delenv("FITUNE_API_KEY", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    result = CliRunner().invoke(serve, words)
+    result = CliRunner().invoke(cli, ["serve", *words])
     assert isinstance(result.exception, error)
     assert says in str(result.exception)
 
@@ -67,12 +67,12 @@ def test_a_taken_port_is_known_before_the_model_is_loaded(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = CliRunner().invoke(serve, [str(tmp_path / "none"), "--port", str(taken.getsockname()[1])])
+        result = CliRunner().invoke(cli, ["serve", str(tmp_path / "none"), "--port", str(taken.getsockname()[1])])
     assert isinstance(result.exception, ModelError)
     assert "choose another with --port" in str(result.exception)
 
 
 def test_adapters_need_a_run(tiny_llama: Path):
-    result = CliRunner().invoke(serve, [str(tiny_llama), "--adapter", "a=b", "--port", "0", "--device", "cpu"])
+    result = CliRunner().invoke(cli, ["serve", str(tiny_llama), "--adapter", "a=b", "--port", "0", "--device", "cpu"])
     assert isinstance(result.exception, ModelError)
     assert "bare model" in str(result.exception)
