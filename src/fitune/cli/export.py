@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from fitune.cli.options.shared import FOLDER, print_json
+from fitune.cli.options.shared import DEVICE, FOLDER, print_json
 from fitune.exporting.forms import EXPORT_FORMS, gguf_forms
 from fitune.exporting.gguf.gguf_types import GGUF_TYPES
 
@@ -58,7 +58,7 @@ BITS = [str(bits) for bits in dict.fromkeys(kind.bits for kind in GGUF_TYPES.val
 )
 @click.option("--allow-pickled", is_flag=True, help="Load pickled weights of a model that has no safetensors.")
 @FOLDER
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
     target: str,

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from fitune.cli.options.shared import FOLDER, print_json
+from fitune.cli.options.shared import FOLDER, JSON, print_json
 
 
 @click.command()
@@ -18,7 +18,7 @@ from fitune.cli.options.shared import FOLDER, print_json
 @click.option("--license", "licence", help="For the card, such as apache-2.0: what the base's licence allows.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @FOLDER
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def push(target: str, repo: str, public: bool, licence: str | None, yes: bool, folder: str, as_json: bool) -> None:
     """Push TARGET, a run's name or folder or an exported folder, to the Hugging Face Hub.
 

@@ -20,6 +20,18 @@ THINKING = click.option(
     type=click.Choice(["auto", "on", "off"]),
     help="Ask for reasoning or for none; auto asks as the model was trained.",
 )
+DEVICE = click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+TEMPERATURE = click.option(
+    "--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy decoding."
+)
+TOP_P = click.option(
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sample from the most likely tokens up to this total probability.",
+)
+SEED = click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
 
 
 def print_json(value: object) -> None:

@@ -12,7 +12,7 @@ import click
 
 from fitune.api.plan_question import PlanOptions, PlanQuestion, ask
 from fitune.cli.options.flags import SettingsCommand
-from fitune.cli.options.shared import print_json
+from fitune.cli.options.shared import JSON, print_json
 from fitune.cli.plan.ladder_answer import DOES_NOT_FIT, answer_ladder, what_fits
 from fitune.cli.plan.shown import Shown
 
@@ -49,7 +49,7 @@ ENDS = {
     "--ladder", is_flag=True, help="The fastest configuration that fits, and the cost of each memory-saving step."
 )
 @click.option("--explain", is_flag=True, help="Show the textbook formula next to the traced figure.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.option("--svg", "svg_file", type=click.Path(dir_okay=False), help="Write a diagram (SVG).")
 @click.option(
     "--html", "html_file", type=click.Path(dir_okay=False), help="Write an HTML page with diagram and tables."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.options.shared import FOLDER, THINKING
+from fitune.cli.options.shared import DEVICE, FOLDER, SEED, TEMPERATURE, THINKING, TOP_P
 from fitune.cli.talk.chat_input import messages
 
 if TYPE_CHECKING:
@@ -36,26 +36,14 @@ COMMANDS = (
 @click.option(
     "--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
 )
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="0 is greedy decoding.",
-)
-@click.option(
-    "--top-p",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Sample from the most likely tokens up to this total probability.",
-)
+@TEMPERATURE
+@TOP_P
 @THINKING
 @FOLDER
 @click.option("--tools", type=click.Path(), help="A JSON file with the tools that the model may call.")
-@click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
+@SEED
 @click.option("--json", "as_json", is_flag=True, help="For programs: a JSON object a line, in and out.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@DEVICE
 def chat(
     target: str,
     system: str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.options.shared import FOLDER, print_json
+from fitune.cli.options.shared import DEVICE, FOLDER, print_json
 
 
 @click.command()
@@ -21,7 +21,7 @@ from fitune.cli.options.shared import FOLDER, print_json
     help="Maximum length of a generated answer in tokens.",
 )
 @FOLDER
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
 def evaluate(
     target: str,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitune.cli.options.shared import FOLDER, THINKING, print_json
+from fitune.cli.options.shared import DEVICE, FOLDER, JSON, SEED, TEMPERATURE, THINKING, TOP_P, print_json
 
 if TYPE_CHECKING:
     from fitune.data.examples import Message
@@ -35,25 +35,13 @@ if TYPE_CHECKING:
 @click.option(
     "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Maximum answer length in tokens."
 )
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="0 is greedy decoding.",
-)
-@click.option(
-    "--top-p",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Sample from the most likely tokens up to this total probability.",
-)
+@TEMPERATURE
+@TOP_P
 @THINKING
-@click.option("--seed", type=click.IntRange(0), help="Random seed for sampling.")
+@SEED
 @FOLDER
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DEVICE
+@JSON
 def generate(
     target: str,
     prompt: str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.options.shared import FOLDER, print_json
+from fitune.cli.options.shared import DEVICE, FOLDER, print_json
 
 
 @click.command()
@@ -16,7 +16,7 @@ from fitune.cli.options.shared import FOLDER, print_json
     "--seed", default=42, show_default=True, help="Seed for the rows of a demo task; training uses train.seed."
 )
 @FOLDER
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every row.")
 def score(
     run: str, data: str, rows: int | None, system: str | None, seed: int, folder: str, device: str, as_json: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fitune.cli.options.shared import THINKING
+from fitune.cli.options.shared import DEVICE, THINKING
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -40,7 +40,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
     help="Limit of an answer whose request names none.",
 )
 @THINKING
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
+@DEVICE
 def serve(
     target: str,
     adapters: tuple[str, ...],
