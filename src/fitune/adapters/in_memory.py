@@ -64,6 +64,11 @@ class Merged:
         return told
 
 
+def plain_name(name: str) -> str:
+    """A name that PEFT takes for an adapter: it parts names by dots."""
+    return name.replace(".", "-")
+
+
 def names(model: PeftModel) -> tuple[str, ...]:
     """Adapters in memory, in the order in which they came."""
     return tuple(model.peft_config)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from fitune.cli.options.shared import JSON, print_json
+from fitune.teacher.row_tasks import RUBRIC, TASKS, Asker
 
 if TYPE_CHECKING:
     from fitune.teacher.row_tasks import Source
-    from fitune.teacher.teacher import Teacher
+    from fitune.teacher.teacher import Budget, Teacher
 
 Command = TypeVar("Command", bound=Callable[..., object])
-TASK_NAMES = ("instructions", "evolve", "questions", "answers", "pairs")
 OPTIONS = (
     click.option("--server", required=True, metavar="URL", help="An OpenAI-compatible address, http://127.0.0.1:8000/v1."),
     click.option("--model", help="The model to ask.  [default: the only one that the address lists]"),
@@ -50,7 +50,7 @@ def _write_prompts(ctx: click.Context, _: click.Parameter, folder: str | None) -
 
 
 @click.command("generate")
-@click.argument("task", type=click.Choice(TASK_NAMES))
+@click.argument("task", type=click.Choice(list(TASKS)))
 @click.option(
     "--from",
     "source",
@@ -98,7 +98,6 @@ def generate_rows(
     from fitune.console import log, teller
     from fitune.teacher.make_rows import RowMaker
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.row_tasks import RUBRIC, TASKS, Asker
     from fitune.teacher.teacher import Budget
 
     chosen = TASKS[task]
@@ -149,7 +148,6 @@ def judge_rows(
     from fitune.console import log, teller
     from fitune.teacher.judge import judge
     from fitune.teacher.prompt_files import read_prompts
-    from fitune.teacher.row_tasks import RUBRIC, Asker
     from fitune.teacher.teacher import Budget
 
     teacher = _connect(server, model, out, Budget(max_tokens, max_cost, price_in, price_out), retries)
@@ -168,10 +166,10 @@ def judge_rows(
             log(f"stopped by {judged.stopped}")
 
 
-def _connect(server: str, model: str | None, out: Path, budget: object, retries: int) -> Teacher:
+def _connect(server: str, model: str | None, out: Path, budget: Budget, retries: int) -> Teacher:
     """The teacher with its journal beside the rows."""
     from fitune.errors import ModelError
-    from fitune.teacher.teacher import Budget, Journal, Teacher, connect, named_models
+    from fitune.teacher.teacher import Journal, Teacher, connect, named_models
 
     client = connect(server, os.environ.get("OPENAI_API_KEY"), retries)
     if model is None:
@@ -179,7 +177,6 @@ def _connect(server: str, model: str | None, out: Path, budget: object, retries:
         if len(listed) != 1:
             raise ModelError(f"{server} lists {len(listed)} models ({', '.join(listed[:8])}); choose one with --model")
         (model,) = listed
-    assert isinstance(budget, Budget)
     teacher = Teacher(
         client=client, model=model, journal=Journal.open(out.with_name(f"{out.name}.journal.jsonl")), budget=budget
     )

@@ -31,7 +31,7 @@ class Desk:
         self.places: dict[str, Path] = {}
         if target.adapter is not None:
             self.adapter_folder = target.adapter
-            self.last = self._name(target.adapter)
+            self.last = in_memory.plain_name(title(target.adapter))
             in_memory.rename(self._peft(), "default", self.last)
             self.places[self.last] = target.adapter
 
@@ -60,7 +60,7 @@ class Desk:
         model = self._peft()
         if name not in in_memory.names(model):
             folder = find_adapter(name, self.runs_folder)
-            name = self._name(folder)
+            name = in_memory.plain_name(title(folder))
             if name not in in_memory.names(model):
                 refuse_other_merges(self.adapter_folder, folder)
                 in_memory.add(model, folder, name)
@@ -109,8 +109,3 @@ class Desk:
         if not isinstance(self.model, PeftModel):
             raise ModelError("this is a bare model: it has no adapter; start `fitune chat` with a run to have one")
         return self.model
-
-    @staticmethod
-    def _name(folder: Path) -> str:
-        """PEFT parts names by dots."""
-        return title(folder).replace(".", "-")

@@ -9,7 +9,13 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from fitune.console import follow
 from fitune.data.examples import Message
@@ -94,6 +100,7 @@ def generate(
     settings: GenerationConfig,
     streamer: TextIteratorStreamer | None = None,
     until: StoppingCriteriaList | None = None,
+    choose: LogitsProcessorList | None = None,
 ) -> torch.Tensor:
     """transformers' `generate`: the prompts' tokens, each with its answer's behind them, (B, S + new tokens)."""
     ask = cast(Callable[..., torch.Tensor], model.generate)
@@ -103,7 +110,13 @@ def generate(
         generation_config=settings,
         streamer=streamer,
         stopping_criteria=until,
+        logits_processor=choose,
     )
+
+
+def opens_thought(prompt: Sequence[int], renderer: Renderer) -> bool:
+    """Whether a prompt ends inside a thought that the answer goes on with."""
+    return renderer.tokenizer.decode(list(prompt[-8:])).rstrip().endswith(THINK_OPEN)
 
 
 def read_answer(ids: Sequence[int], prompt: Sequence[int], renderer: Renderer) -> Answer:
@@ -111,8 +124,7 @@ def read_answer(ids: Sequence[int], prompt: Sequence[int], renderer: Renderer) -
     stops = set(renderer.stop_ids)
     end = next((at for at, token in enumerate(ids) if token in stops), len(ids))
     raw = renderer.tokenizer.decode(list(ids[:end]))
-    opened = renderer.tokenizer.decode(list(prompt[-8:])).rstrip().endswith(THINK_OPEN)
-    said = split_answer(raw, renderer.chat_format, renderer.special_texts, opened)
+    said = split_answer(raw, renderer.chat_format, renderer.special_texts, opens_thought(prompt, renderer))
     return Answer(said.content, end < len(ids), said.reasoning, raw)
 
 

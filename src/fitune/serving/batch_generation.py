@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from fitune.data.render.renderer import Renderer
-from fitune.evaluation.generation import Sampling, asking, can_cache, generation_settings, left_padded
+from fitune.evaluation.generation import Sampling, asking, can_cache, generate, generation_settings, left_padded
 
 if TYPE_CHECKING:
     from fitune.evaluation.generation import LanguageModel
@@ -54,14 +54,8 @@ def answer_batch(model: LanguageModel, renderer: Renderer, requests: Sequence[An
         longest = max(request.sampling.max_new_tokens for request in requests)
         settings = generation_settings(renderer, Sampling(longest), can_cache(model))
         ids, mask = left_padded([request.prompt for request in requests], renderer.tokenizer.pad_token_id)
-        ask = cast(Callable[..., torch.Tensor], model.generate)
-        ask(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([chooser]),
-            stopping_criteria=StoppingCriteriaList([listener]),
-        )
+        until, choose = StoppingCriteriaList([listener]), LogitsProcessorList([chooser])
+        generate(model, ids.to(model.device), mask.to(model.device), settings, until=until, choose=choose)
 
 
 class _TokenChooser(LogitsProcessor):
@@ -76,15 +70,16 @@ class _TokenChooser(LogitsProcessor):
         self.scores: list[TokenScore | None] = [None] * len(requests)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
-        scores_BV = scores.clone()
+        scores_BV = scores.clone() if any(request.sampling.temperature > 0 for request in self.requests) else scores
         for row, request in enumerate(self.requests):
-            chosen = int(scores[row].argmax())
+            chosen = None  # transformers takes the likeliest
             if request.sampling.temperature > 0:
                 chosen = self._draw(scores[row], request.sampling, self.generators[row])
                 scores_BV[row] = -torch.inf
                 scores_BV[row, chosen] = 0.0
             if request.num_logprobs is not None:
-                self.scores[row] = score_of(scores[row], chosen, request.num_logprobs)
+                said = int(scores[row].argmax()) if chosen is None else chosen
+                self.scores[row] = score_of(scores[row], said, request.num_logprobs)
         return cast(torch.FloatTensor, scores_BV)
 
     @staticmethod

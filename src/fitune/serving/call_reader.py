@@ -75,7 +75,7 @@ class CallReader:
         if NAME not in shown or VALUES[1] not in shown:
             return None
         first = shown.index(NAME)
-        if any(KEYS[0] in json.dumps(value) for value, _, _ in _objects(shown, dict)):
+        if any(KEYS[0] in json.dumps(value) for value, _, _ in _objects(shown)):
             begins = min(shown.find("{") if "{" in shown else first, first)
             return cls(shown[:begins].strip().rstrip("[").strip())
         opener = shown[:first].strip()
@@ -127,14 +127,14 @@ class CallReader:
     def _by_json(raw: str, known: dict[str, Any]) -> Iterator[ToolCall]:
         """Objects with a name and arguments; or arguments alone, behind the name of a tool."""
         end = 0
-        for value, start, stop in _objects(raw, dict):
+        for value, start, stop in _objects(raw):
             before, end = raw[end:start], stop
             inner = value.get("function")
             named = inner if isinstance(inner, dict) else value
             name = named.get("name")
             arguments = named.get("arguments", named.get("parameters"))
             if isinstance(arguments, str):
-                arguments = next((found for found, _, _ in _objects(arguments, dict)), None)
+                arguments = next((found for found, _, _ in _objects(arguments)), None)
             if isinstance(name, str) and name in known and isinstance(arguments, dict):
                 yield ToolCall(name, arguments)
                 continue
@@ -194,7 +194,7 @@ def _typed(text: str, schema: dict[str, Any]) -> Any:
         return text
 
 
-def _objects(text: str, kind: type) -> Iterator[tuple[Any, int, int]]:
+def _objects(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
     """JSON objects in a text, with where they begin and end."""
     decoder, at = json.JSONDecoder(), 0
     while (start := text.find("{", at)) >= 0:
@@ -203,8 +203,7 @@ def _objects(text: str, kind: type) -> Iterator[tuple[Any, int, int]]:
         except ValueError:
             at = start + 1
             continue
-        if isinstance(value, kind):
-            yield value, start, at
+        yield value, start, at
 
 
 def _loose(text: str) -> str:

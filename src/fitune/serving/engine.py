@@ -53,15 +53,15 @@ def served_models(target: Target, base_id: str, target_id: str, adapters: Mappin
             )
         return {target_id: ServedModel(target_id, None, target.renderer)}
     model = target.peft_model
-    in_memory.rename(model, "default", _plain(target_id))
-    found = {target_id: ServedModel(target_id, _plain(target_id), target.renderer)}
+    in_memory.rename(model, "default", in_memory.plain_name(target_id))
+    found = {target_id: ServedModel(target_id, in_memory.plain_name(target_id), target.renderer)}
     for name, place in adapters.items():
         if name in (*found, base_id):
             raise ModelError(f'--adapter {name}={place}: the name "{name}" is taken; give it another')
         folder = find_adapter(place)
         refuse_other_merges(target.adapter, folder)
-        in_memory.add(model, folder, _plain(name))
-        found[name] = ServedModel(name, _plain(name), _renderer_for(folder, target.renderer))
+        in_memory.add(model, folder, in_memory.plain_name(name))
+        found[name] = ServedModel(name, in_memory.plain_name(name), _renderer_for(folder, target.renderer))
     model.eval()
     return {**found, base_id: ServedModel(base_id, None, target.renderer)}
 
@@ -72,11 +72,6 @@ def _renderer_for(folder: Path, renderer: Renderer) -> Renderer:
     if tokenizer is not None and tokenizer.chat_template != renderer.tokenizer.chat_template:
         raise ModelError(f"{folder} was trained with another chat template than TARGET; serve it by itself")
     return replace(renderer, asking=Asking.read(folder))
-
-
-def _plain(name: str) -> str:
-    """PEFT parts names by dots."""
-    return name.replace(".", "-").replace("/", "-")
 
 
 @dataclass

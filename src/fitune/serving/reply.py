@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fitune.data.render.answer import split_answer
-from fitune.data.render.chat_format import THINK_OPEN
 from fitune.data.render.renderer import Renderer
-from fitune.evaluation.generation import read_answer
+from fitune.evaluation.generation import opens_thought, read_answer
 from fitune.serving.call_reader import CallReader, ToolCall
 
 # A token may end in the middle of a letter; decoding shows this sign until the rest has come.
@@ -95,9 +95,12 @@ class Reply:
         marks = [mark for mark in (chat_format.between.strip(), chat_format.opening.strip()) if mark]
         return (_without_begun(reasoning, marks), "") if not content else (reasoning, _without_begun(content, marks))
 
+    @cached_property
+    def _opened(self) -> bool:
+        return opens_thought(self.prompt, self.renderer)
+
     def _split(self, raw: str) -> tuple[str, str]:
-        opened = self.renderer.tokenizer.decode(list(self.prompt[-8:])).rstrip().endswith(THINK_OPEN)
-        said = split_answer(raw, self.renderer.chat_format, self.renderer.special_texts, opened)
+        said = split_answer(raw, self.renderer.chat_format, self.renderer.special_texts, self._opened)
         return said.reasoning, said.content
 
     def _plain_text(self) -> str:

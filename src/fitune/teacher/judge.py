@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fitune.data.read.files import read_rows
+from fitune.data.read.files import read_rows, replace_jsonl
 from fitune.errors import DataError
 from fitune.teacher.row_tasks import Asker, Rejected, draw_of
 from fitune.teacher.seeds import prompt_of
@@ -61,7 +60,7 @@ def judge(
         except BudgetSpent as spent:
             stopped = f"the budget: {spent}"
     kept = [row for row in scored if least is None or (row["score"] or 0) >= least]
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    replace_jsonl(kept, out)
     scores = [row["score"] for row in scored if row["score"] is not None]
     return JudgedRows(
         rows=len(scored), kept=len(kept), unjudged=len(scored) - len(scores), mean=mean(scores) if scores else 0.0, stopped=stopped

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fitune.data.read.files import replace_jsonl
 from fitune.errors import DataError
 from fitune.teacher.near_duplicates import NearDuplicates
 from fitune.teacher.row_tasks import Asker, Rejected, Row, Source, Task, draw_of
@@ -91,7 +90,7 @@ class RowMaker:
                 raise
         if len(rows) < count and stopped is None:
             stopped = f"{places:,} attempts gave no more rows"
-        _write(rows, out)
+        replace_jsonl(rows, out)
         return self._made(len(rows), stopped)
 
     def _at(self, place: int) -> Row | None:
@@ -130,14 +129,3 @@ class RowMaker:
             cost=spent.cost(self.asker.teacher.budget),
             stopped=stopped,
         )
-
-
-def _write(rows: Sequence[Row], out: Path) -> None:
-    """A JSON Lines file, whole or not at all."""
-    begun = out.with_name(out.name + ".tmp")
-    with begun.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(begun, out)

@@ -201,6 +201,11 @@ def write_jsonl(rows: Iterable[Mapping[str, object]], out: Path) -> int:
     """
     if out.exists():
         raise DataError(f"{out} exists already; name another file or delete it")
+    return replace_jsonl(rows, out)
+
+
+def replace_jsonl(rows: Iterable[Mapping[str, object]], out: Path) -> int:
+    """Write rows, whole or not at all, in place of what is there; returns their number."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.part")
     count = 0
