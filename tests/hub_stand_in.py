@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import socket
-import threading
-import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
+from http_server import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,8 +35,9 @@ class HubStandIn:
     refuse: int = 0
     url: str = ""
 
-    def start(self) -> uvicorn.Server:
-        """Listen in a thread."""
+    @contextmanager
+    def listening(self) -> Generator[HubStandIn, None, None]:
+        """On a free port while the block runs."""
         routes = [
             Route("/api/repos/create", self.create, methods=["POST"]),
             Route("/api/validate-yaml", self.validate, methods=["POST"]),
@@ -47,14 +47,8 @@ class HubStandIn:
             Route("/put/{oid}", self.put, methods=["PUT"]),
             Route("/api/models/{org}/{name}", self.info),
         ]
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical"))
-        threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-        while not server.started:
-            time.sleep(0.02)
-        return server
+        with listening(Starlette(routes=routes)) as self.url:
+            yield self
 
     def _refused(self, request: Request) -> Response | None:
         if self.refuse:

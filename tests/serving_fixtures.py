@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import uvicorn
+from http_server import listening
 from openai import OpenAI
 
 from fitune.adapters.adapter_folder import base_facts, save_adapter
@@ -21,7 +21,6 @@ from fitune.models.template import resolve_template
 from fitune.models.tokenizer import load_tokenizer
 from fitune.serving.app import ServeOptions, make_app
 from fitune.serving.engine import Engine
-from fitune.serving.run_server import _listen
 
 
 def write_adapter(base_folder: Path, out: Path, seed: int) -> Path:
@@ -47,11 +46,8 @@ class Served:
     target: Target
 
 
-def start(engine: Engine, options: ServeOptions | None = None) -> tuple[uvicorn.Server, str]:
-    listener = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(engine.start(), options or ServeOptions()), log_level="warning"))
-    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-    until = time.monotonic() + 20
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
-    return server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+@contextmanager
+def serving(engine: Engine, options: ServeOptions | None = None) -> Generator[str, None, None]:
+    """A server over an engine; gives its address."""
+    with listening(make_app(engine.start(), options or ServeOptions())) as url:
+        yield url

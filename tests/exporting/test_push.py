@@ -27,10 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    hub = HubStandIn()
-    server = hub.start()
-    yield hub
-    server.should_exit = True
+    with HubStandIn().listening() as hub:
+        yield hub
 
 
 @pytest.fixture

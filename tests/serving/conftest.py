@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from serving_fixtures import Served, start, write_adapter
+from serving_fixtures import Served, serving, write_adapter
 
 from fitune.evaluation.inference_model import open_target
 from fitune.serving.engine import Engine, served_models
@@ -29,9 +29,8 @@ def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 def served(adapters: list[Path]) -> Iterator[Served]:
     target = open_target(str(adapters[0]), device="cpu", precision="fp32")
     engine = Engine(target, served_models(target, "base", "one", {"two": str(adapters[1])}), batch_size=8)
-    server, url = start(engine)
-    yield Served(OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60), url, engine, target)
-    server.should_exit = True
+    with serving(engine) as url, OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield Served(client, url, engine, target)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import openai
 import pytest
 import torch
-from serving_fixtures import Served, start
+from serving_fixtures import Served, serving
 
 from fitune.evaluation.generation import Sampling, asking, complete, generate, generation_settings, stream
 from fitune.evaluation.inference_model import open_target
@@ -165,23 +165,24 @@ def test_a_bad_request_is_told_what_is_wrong(body, status, says, served: Served)
 
 def test_a_key_is_asked_for_and_never_shown(adapters):
     target = open_target(str(adapters[0]), device="cpu", precision="fp32")
-    server, url = start(Engine(target, served_models(target, "base", "one", {})), ServeOptions(api_key="sesame"))
-    try:
-        with pytest.raises(openai.AuthenticationError) as refused:
-            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+    engine = Engine(target, served_models(target, "base", "one", {}))
+    with serving(engine, ServeOptions(api_key="sesame")) as url:
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError) as refused,
+        ):
+            client.models.list()
         assert "sesame" not in str(refused.value)
-        assert openai.OpenAI(base_url=f"{url}/v1", api_key="sesame").models.list().data
-    finally:
-        server.should_exit = True
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="sesame") as client:
+            assert client.models.list().data
 
 
 def test_a_full_queue_and_a_failing_model_are_said(served: Served):
     full = Engine(served.target, served.engine.models, max_waiting=0)
     failing = Engine(served.target, {"one": replace(served.engine.models["one"], adapter="gone")})
     for engine, status in ((full, 503), (failing, 500)):
-        server, url = start(engine)
         body = {"model": "one", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
-        response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
-        server.should_exit = True
+        with serving(engine) as url:
+            response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
         assert response.status_code == status
         assert response.json()["error"]["message"]

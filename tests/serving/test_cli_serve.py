@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -22,12 +23,12 @@ from fitune.errors import ModelError, SettingsError
 def test_a_process_serves_keeps_its_size_and_ends_on_sigterm(adapters):
     command = [sys.executable, "-m", "fitune.cli", "serve", str(adapters[0]), "--port", "0", "--device", "cpu"]
     command += ["--adapter", f"second={adapters[1]}"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with ExitStack() as stack, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "serving" in line)
         url = re.search(r"http://\S+", line)
         assert url is not None
-        client = OpenAI(base_url=url[0], api_key="none", max_retries=0, timeout=60)
+        client = stack.enter_context(OpenAI(base_url=url[0], api_key="none", max_retries=0, timeout=60))
 
         def ask(at: int) -> str:
             said = client.chat.completions.create(

@@ -7,20 +7,19 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from click.testing import CliRunner
+from http_server import listening
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -82,27 +81,21 @@ class FakeTeacher:
         """One model."""
         return JSONResponse({"object": "list", "data": [{"id": "big", "object": "model"}]})
 
-    def start(self) -> uvicorn.Server:
-        """Listen in a thread."""
+    @contextmanager
+    def listening(self) -> Generator[FakeTeacher, None, None]:
+        """On a free port while the block runs."""
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]), Route("/v1/models", self.models),
         ]  # fmt: skip
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical"))
-        threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-        while not server.started:
-            time.sleep(0.02)
-        return server
+        with listening(Starlette(routes=routes)) as url:
+            self.url = f"{url}/v1"
+            yield self
 
 
 @pytest.fixture
 def teacher() -> Iterator[FakeTeacher]:
-    fake = FakeTeacher()
-    server = fake.start()
-    yield fake
-    server.should_exit = True
+    with FakeTeacher().listening() as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def _connect(server: str, model: str | None, out: Path, budget: Budget, retries:
     from fitune.teacher.teacher import Journal, Teacher, connect, named_models
 
     client = connect(server, os.environ.get("OPENAI_API_KEY"), retries)
+    click.get_current_context().call_on_close(client.close)
     if model is None:
         listed = named_models(client)
         if len(listed) != 1:
